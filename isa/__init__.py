@@ -1,0 +1,36 @@
+"""Instruction sets: table-driven encoders and the verbs a kernel generator needs.
+
+This package knows instructions and registers, not algorithms; it imports nothing but the
+standard library. One file per instruction set holds a table in the manual's own notation and the
+binding of the verbs of `isa.machine.Machine` to rows of that table.
+
+>>> import isa
+>>> machine = isa.open_machine("avx2", "f32")
+>>> machine.lanes
+8
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from isa.machine import Machine
+from isa.program import Program
+
+__all__ = ["FAMILIES", "Machine", "Program", "open_machine"]
+
+#: Instruction-set families: name -> (module, architecture). The file name is the registry.
+FAMILIES = {
+    "avx2": ("isa.avx2", "x86_64"),
+    "avx512": ("isa.avx512", "x86_64"),
+    "sve": ("isa.sve", "aarch64"),
+}
+
+
+def open_machine(name: str, dtype: str, vector_bits: int = 0) -> Machine:
+    """A fresh `Machine` of family `name` with an empty program.
+
+    `dtype` is "f32" or "f64"; `vector_bits` is needed where the family leaves it open (SVE).
+    """
+    machine: Machine = importlib.import_module(FAMILIES[name][0]).open_machine(dtype, vector_bits)
+    return machine

@@ -1,0 +1,193 @@
+"""AVX-512 (F, VL, BW, DQ): rows under EVEX, and the vector verbs. 32 registers, tails by masks.
+
+The machine opens at 512, 256 or 128 bits: a kernel with few columns uses the narrowest registers
+that hold them, and a tail vector is operated on at the narrowest width that covers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from isa.form import Form
+from isa.machine import At
+from isa.x86 import RAX
+from isa.x86_rows import parse_table
+from isa.x86_vector import REGISTER, Constant, X86VectorMachine
+
+# Rows for every width: {v} register, {L} its bits, {f} the feature (512 bits: F, less: VL).
+# mnemonic | operands | encoding | feature
+WIDTHS = """
+vmovups      | {v}{{kz}} {v}/m{L}            | EVEX.{L}.0F.W0 10 /r         | {f}
+vmovups      | m{L}{{k}} {v}                 | EVEX.{L}.0F.W0 11 /r         | {f}
+vmovupd      | {v}{{kz}} {v}/m{L}            | EVEX.{L}.66.0F.W1 10 /r      | {f}
+vmovupd      | m{L}{{k}} {v}                 | EVEX.{L}.66.0F.W1 11 /r      | {f}
+vbroadcastss | {v} m32                       | EVEX.{L}.66.0F38.W0 18 /r    | {f}
+vpxord       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.66.0F.W0 EF /r      | {f}
+vpandd       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.66.0F.W0 DB /r      | {f}
+vpandq       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 DB /r      | {f}
+vpord        | {v} {v} {v}/m{L}/b32          | EVEX.{L}.66.0F.W0 EB /r      | {f}
+vporq        | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 EB /r      | {f}
+vaddps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 58 /r         | {f}
+vaddpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 58 /r      | {f}
+vsubps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5C /r         | {f}
+vsubpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5C /r      | {f}
+vmulps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 59 /r         | {f}
+vmulpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 59 /r      | {f}
+vdivps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5E /r         | {f}
+vdivpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5E /r      | {f}
+vmaxps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5F /r         | {f}
+vmaxpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5F /r      | {f}
+vminps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5D /r         | {f}
+vminpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5D /r      | {f}
+vfmadd231ps  | {v}+ {v} {v}/m{L}/b32         | EVEX.{L}.66.0F38.W0 B8 /r    | {f}
+vfmadd231pd  | {v}+ {v} {v}/m{L}/b64         | EVEX.{L}.66.0F38.W1 B8 /r    | {f}
+vfnmadd231ps | {v}+ {v} {v}/m{L}/b32         | EVEX.{L}.66.0F38.W0 BC /r    | {f}
+vfnmadd231pd | {v}+ {v} {v}/m{L}/b64         | EVEX.{L}.66.0F38.W1 BC /r    | {f}
+vfmadd213ps  | {v}+ {v} {v}/m{L}/b32         | EVEX.{L}.66.0F38.W0 A8 /r    | {f}
+vfmadd213pd  | {v}+ {v} {v}/m{L}/b64         | EVEX.{L}.66.0F38.W1 A8 /r    | {f}
+vpslld       | {v} {v}/m{L}/b32 uimm8        | EVEX.{L}.66.0F.W0 72 /6      | {f}
+vpsllq       | {v} {v}/m{L}/b64 uimm8        | EVEX.{L}.66.0F.W1 73 /6      | {f}
+vblendmps    | {v}{{kz}} {v} {v}/m{L}/b32    | EVEX.{L}.66.0F38.W0 65 /r    | {f}
+vblendmpd    | {v}{{kz}} {v} {v}/m{L}/b64    | EVEX.{L}.66.0F38.W1 65 /r    | {f}
+vcmpps       | k{{k}} {v} {v}/m{L}/b32 uimm8 | EVEX.{L}.0F.W0 C2 /r         | {f}
+vcmppd       | k{{k}} {v} {v}/m{L}/b64 uimm8 | EVEX.{L}.66.0F.W1 C2 /r      | {f}
+vpmovd2m     | k {v}                         | EVEX.{L}.F3.0F38.W0 39 /r    | {dq}
+vpmovq2m     | k {v}                         | EVEX.{L}.F3.0F38.W1 39 /r    | {dq}
+"""
+TABLE = """
+vbroadcastsd | zmm m64    | EVEX.512.66.0F38.W1 19 /r | avx512f
+vbroadcastsd | ymm m64    | EVEX.256.66.0F38.W1 19 /r | avx512vl
+vmovddup     | xmm m64    | EVEX.128.F2.0F.W1 12 /r   | avx512vl
+kmovw        | k r32      | VEX.L0.0F.W0 92 /r        | avx512f
+kmovw        | r32 k      | VEX.L0.0F.W0 93 /r        | avx512f
+vzeroupper   |            | VEX.128.0F.WIG 77         | avx
+"""
+FORMS = parse_table(TABLE)
+for _v, _bits in (("zmm", 512), ("ymm", 256), ("xmm", 128)):
+    _features = {"f": "avx512f", "dq": "avx512dq"} if _v == "zmm" else {
+        "f": "avx512vl", "dq": "avx512dq avx512vl"}  # fmt: skip
+    FORMS.update(parse_table(WIDTHS.format(v=_v, L=_bits, **_features)))
+
+GREATER_THAN = "30"  # vcmp predicate GT_OQ (SDM, CMPPS)
+TAIL = 1  # k1 holds the tail mask
+SCRATCH = 2  # k2 is for comparisons
+
+
+class Avx512Machine(X86VectorMachine):
+    """One row by 16 floats (8 doubles) a multiply-accumulate, 32 registers."""
+
+    name = "avx512"
+    vectors = 32
+    table = FORMS
+    fused_broadcast = True
+
+    def __init__(self, dtype: str, vector_bits: int) -> None:
+        super().__init__(dtype, vector_bits)
+        self.q = "d" if dtype == "f32" else "q"
+        kinds = [(bits, v) for bits, v in REGISTER.items() if bits <= vector_bits]
+        element = 8 * self.element
+        fma = f"vfmadd231{self.p}"
+        self._forms = {
+            bits: (
+                FORMS[f"{fma} {v} {v} {v}"],
+                FORMS[f"{fma} {v} {v} b{element}"],
+                FORMS[f"{fma} {v} {v} m{bits}"],
+            )
+            for bits, v in kinds
+        }
+        broadcast = "vmovddup" if (dtype, vector_bits) == ("f64", 128) else f"vbroadcast{self.s}"
+        self._broadcast = FORMS[f"{broadcast} {self.register} m{element}"]
+        # the narrowest width that covers so many lanes
+        self._width = [
+            next(bits for bits, _ in kinds if bits >= element * lanes)
+            for lanes in range(self.lanes + 1)
+        ]
+
+    def _memory_kind(self) -> str:
+        return f"b{8 * self.element}"
+
+    # ---- loads, stores, tails ---------------------------------------------------------------
+
+    def set_tail(self, lanes: int, vector: int) -> None:
+        if self._masked(lanes):
+            self.set(RAX, (1 << lanes) - 1)
+            self._out((FORMS["kmovw k r32"], (TAIL, RAX)))
+
+    def _masked(self, lanes: int) -> bool:
+        return 8 * self.element * lanes != self._width[lanes]
+
+    def zero(self, v: int) -> None:
+        self._out((FORMS["vpxord xmm xmm xmm"], (v, v, v)))
+
+    def load(self, v: int, at: At, lanes: int) -> None:
+        bits = self._width[lanes]
+        memory = (at[0], None, 1, at[1])
+        if self._masked(lanes):
+            signature = f"vmovu{self.p} {REGISTER[bits]}{{k}}{{z}} m{bits}"
+            self._out((FORMS[signature], (v, memory, TAIL)))
+        else:
+            self._out((FORMS[f"vmovu{self.p} {REGISTER[bits]} m{bits}"], (v, memory)))
+
+    def store(self, v: int, at: At, lanes: int) -> None:
+        bits = self._width[lanes]
+        memory = (at[0], None, 1, at[1])
+        if self._masked(lanes):
+            signature = f"vmovu{self.p} m{bits}{{k}} {REGISTER[bits]}"
+            self._out((FORMS[signature], (memory, v, TAIL)))
+        else:
+            self._out((FORMS[f"vmovu{self.p} m{bits} {REGISTER[bits]}"], (memory, v)))
+
+    def broadcast(self, v: int, at: At) -> None:
+        self._out((self._broadcast, (v, (at[0], None, 1, at[1]))))
+
+    def mac(self, acc: int, a: int, b: int, lanes: int) -> None:
+        self._out((self._forms[self._width[lanes]][0], (acc, a, b)))
+
+    def mac_broadcast(self, acc: int, b: int, at: At, lanes: int) -> None:
+        self._out((self._forms[self._width[lanes]][1], (acc, b, (at[0], None, 1, at[1]))))
+
+    def mac_load(self, acc: int, a: int, at: At, lanes: int) -> None:
+        self._out((self._forms[self._width[lanes]][2], (acc, a, (at[0], None, 1, at[1]))))
+
+    # ---- arithmetic -------------------------------------------------------------------------
+
+    def and_(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a & b, bit by bit."""
+        self._vector(f"vpand{self.q}", d, a, b)
+
+    def or_(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a | b, bit by bit."""
+        self._vector(f"vpor{self.q}", d, a, b)
+
+    def shift_left(self, d: int, a: int, bits: int) -> None:
+        """d = a << bits in every lane."""
+        self._vector(f"vpsll{self.q}", d, a, immediate=str(bits))
+
+    def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
+        """d = a where the sign bit of `condition` is set, else b."""
+        v = self.register
+        self._out((FORMS[f"vpmov{self.q}2m k {v}"], (SCRATCH, condition)))
+        self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))
+
+    # ---- bits -------------------------------------------------------------------------------
+
+    def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
+        t = temps[0]
+        self.zero(t)
+        r = self.register
+        form = FORMS[f"vcmp{self.p} k {r} {r} uimm8"]
+        self._out((form, (SCRATCH, v, t, int(GREATER_THAN))))
+        self._out((FORMS["kmovw r32 k"], (d, SCRATCH)))
+        self.keep_bits(d, lanes)
+
+
+def open_machine(dtype: str, vector_bits: int = 0) -> Avx512Machine:
+    """The machine with registers of 512 (the default), 256 or 128 bits."""
+    if vector_bits not in (0, *REGISTER):
+        raise ValueError(f"vector_bits={vector_bits}: AVX-512 has 128, 256 and 512")
+    return Avx512Machine(dtype, vector_bits or 512)
+
+
+def tables() -> list[dict[str, Form]]:
+    """The tables of this file."""
+    return [FORMS]

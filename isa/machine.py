@@ -1,0 +1,221 @@
+"""The only interface between an algorithm and an instruction set: facts and verbs.
+
+Every instruction set is a machine that multiplies an (mu x ku) unit of A by a (ku x nu) unit of B
+into an (mu x nu) accumulator. A `Machine` says how large that unit is, how many registers there
+are and how far addresses reach (facts), and emits the few operations an algorithm is written in
+(verbs). Registers are plain numbers. Not here: any algorithm, and any instruction: the bindings
+stand in one file per instruction set.
+
+Vector operands: `at` is an address (register, byte displacement); `lanes` the number of active
+elements of a vector (inactive ones are neither read nor written). In arithmetic verbs the last
+operand may be a constant handle from `const`, which costs no register of the caller's.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from isa.program import Program
+
+At = tuple[int, int]
+#: A vector register, or a constant handle (opaque tuple).
+Operand = "int | tuple[int, None, int, int]"
+
+#: dtype -> (struct format of a float, struct format of its bit pattern, bytes)
+ELEMENTS = {"f32": ("<f", "<I", 4), "f64": ("<d", "<Q", 8)}
+
+
+class Machine(ABC):
+    """Facts and verbs of one instruction set at one vector length and element type."""
+
+    # ---- facts ----------------------------------------------------------------------------
+    name: str
+    #: general-purpose registers for the algorithm's use, those that need no saving first
+    gprs: tuple[int, ...]
+    #: register that holds the one argument on entry
+    argument: int
+    #: number of vector registers
+    vectors: int
+    #: rows, reduction steps and columns of one multiply-accumulate; nu is `lanes`
+    mu: int = 1
+    ku: int = 1
+    #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
+    fused_broadcast: bool = False
+    fused_load: bool = False
+    #: largest displacement of a broadcast and of a vector load; beyond it a pointer must move
+    broadcast_reach: int
+    vector_reach: int
+    #: displacements of vector loads are multiples of this many bytes
+    vector_granule: int = 1
+    #: vector registers that verbs need for constant operands (`constant_temps`)
+    constant_registers: int = 0
+    #: bytes that the start of an inner loop is aligned to
+    loop_alignment: int = 32
+
+    def __init__(self, dtype: str, vector_bits: int) -> None:
+        self.dtype = dtype
+        self.vector_bits = vector_bits
+        self.element = ELEMENTS[dtype][2]
+        self.lanes = vector_bits // 8 // self.element
+        self.program = self._new_program()
+        self.constant_base = -1
+        #: vector registers that verbs may clobber for constants (where constants need one)
+        self.constant_temps: tuple[int, ...] = ()
+
+    @abstractmethod
+    def _new_program(self) -> Program: ...
+
+    def tail_vectors(self, lanes: int) -> int:
+        """How many vector registers a tail of `lanes` elements occupies during a tile."""
+        return 0
+
+    # ---- structure ------------------------------------------------------------------------
+    @abstractmethod
+    def begin(self, used: Sequence[int], stack: int = 0) -> None:
+        """Function entry: save those of `used` registers that the ABI wants kept; take `stack`
+        bytes of zero-initialised-or-not scratch at `stack_pointer`."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Return 0 to the caller, undoing `begin`."""
+
+    @property
+    @abstractmethod
+    def stack_pointer(self) -> int:
+        """Register that addresses the scratch taken by `begin`."""
+
+    def place(self, label: int) -> None:
+        """Put a label here."""
+        self.program.place(label)
+
+    @abstractmethod
+    def jump(self, label: int) -> None: ...
+
+    @abstractmethod
+    def jump_if_zero(self, r: int, label: int) -> None: ...
+
+    @abstractmethod
+    def jump_if_nonzero(self, r: int, label: int) -> None: ...
+
+    @abstractmethod
+    def jump_if_equal(self, a: int, b: int, label: int) -> None: ...
+
+    @abstractmethod
+    def jump_if_different(self, a: int, b: int, label: int) -> None: ...
+
+    @abstractmethod
+    def jump_if_less(self, r: int, bound: int, label: int) -> None:
+        """Jump if r < bound (signed)."""
+
+    @abstractmethod
+    def count_down(self, r: int, label: int) -> None:
+        """r -= 1; jump while it is not zero."""
+
+    # ---- scalar ---------------------------------------------------------------------------
+    @abstractmethod
+    def set(self, d: int, value: int) -> None: ...
+
+    @abstractmethod
+    def move(self, d: int, s: int) -> None: ...
+
+    @abstractmethod
+    def offset(self, d: int, s: int, value: int) -> None:
+        """d = s + value."""
+
+    def advance(self, d: int, value: int) -> None:
+        """d += value."""
+        if value:
+            self.offset(d, d, value)
+
+    @abstractmethod
+    def sum(self, d: int, a: int, b: int, shift: int = 0) -> None:
+        """d = a + (b << shift), shift up to 3."""
+
+    @abstractmethod
+    def subtract(self, d: int, s: int) -> None:
+        """d -= s."""
+
+    @abstractmethod
+    def multiply(self, d: int, s: int, value: int) -> None:
+        """d = s * value."""
+
+    @abstractmethod
+    def shift_right(self, d: int, bits: int) -> None:
+        """d >>= bits (unsigned)."""
+
+    @abstractmethod
+    def minimum(self, d: int, s: int, value: int) -> None:
+        """d = min(s, value) (unsigned; d differs from s)."""
+
+    @abstractmethod
+    def load_word(self, d: int, at: At) -> None:
+        """Load 8 bytes."""
+
+    @abstractmethod
+    def copy_element(self, to: At, source: At, temp: int) -> None:
+        """One element from `source` to `to` through a general-purpose register."""
+
+    # ---- vectors --------------------------------------------------------------------------
+    @abstractmethod
+    def set_tail(self, lanes: int, vector: int) -> None:
+        """Make the mask of a tail of `lanes` elements (in `vector`, where the machine needs it)."""
+
+    @abstractmethod
+    def zero(self, v: int) -> None: ...
+
+    @abstractmethod
+    def load(self, v: int, at: At, lanes: int) -> None: ...
+
+    @abstractmethod
+    def store(self, v: int, at: At, lanes: int) -> None:
+        """Store the first `lanes` elements; may clobber v."""
+
+    @abstractmethod
+    def broadcast(self, v: int, at: At) -> None:
+        """All lanes = the unit at `at`."""
+
+    @abstractmethod
+    def mac(self, acc: int, a: int, b: int, lanes: int) -> None:
+        """acc += a * b."""
+
+    def mac_broadcast(self, acc: int, b: int, at: At, lanes: int) -> None:
+        """acc += broadcast(at) * b; only if `fused_broadcast`."""
+        raise AssertionError(f"{self.name} has no fused broadcast")
+
+    def mac_load(self, acc: int, a: int, at: At, lanes: int) -> None:
+        """acc += a * load(at); only if `fused_load` and lanes is a whole register."""
+        raise AssertionError(f"{self.name} has no fused load")
+
+    @abstractmethod
+    def prefetch(self, at: At) -> None:
+        """Bring the line at `at` into the first-level cache; never faults."""
+
+    # ---- arithmetic of epilogues (names as in jitgen.functions.Emitter) ---------------------
+    def const(self, value: float) -> tuple[int, None, int, int]:
+        """Handle of a constant, one value in every lane."""
+        return self._constant(struct.pack(ELEMENTS[self.dtype][0], value))
+
+    def const_bits(self, bits: int) -> tuple[int, None, int, int]:
+        """Handle of a constant bit pattern, one in every lane."""
+        return self._constant(struct.pack(ELEMENTS[self.dtype][1], bits))
+
+    @abstractmethod
+    def _constant(self, element: bytes) -> tuple[int, None, int, int]: ...
+
+    @abstractmethod
+    def use_constants(self, base: int) -> None:
+        """Point register `base` at the constants; needed once before any constant is used."""
+
+    @abstractmethod
+    def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
+        """d = bit i set where lane i of v is > 0, for the first `lanes` (at most 64) lanes."""
+
+    @abstractmethod
+    def merge_bits(self, d: int, s: int, shift: int) -> None:
+        """d |= s << shift (may clobber s)."""
+
+    @abstractmethod
+    def store_bits(self, r: int, at: At, count: int) -> None:
+        """Store the low `count` bytes (1 to 8) of r; may clobber r."""

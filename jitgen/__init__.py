@@ -1,0 +1,24 @@
+"""jitgen: batch-reduce GEMM kernels as machine code for AVX-512, AVX2 and ARM SVE, from Python.
+
+    C = epilogue(beta * C + alpha * sum over i of A_i B_i)
+
+Ask for a shape, get a verified callable. Not here: deep-learning primitives (`primitives`).
+
+>>> import jitgen
+>>> kernel = jitgen.brgemm(64, 64, 64, target="avx2")
+>>> len(kernel.code) > 0
+True
+"""
+
+from __future__ import annotations
+
+from jitgen.cpu import host, targets
+from jitgen.kernel import Bound, Kernel, brgemm, clear_caches
+from jitgen.plan import Plan
+from jitgen.spec import KernelSpec
+from jitgen.target import Target
+
+__version__ = "0.1.0"
+__all__ = [
+    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "host", "targets",
+]  # fmt: skip

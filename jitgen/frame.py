@@ -1,0 +1,98 @@
+"""The frame of a kernel while it is emitted: argument struct, registers by role, tiles.
+
+Not here: what is done with them (`jitgen.generator`, `jitgen.epilogue`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isa.machine import Machine
+from jitgen.plan import Facts, operand_registers
+
+#: The argument struct (docs/abi.md): name -> byte offset. Every word has 8 bytes.
+ARGUMENTS = {
+    name: 8 * i
+    for i, name in enumerate(
+        ("a", "b", "c", "count", "a_offsets", "b_offsets", "bias", "bias_row", "residual", "mask")
+    )
+}
+
+
+@dataclass(frozen=True)
+class Register:
+    """A general-purpose register that holds a position."""
+
+    number: int
+
+
+#: A position in bytes: known now, or in a register.
+Position = Register | int
+
+
+class Frame:
+    """General-purpose registers by role, and address arithmetic on them."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.roles: dict[str, int] = {}
+
+    def take(self, role: str) -> int:
+        """Give `role` the next free register."""
+        self.roles[role] = self.machine.gprs[len(self.roles)]
+        return self.roles[role]
+
+    def free(self) -> int:
+        """How many registers have no role yet."""
+        return len(self.machine.gprs) - len(self.roles)
+
+    def used(self) -> tuple[int, ...]:
+        """All registers with a role."""
+        return tuple(self.roles.values())
+
+    def __getitem__(self, role: str) -> int:
+        return self.roles[role]
+
+    def load_argument(self, role: str, name: str) -> None:
+        """Load a word of the argument struct into the register of `role`."""
+        self.machine.load_word(self.roles[role], (self.machine.argument, ARGUMENTS[name]))
+
+    def shift(self, d: int, position: Position, factor: int, temp: str) -> None:
+        """d += position * factor; `temp` is a role whose register may be clobbered."""
+        if isinstance(position, int):
+            self.machine.advance(d, position * factor)
+        elif factor == 1:
+            self.machine.sum(d, d, position.number)
+        else:
+            t = self.roles[temp]
+            self.machine.multiply(t, position.number, factor)
+            self.machine.sum(d, d, t)
+
+
+class Tile:
+    """A register tile: its size and position, and which vector registers it uses.
+
+    Accumulators come first (set by set, row by row), then the operands; a tail mask that needs a
+    register has the last one.
+    """
+
+    def __init__(
+        self, rows: int, widths: list[int], row: Position, col: Position, split: int, facts: Facts,
+        hold: str,
+    ) -> None:  # fmt: skip
+        self.rows = rows
+        self.widths = widths
+        self.row = row
+        self.col = col
+        vectors = len(widths)
+        size = rows * vectors
+        self.sets = [
+            [[s * size + i * vectors + j for j in range(vectors)] for i in range(rows)]
+            for s in range(split)
+        ]
+        self.acc = self.sets[0]
+        needed = operand_registers(facts, rows, vectors, hold)
+        self.operands = list(range(split * size, split * size + needed))
+        self.tail = facts.vectors - 1 if facts.tail_vectors[widths[-1] % facts.lanes] else -1
+        #: registers free once the reduction is over and the sets are summed
+        self.free = [v for v in range(size, facts.vectors) if v != self.tail]

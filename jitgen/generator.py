@@ -1,0 +1,414 @@
+"""The generator: one algorithm, written once against the verbs of `isa.machine.Machine`.
+
+`emit` writes a whole kernel into the machine's program: passes over the batch, loops over the tiles
+of C, and in each tile the reduction (the end of a tile stands in `jitgen.epilogue`). No instruction
+set is named here: what differs between them is facts and verbs.
+
+A position is bytes: `row` = i * element and `col` = j * element of the tile, in a register while a
+loop runs over it and a plain int where there is only one such tile. Every address of a tile follows
+from its position by one multiplication, so no pointer has to be rewound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from isa.machine import Machine
+from jitgen.epilogue import Finish
+from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
+from jitgen.plan import Facts, Plan, Segment, resolve_hold, tile_split
+from jitgen.spec import KernelSpec
+
+
+def emit(spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> dict[str, int]:
+    """Write the kernel into `machine.program`; returns the general-purpose registers by role."""
+    return _Brgemm(spec, plan, facts, machine).emit()
+
+
+@dataclass(frozen=True)
+class _Advance:
+    """How a pointer moves through the reduction: bytes per step, steps between two moves."""
+
+    step: int
+    every: int
+
+
+class _Brgemm:
+    def __init__(self, spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> None:
+        self.spec = spec
+        self.plan = plan
+        self.facts = facts
+        self.machine = machine
+        self.frame = Frame(machine)
+        self.element = spec.element
+        self.vector = facts.lanes * spec.element
+        # bytes from one row of op(A) to the next, and from one reduction step to the next
+        element = spec.element
+        if spec.trans_a:
+            self.a_row, self.a_step = element, spec.lda * element
+        else:
+            self.a_row, self.a_step = spec.lda * element, element
+        # op(B) as a tile reads it has contiguous columns; a transposed B is read from its packed
+        # copy on the stack
+        self.packed = 0
+        if spec.trans_b:
+            self.packed = max(-(-c.size // facts.lanes) for _, c in plan.tiles()) * facts.lanes
+        self.b_step = (self.packed or spec.panel or spec.ldb) * element
+        self.chunked = plan.batch_chunk > 0
+        self.k_blocks = _k_blocks(spec.k, plan.k_block)
+        self.finish = Finish(spec, facts, self.frame)
+
+    # ---- the whole kernel -------------------------------------------------------------------
+
+    def emit(self) -> dict[str, int]:
+        machine, frame = self.machine, self.frame
+        self._allocate()
+        stack = self.packed * self.element * self.plan.k_block
+        machine.program.section("entry: save registers, load the arguments")
+        machine.begin(frame.used(), stack)
+        if "constants" in frame.roles:
+            machine.use_constants(frame["constants"])
+        tail = self.spec.n % self.facts.lanes
+        if tail and not self.facts.tail_vectors[tail]:
+            machine.set_tail(tail, -1)
+        if self.spec.batch == "stride":
+            frame.load_argument("a", "a")
+            frame.load_argument("b", "b")
+        if self.chunked:
+            self._passes()
+        else:
+            frame.load_argument("last", "count")
+            self._k_blocks(0)
+        machine.program.section("return")
+        machine.end()
+        return frame.roles
+
+    def _allocate(self) -> None:
+        """Give every role its register."""
+        roles = ["a", "b"] if self.spec.batch == "stride" else []
+        roles += ["a_now", "b_now", "last", "index", "step"]
+        if self.chunked:
+            roles.append("first")
+        outer, inner = ("col", "row") if self.plan.order == "nm" else ("row", "col")
+        if any(segment.repeat > 1 for segment, _ in self.plan.nest):
+            roles.append(outer)
+        if any(segment.repeat > 1 for _, inners in self.plan.nest for segment in inners):
+            roles.append(inner)
+        if any(block.repeat > 1 for block in self.k_blocks):
+            roles.append("k")
+        masks = any(self.facts.tail_vectors[c.size % self.facts.lanes] for _, c in self.plan.tiles())
+        if masks or self.finish.needs_constants:
+            roles.append("constants")
+        for role in roles:
+            self.frame.take(role)
+        self._plan_pointers()
+
+    def _passes(self) -> None:
+        """Passes over the batch, `batch_chunk` elements each: C is stored after every one."""
+        machine, frame, chunk = self.machine, self.frame, self.plan.batch_chunk
+        first, last, index = frame["first"], frame["last"], frame["index"]
+        machine.program.section(f"pass over the batch: {chunk} elements, or what is left")
+        machine.set(first, 0)
+        again = machine.program.new_label()
+        machine.place(again)
+        frame.load_argument("index", "count")
+        machine.subtract(index, first)
+        machine.minimum(last, index, chunk)
+        machine.sum(last, last, first)
+        self._k_blocks(Register(first))
+        machine.program.section("next pass")
+        if self.spec.batch == "stride":
+            machine.advance(frame["a"], chunk * self.spec.stride_a * self.element)
+            machine.advance(frame["b"], chunk * self.spec.stride_b * self.element)
+        machine.move(first, last)
+        frame.load_argument("index", "count")
+        machine.jump_if_different(first, index, again)
+
+    def _k_blocks(self, first: Position) -> None:
+        """Blocks of the reduction dimension: C is stored after every one."""
+        for block in self.k_blocks:
+            with self._loop("k", block) as k:
+                self._tiles(block.size, k, first)
+
+    def _tiles(self, depth: int, k: Position, first: Position) -> None:
+        """The loops over m and n."""
+        outer_role, inner_role = ("col", "row") if self.plan.order == "nm" else ("row", "col")
+        for outer, inners in self.plan.nest:
+            with self._loop(outer_role, outer) as outer_at:
+                if self.packed:
+                    self._pack(outer.size, outer_at, depth, k, first)
+                for inner in inners:
+                    with self._loop(inner_role, inner) as inner_at:
+                        if self.plan.order == "nm":
+                            self._tile(inner.size, outer.size, inner_at, outer_at, depth, k, first)
+                        else:
+                            self._tile(outer.size, inner.size, outer_at, inner_at, depth, k, first)
+
+    @contextmanager
+    def _loop(self, role: str, segment: Segment) -> Iterator[Position]:
+        """A loop over the blocks of a segment; yields the position of the block."""
+        if segment.repeat == 1:
+            yield segment.start * self.element
+            return
+        machine, r = self.machine, self.frame[role]
+        machine.program.section(
+            f"loop over {role}: {segment.repeat} blocks of {segment.size}, from {segment.start}"
+        )
+        machine.set(r, segment.start * self.element)
+        label = machine.program.new_label()
+        machine.place(label)
+        yield Register(r)
+        machine.advance(r, segment.size * self.element)
+        machine.jump_if_less(r, segment.end * self.element, label)
+
+    # ---- one tile ---------------------------------------------------------------------------
+
+    def _tile(
+        self, rows: int, columns: int, row: Position, col: Position, depth: int, k: Position,
+        first: Position,
+    ) -> None:  # fmt: skip
+        machine = self.machine
+        lanes = self.facts.lanes
+        widths = [min(lanes, columns - j) for j in range(0, columns, lanes)]
+        split = tile_split(self.plan, self.spec, self.facts, rows, columns)
+        tile = Tile(rows, widths, row, col, split, self.facts, self.plan.hold)
+        machine.program.section(f"tile {rows} x {columns}: start the accumulators")
+        if tile.tail >= 0:
+            machine.set_tail(widths[-1], tile.tail)
+        self.finish.start(tile, self._earlier(first, k))
+        machine.program.section(f"tile {rows} x {columns}: reduce")
+        self._reduce(tile, depth, k, first)
+        machine.program.section(f"tile {rows} x {columns}: finish and store")
+        self.finish.end(tile, self._later(k), self._earlier(first, k))
+
+    def _earlier(self, first: Position, k: Position) -> list[Register] | bool:
+        """Was C stored by an earlier pass? Known now, or if any of these registers is not zero."""
+        if isinstance(k, int) and k > 0:
+            return True
+        registers = [p for p in (first, k) if isinstance(p, Register)]
+        return registers or False
+
+    def _later(self, k: Position) -> list[tuple[int, int | str]] | bool:
+        """Will a later pass add to C? Known now, or unless these registers have these values."""
+        conditions: list[tuple[int, int | str]] = []
+        block = self.k_blocks[-1]
+        final = (block.end - block.size) * self.element
+        if isinstance(k, int) and k != final:
+            return True
+        if isinstance(k, Register):
+            if block.repeat == 1:
+                return True
+            conditions.append((k.number, final))
+        if self.chunked:
+            conditions.append((self.frame["last"], "count"))
+        return conditions or False
+
+    def _reduce(self, tile: Tile, depth: int, k: Position, first: Position) -> None:
+        """acc += sum over the pass's batch elements and `depth` steps of the reduction."""
+        machine, frame = self.machine, self.frame
+        a, b, index, last = (frame[r] for r in ("a_now", "b_now", "index", "last"))
+        strided = self.spec.batch == "stride"
+        if isinstance(first, int):
+            machine.set(index, first)
+        else:
+            machine.move(index, first.number)
+        done = machine.program.new_label()
+        machine.jump_if_equal(index, last, done)
+        if strided:
+            machine.move(a, frame["a"])
+            self._shift_a(tile, k)
+            if not self.packed:
+                machine.move(b, frame["b"])
+                self._shift_b(tile, k)
+        once = self.packed != 0
+        each = machine.program.new_label()
+        if not once:
+            machine.place(each)
+        if not strided:
+            self._load_pointer(a, "a")
+            self._shift_a(tile, k)
+            if not self.packed:
+                self._load_pointer(b, "b")
+                self._shift_b(tile, k)
+        if self.packed:
+            machine.move(b, machine.stack_pointer)
+        a_moved, b_moved = self._steps(tile, depth)
+        if not once:
+            if strided:
+                for pointer in self._pointers(tile):
+                    machine.advance(pointer, self.spec.stride_a * self.element - a_moved)
+                machine.advance(b, self.spec.stride_b * self.element - b_moved)
+            machine.advance(index, 1)
+            machine.jump_if_different(index, last, each)
+        machine.place(done)
+
+    def _load_pointer(self, d: int, name: str) -> None:
+        """d = address of the batch element that `index` counts (offset and address batches)."""
+        machine, frame = self.machine, self.frame
+        entry = frame["step"]
+        frame.load_argument("step", name if self.spec.batch == "address" else f"{name}_offsets")
+        machine.sum(entry, entry, frame["index"], 3)
+        if self.spec.batch == "address":
+            machine.load_word(d, (entry, 0))
+        else:
+            machine.load_word(entry, (entry, 0))
+            machine.load_word(d, (machine.argument, ARGUMENTS[name]))
+            machine.sum(d, d, entry, self.element.bit_length() - 1)
+
+    def _shift_a(self, tile: Tile, k: Position) -> None:
+        a = self.frame["a_now"]
+        self.frame.shift(a, tile.row, self.a_row // self.element, "step")
+        self.frame.shift(a, k, self.a_step // self.element, "step")
+        for i, pointer in enumerate(self._pointers(tile)[1:], 1):
+            self.machine.offset(pointer, a, i * self.rows_per_pointer * self.a_row)
+
+    def _shift_b(self, tile: Tile, k: Position) -> None:
+        b = self.frame["b_now"]
+        # a panel holds k rows of its columns: column j begins j * k elements into the panels
+        self.frame.shift(b, tile.col, self.spec.k if self.spec.panel else 1, "step")
+        self.frame.shift(b, k, self.b_step // self.element, "step")
+
+    # ---- the inner loop ---------------------------------------------------------------------
+
+    def _plan_pointers(self) -> None:
+        """Decide how many pointers the rows of A need and how often pointers move.
+
+        Where displacements reach everything (x86) there is one pointer and one move a pass of the
+        unrolled loop; elsewhere (SVE) each pointer serves the rows within its reach.
+        """
+        unroll, reach = self.plan.k_unroll, self.facts.broadcast_reach
+        every = unroll if (unroll - 1) * self.a_step <= reach else 1
+        self.a_advance = _Advance(self.a_step, every)
+        left = reach - (every - 1) * self.a_step
+        height = max(r.size for r, _ in self.plan.tiles())
+        wanted = min(height, left // self.a_row + 1)
+        free = 1 + self.frame.free()
+        self.rows_per_pointer = max(wanted, -(-height // free))
+        for i in range(1, -(-height // self.rows_per_pointer)):
+            self.frame.take(f"a_now{i}")
+        vectors = max(-(-c.size // self.facts.lanes) for _, c in self.plan.tiles())
+        span = (unroll - 1) * self.b_step + (vectors - 1) * self.vector
+        together = span <= self.facts.vector_reach and (
+            self.b_step % self.facts.vector_granule == 0 or unroll == 1
+        )
+        self.b_advance = _Advance(self.b_step, unroll if together else 1)
+
+    def _pointers(self, tile: Tile) -> list[int]:
+        count = -(-tile.rows // self.rows_per_pointer)
+        return [self.frame["a_now"], *(self.frame[f"a_now{i}"] for i in range(1, count))]
+
+    def _steps(self, tile: Tile, depth: int) -> tuple[int, int]:
+        """`depth` reduction steps; returns by how many bytes the pointers of A and B moved."""
+        machine, unroll = self.machine, self.plan.k_unroll
+        passes, rest = divmod(depth, unroll)
+        a_moved = b_moved = 0
+        if passes > 1:
+            step = self.frame["step"]
+            machine.set(step, passes)
+            machine.program.align(machine.loop_alignment)
+            label = machine.program.new_label()
+            machine.place(label)
+            machine.program.section(f"reduction loop: {passes} passes of {unroll} steps")
+            self._unrolled(tile, unroll, True)
+            machine.count_down(step, label)
+            a_moved, b_moved = passes * unroll * self.a_step, passes * unroll * self.b_step
+        elif passes:
+            rest += unroll
+        if rest:
+            moved = self._unrolled(tile, rest, False)
+            a_moved += moved[0]
+            b_moved += moved[1]
+        return a_moved, b_moved
+
+    def _unrolled(self, tile: Tile, steps: int, move: bool) -> tuple[int, int]:
+        """`steps` reduction steps in line; `move`: leave the pointers behind the last one."""
+        machine, b = self.machine, self.frame["b_now"]
+        pointers = self._pointers(tile)
+        a_at = b_at = 0
+        for s in range(steps):
+            last = s == steps - 1
+            self._step(tile, s, s - a_at, s - b_at)
+            if (s + 1 - a_at == self.a_advance.every and not last) or (last and move):
+                for pointer in pointers:
+                    machine.advance(pointer, (s + 1 - a_at) * self.a_step)
+                a_at = s + 1
+            if (s + 1 - b_at == self.b_advance.every and not last) or (last and move):
+                machine.advance(b, (s + 1 - b_at) * self.b_step)
+                b_at = s + 1
+        return a_at * self.a_step, b_at * self.b_step
+
+    def _step(self, tile: Tile, s: int, a_s: int, b_s: int) -> None:
+        """One reduction step: a rank-1 update of the tile."""
+        machine, per_pointer = self.machine, self.rows_per_pointer
+        pointers, b = self._pointers(tile), self.frame["b_now"]
+        acc = tile.sets[s % len(tile.sets)]
+        widths, vectors = tile.widths, len(tile.widths)
+        a_at = [
+            (pointers[i // per_pointer], i % per_pointer * self.a_row + a_s * self.a_step)
+            for i in range(tile.rows)
+        ]
+        b_at = [(b, b_s * self.b_step + j * self.vector) for j in range(vectors)]
+        if self.plan.prefetch:
+            machine.prefetch((b, (b_s + self.plan.prefetch) * self.b_step))
+        if resolve_hold(tile.rows, vectors, self.plan.hold) == "b":
+            *held, moving = tile.operands if len(tile.operands) > vectors else (*tile.operands, -1)
+            for j in range(vectors):
+                machine.load(held[j], b_at[j], widths[j])
+            for i in range(tile.rows):
+                if moving < 0:
+                    machine.mac_broadcast(acc[i][0], held[0], a_at[i], widths[0])
+                    continue
+                machine.broadcast(moving, a_at[i])
+                for j in range(vectors):
+                    machine.mac(acc[i][j], moving, held[j], widths[j])
+            return
+        *held, moving = tile.operands
+        for i in range(tile.rows):
+            machine.broadcast(held[i], a_at[i])
+        for j in range(vectors):
+            if tile.rows == 1 and self.facts.fused_load and widths[j] == self.facts.lanes:
+                machine.mac_load(acc[0][j], held[0], b_at[j], widths[j])
+                continue
+            machine.load(moving, b_at[j], widths[j])
+            for i in range(tile.rows):
+                machine.mac(acc[i][j], held[i], moving, widths[j])
+
+    # ---- transposed B -----------------------------------------------------------------------
+
+    def _pack(self, columns: int, col: Position, depth: int, k: Position, first: Position) -> None:
+        """Copy op(B)'s columns of this pass to the stack, so that they become contiguous."""
+        machine, frame = self.machine, self.frame
+        assert isinstance(first, Register), "a transposed B is chunked"
+        machine.program.section(f"pack {depth} x {columns} of transposed B to the stack")
+        done = machine.program.new_label()
+        machine.jump_if_equal(first.number, frame["last"], done)
+        source, to, step = frame["b_now"], frame["a_now"], frame["step"]
+        if self.spec.batch == "stride":
+            machine.move(source, frame["b"])
+        else:
+            machine.move(frame["index"], first.number)
+            self._load_pointer(source, "b")
+        frame.shift(source, col, self.spec.ldb, "step")
+        frame.shift(source, k, 1, "step")
+        machine.move(to, machine.stack_pointer)
+        machine.set(step, depth)
+        label = machine.program.new_label()
+        machine.place(label)
+        for j in range(columns):
+            from_at = (source, j * self.spec.ldb * self.element)
+            machine.copy_element((to, j * self.element), from_at, frame["index"])
+        machine.advance(source, self.element)
+        machine.advance(to, self.b_step)
+        machine.count_down(step, label)
+        machine.place(done)
+
+
+def _k_blocks(k: int, block: int) -> list[Segment]:
+    """Cut the reduction into blocks of `block` steps; the last may be shorter."""
+    whole, rest = divmod(k, block)
+    segments = [Segment(0, block, whole)] if whole else []
+    return segments + ([Segment(whole * block, rest, 1)] if rest else [])
+
+

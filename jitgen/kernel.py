@@ -1,0 +1,262 @@
+"""Kernels: generated for a spec and a target, cached, loaded when first run, called with arrays.
+
+    KernelSpec --plan--> Plan --emit--> Program --encode--> bytes --load--> Kernel
+
+Not here: the checks of a call's arrays (`jitgen.operands`) and the command line (`jitgen.cli`).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import isa
+from jitgen import cpu, generator, loader
+from jitgen.cache import Cache
+from jitgen.operands import make_arguments
+from jitgen.plan import Plan, make_plan
+from jitgen.spec import KernelSpec, make_epilogue, make_spec
+from jitgen.target import Target, parse_target
+
+#: Largest machine code of one kernel in bytes
+CODE_BYTES = 64 * 1024
+#: Kernels that stay cached
+CACHE_SIZE = 4096
+
+_cache: Cache[Kernel] = Cache(CACHE_SIZE)
+
+
+class Bound(functools.partial):  # type: ignore[type-arg]
+    """A kernel bound to its arrays: call it without arguments.
+
+    `args` is the cffi pointer to the argument struct; the arrays stay alive with this object.
+    """
+
+    args_struct: Any
+    keep: Any
+
+
+class Kernel:
+    """Machine code for one `KernelSpec` on one target.
+
+    Build with `jitgen.brgemm`. Generating works for any target on any host; `address`, `bind` and
+    a call need a host that can run it, and raise RuntimeError with the reason otherwise.
+    """
+
+    def __init__(
+        self, spec: KernelSpec, target: Target, plan: Plan, program: isa.Program, code: bytes,
+        roles: dict[str, int],
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.target = target
+        self.plan = plan
+        self.program = program
+        #: the machine code with its constants
+        self.code = code
+        #: role -> general-purpose register
+        self.roles = roles
+        self._lock = threading.Lock()
+        self._loaded: loader.Code | None = None
+        self._function: Callable[[Any], Any] | None = None
+
+    @property
+    def address(self) -> int:
+        """Address of the C function `int64_t kernel(const void *args)`; see docs/abi.md."""
+        if self._loaded is None:
+            reason = cpu.why_not(self.target)
+            if reason:
+                raise RuntimeError(f"cannot run a kernel for {self.target.name}: {reason}")
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = loader.load(self.code)
+        return self._loaded.address
+
+    def flops(self, count: int = 1) -> int:
+        """Floating-point operations of a call with a batch of `count`: 2 m n k count."""
+        return self.spec.flops(count)
+
+    def bind(
+        self, a: Any, b: Any, c: Any, *, a_offsets: Any = None, b_offsets: Any = None,
+        bias: Any = None, bias_row: Any = None, residual: Any = None, mask: Any = None,
+    ) -> Bound:  # fmt: skip
+        """Check the arrays once and return a callable without arguments.
+
+        Shapes: a (count, m, k) or (m, k), (k, m) with trans_a; b (count, k, n), (n, k) with
+        trans_b, panels as `jitgen.pack_b` returns them with packed_b; c (m, n). Lists of arrays for
+        batch="address"; any contiguous arrays plus int64 element offsets for batch="offset".
+        bias (n,), bias_row (m,), residual (m, n), mask (m, ceil(n / 8)) uint8, as the epilogue
+        asks. c (and mask) are written; they may overlap nothing else.
+
+        Raises TypeError or ValueError that names argument, value and rule.
+        """
+        extra = {
+            "a_offsets": a_offsets, "b_offsets": b_offsets, "bias": bias, "bias_row": bias_row,
+            "residual": residual, "mask": mask,
+        }  # fmt: skip
+        arguments = make_arguments(self.spec, a, b, c, extra)
+        if self._function is None:
+            kind = "int64_t (*)(void *)" if self.target.family == "sve" else "void (*)(void *)"
+            function = loader.ffi.cast(kind, self.address)
+            # only SVE code can refuse a call: its vector length belongs to the thread
+            checked = functools.partial(_checked, function)
+            self._function = checked if self.target.family == "sve" else function
+        bound = Bound(self._function, loader.ffi.cast("void *", arguments.struct))
+        bound.args_struct = arguments.struct
+        bound.keep = (arguments, self)
+        return bound
+
+    def __call__(self, a: Any, b: Any, c: Any, **extra: Any) -> Any:
+        """Run on NumPy arrays (see `bind`); returns c."""
+        self.bind(a, b, c, **extra)()
+        return c
+
+    def listing(self) -> str:
+        """The machine code as text: sections, addresses, bytes, instructions, register roles."""
+        from jitgen.listing import listing
+
+        return listing(self)
+
+    def __repr__(self) -> str:
+        s = self.spec
+        return (
+            f"<jitgen.Kernel {s.m}x{s.n}x{s.k} {s.dtype} {s.batch} for {self.target.name}, "
+            f"{len(self.code)} bytes>"
+        )
+
+
+def _checked(function: Callable[[Any], int], args: Any) -> None:
+    if function(args):
+        raise RuntimeError(
+            f"this thread's SVE vectors have {cpu.vector_length()} bits; the kernel was generated "
+            "for another length and did nothing"
+        )
+
+
+def generate(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...] = ()
+) -> Kernel:
+    """Generate a kernel, past the cache.
+
+    Raises ValueError if the plan's overrides do not fit, or the code is larger than CODE_BYTES.
+    """
+    machine = target.machine(spec.dtype, spec.n)
+    facts = target.facts(machine)
+    plan = make_plan(spec, facts, overrides)
+    roles = generator.emit(spec, plan, facts, machine)
+    code = machine.program.encode()
+    if len(code) > CODE_BYTES:
+        raise ValueError(
+            f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
+            "choose a smaller k_unroll"
+        )
+    return Kernel(spec, target, plan, machine.program, code, roles)
+
+
+@functools.lru_cache(maxsize=4096)
+def panel_width(m: int, n: int, k: int, dtype: str, target: Target) -> int:
+    """Columns of the panels that suit a kernel: the width of its register tile."""
+    spec = make_spec(m, n, k, dtype)
+    machine = target.machine(dtype, n)
+    plan = make_plan(spec, target.facts(machine))
+    columns = max(c.size for _, c in plan.tiles())
+    return -(-columns // machine.lanes) * machine.lanes
+
+
+def brgemm(
+    m: int, n: int, k: int, dtype: str = "f32", *, lda: int | None = None, ldb: int | None = None,
+    ldc: int | None = None, ldr: int | None = None, batch: str = "stride",
+    stride_a: int | None = None, stride_b: int | None = None, alpha: float = 1.0,
+    beta: float = 0.0, trans_a: bool = False, trans_b: bool = False,
+    packed_b: bool | int = False, epilogue: Any = (), target: str | Target | None = None,
+    plan: Mapping[str, Any] | None = None, assembler: str = "jitgen",
+) -> Kernel:  # fmt: skip
+    """The batch-reduce GEMM kernel `C = epilogue(beta C + alpha sum_i op(A_i) op(B_i))`.
+
+    Row-major; sizes, leading dimensions and strides in elements. `epilogue` is a sequence of steps
+    (see `jitgen.spec.EPILOGUES`), `packed_b` says that B comes in panels from `jitgen.pack_b`
+    (True, or the panel width), `plan` overrides fields of the plan to tune, `assembler` is "jitgen"
+    or "peachpy" (x86 only). The result is cached; the same request from many threads is generated
+    once.
+
+    Raises ValueError or TypeError that names argument, value and rule.
+
+    >>> kernel = brgemm(4, 8, 16, target="avx2")
+    >>> kernel.flops(count=2)
+    2048
+    """
+    if target is None:
+        chosen = cpu.host()
+    else:
+        chosen = target if isinstance(target, Target) else parse_target(target)
+    if type(epilogue) is not tuple:
+        epilogue = make_epilogue(epilogue)
+    overrides = tuple(sorted(plan.items())) if plan else ()
+    values = (
+        m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a, trans_b,
+        packed_b,
+    )  # fmt: skip
+    # 1, 1.0 and True are equal keys but not equally valid, so the types belong to the key
+    key = (values, tuple(map(type, values)), epilogue, chosen, overrides, assembler)
+
+    def make() -> Kernel:
+        panel = _panel(m, n, k, dtype, packed_b, chosen)
+        spec = make_spec(
+            m, n, k, dtype, lda=lda, ldb=ldb, ldc=ldc, ldr=ldr, batch=batch, stride_a=stride_a,
+            stride_b=stride_b, alpha=alpha, beta=beta, trans_a=trans_a, trans_b=trans_b,
+            panel=panel, epilogue=epilogue,
+        )  # fmt: skip
+        kernel = generate(spec, chosen, overrides)
+        if assembler == "jitgen":
+            return kernel
+        return _assemble_elsewhere(kernel, assembler)
+
+    try:
+        hash(key)
+    except TypeError:
+        # an argument of an odd type: let the spec name it
+        return make()
+    return _cache.get(key, make)
+
+
+def _panel(m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, target: Target) -> int:
+    if packed_b is True:
+        make_spec(m, n, k, dtype)
+        return panel_width(int(m), int(n), int(k), dtype, target)
+    if packed_b is False:
+        return 0
+    lanes = target.machine(dtype if dtype in ("f32", "f64") else "f32", 1 << 20).lanes
+    if type(packed_b) is not int or packed_b < 1 or packed_b % lanes:
+        raise ValueError(
+            f"packed_b={packed_b!r} is neither a bool nor a panel width, a multiple of {lanes} "
+            f"for {dtype} on {target.name}"
+        )
+    return packed_b
+
+
+def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
+    if assembler != "peachpy":
+        raise ValueError(f"assembler={assembler!r} is neither 'jitgen' nor 'peachpy'")
+    from jitgen.peachpy import assemble
+
+    code = assemble(kernel.program, kernel.target)
+    return Kernel(kernel.spec, kernel.target, kernel.plan, kernel.program, code, kernel.roles)
+
+
+def clear_caches() -> None:
+    """Forget all kernels, plans and cached instruction bytes (to measure cold generation)."""
+    import importlib
+
+    from isa.form import clear_caches as clear_forms
+    from jitgen import plan as plans
+
+    _cache.clear()
+    panel_width.cache_clear()
+    plans._best_split.cache_clear()
+    for module, _ in isa.FAMILIES.values():
+        clear_forms(importlib.import_module(module).tables())
+
+
+if hasattr(loader.os, "register_at_fork"):
+    loader.os.register_at_fork(after_in_child=_cache.after_fork)

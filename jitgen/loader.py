@@ -1,0 +1,234 @@
+"""Executable memory: machine code in, addresses out; never writable and executable at one address.
+
+Many kernels share an arena, a memory file mapped twice (once writable, once executable); where the
+system has no memory files, each kernel gets pages of its own that are written first and made
+executable then. Not here: what the code does (`jitgen.kernel`).
+
+Forking: an arena is shared memory, so after a fork neither side may reuse a place that the other
+may still run. A fork therefore seals all arenas; both sides begin new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import threading
+from typing import Any
+
+import cffi
+
+ffi = cffi.FFI()
+ffi.cdef(
+    """
+    void *mmap(void *, size_t, int, int, int, int64_t);
+    int munmap(void *, size_t);
+    int mprotect(void *, size_t, int);
+    unsigned long getauxval(unsigned long);
+    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long);
+    """
+)
+ARENA_BYTES = 1 << 20
+ALIGN = 64
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
+MFD_CLOEXEC, MFD_EXEC = 1, 0x10
+
+
+class ExecutableMemoryError(OSError):
+    """The system refuses executable memory."""
+
+
+def architecture() -> str:
+    """This machine's architecture: "x86_64", "aarch64" or what the platform says."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def why_not_here() -> str:
+    """Why no code can run on this system, or ""."""
+    if not sys.platform.startswith("linux"):
+        return f"running kernels needs Linux; this is {sys.platform} (generating works everywhere)"
+    if architecture() not in ("x86_64", "aarch64"):
+        return f"running kernels needs x86-64 or AArch64; this is {platform.machine()}"
+    return ""
+
+
+def libc() -> Any:
+    """The C library, through which memory is mapped."""
+    return ffi.dlopen(None)
+
+
+class Code:
+    """Machine code in executable memory; its place is free again when this object dies."""
+
+    __slots__ = ("_owner", "_slot", "address", "size")
+
+    def __init__(self, owner: Arena, slot: tuple[int, int], address: int, size: int) -> None:
+        self._owner = owner
+        self._slot = slot
+        self.address = address
+        self.size = size
+
+    def __del__(self) -> None:
+        self._owner.release(self._slot)
+
+
+class Arena:
+    """Executable memory for many kernels: a writable and an executable view of one memory file."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sealed = False
+        self.pid = os.getpid()
+        self._c = libc()
+        self._free: list[tuple[int, int]] = [(0, size)]
+        fd = _memory_file(size)
+        try:
+            self._writable = self._map(fd, PROT_READ | PROT_WRITE)
+            self._executable = self._map(fd, PROT_READ | PROT_EXEC)
+        finally:
+            os.close(fd)
+
+    def _map(self, fd: int, protection: int) -> int:
+        address = self._c.mmap(ffi.NULL, self.size, protection, MAP_SHARED, fd, 0)
+        return _checked(address)
+
+    def place(self, code: bytes) -> Code | None:
+        """Copy `code` in; None if there is no room."""
+        size = -(-len(code) // ALIGN) * ALIGN
+        for i, (start, room) in enumerate(self._free):
+            if room >= size:
+                self._free[i] = (start + size, room - size)
+                ffi.memmove(ffi.cast("char *", self._writable + start), code, len(code))
+                return Code(self, (start, size), self._executable + start, len(code))
+        return None
+
+    def release(self, slot: tuple[int, int]) -> None:
+        """Make a place free for the next kernel."""
+        with _lock:
+            self._free.append(slot)
+            merged: list[tuple[int, int]] = []
+            for start, room in sorted(self._free):
+                if merged and sum(merged[-1]) == start:
+                    merged[-1] = (merged[-1][0], merged[-1][1] + room)
+                else:
+                    merged.append((start, room))
+            self._free = merged
+
+    def __del__(self) -> None:
+        # sealed or not: once no code lives here, this process's mappings can go
+        with contextlib.suppress(AttributeError):
+            self._c.munmap(ffi.cast("void *", self._writable), self.size)
+            self._c.munmap(ffi.cast("void *", self._executable), self.size)
+
+
+class Pages(Arena):
+    """Pages of one kernel, written first and made executable then (no memory files needed)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = -(-size // 4096) * 4096
+        self.sealed = False
+        self.pid = os.getpid()
+        self._c = libc()
+        self._free = [(0, self.size)]
+        flags = MAP_PRIVATE | MAP_ANONYMOUS
+        address = self._c.mmap(ffi.NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
+        self._writable = self._executable = _checked(address)
+
+    def place(self, code: bytes) -> Code | None:
+        placed = super().place(code)
+        pages = ffi.cast("void *", self._writable)
+        if self._c.mprotect(pages, self.size, PROT_READ | PROT_EXEC):
+            raise ExecutableMemoryError(
+                ffi.errno, f"the system refuses executable memory ({os.strerror(ffi.errno)}); "
+                "generating and listing kernels still works"
+            )  # fmt: skip
+        return placed
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self._c.munmap(ffi.cast("void *", self._writable), self.size)
+
+
+def _checked(address: Any) -> int:
+    number = int(ffi.cast("uintptr_t", address))
+    if number == (1 << 64) - 1:
+        raise ExecutableMemoryError(
+            ffi.errno, f"cannot map memory for machine code: {os.strerror(ffi.errno)}"
+        )
+    return number
+
+
+def _memory_file(size: int) -> int:
+    try:
+        fd = os.memfd_create("jitgen", MFD_CLOEXEC | MFD_EXEC)
+    except OSError:
+        # kernels before 6.3 do not know MFD_EXEC; their memory files are executable anyway
+        fd = os.memfd_create("jitgen", MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd
+
+
+_lock = threading.RLock()
+_arenas: list[Arena] = []
+
+
+def load(code: bytes) -> Code:
+    """Copy machine code into executable memory.
+
+    Raises ExecutableMemoryError (an OSError) where the system forbids that, with the reason.
+    """
+    reason = why_not_here()
+    if reason:
+        raise ExecutableMemoryError(0, reason)
+    with _lock:
+        placed = _place(code)
+    if architecture() == "aarch64":
+        _flush_instruction_cache(placed)
+    return placed
+
+
+def _place(code: bytes) -> Code:
+    if _arenas and not _arenas[-1].sealed and _arenas[-1].pid == os.getpid():
+        placed = _arenas[-1].place(code)
+        if placed:
+            return placed
+    try:
+        arena = Arena(max(ARENA_BYTES, -(-len(code) // 4096) * 4096))
+    except OSError:
+        arena = Pages(len(code))
+    else:
+        # only the newest arena is kept here: an older one lives as long as its kernels do
+        _arenas[:] = [arena]
+    placed = arena.place(code)
+    assert placed is not None, "a new arena has room"
+    return placed
+
+
+def _seal() -> None:
+    for arena in _arenas:
+        arena.sealed = True
+    _arenas.clear()
+
+
+_flush: Any = None
+
+
+def _flush_instruction_cache(code: Code) -> None:
+    """AArch64: make the new bytes visible to instruction fetch."""
+    global _flush
+    if _flush is None:
+        from isa.a64 import flush_icache_code
+
+        # fresh private pages: the system itself cleans the cache when it makes them executable
+        stub = flush_icache_code()
+        placed = Pages(len(stub)).place(stub)
+        assert placed is not None
+        _flush = (ffi.cast("void (*)(uintptr_t, uintptr_t)", placed.address), placed)
+    _flush[0](code.address, code.address + code.size)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_seal)

@@ -1,0 +1,226 @@
+"""What a kernel computes: `KernelSpec`, its defaults and its rules.
+
+    C = epilogue(beta * C + alpha * sum over i < count of op(A_i) op(B_i))
+
+row-major: op(A_i) is m x k, op(B_i) k x n, C m x n; leading dimensions and strides are counted in
+elements. A spec is a frozen value and the key of the kernel cache. Not here: how it is computed
+(`jitgen.plan`).
+
+>>> spec = make_spec(4, 8, 16)
+>>> spec.lda, spec.ldb, spec.ldc, spec.stride_a
+(16, 8, 8, 64)
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+DTYPES = {"f32": 4, "f64": 8}
+BATCH_KINDS = ("stride", "offset", "address")
+#: largest size of one matrix, and of one stride, in bytes: displacements have 32 bits
+MATRIX_BYTES = 1 << 31
+
+#: Epilogue steps: name -> the parameters it takes
+EPILOGUES: dict[str, tuple[str, ...]] = {
+    "bias": (), "bias_row": (), "residual": (), "relu": (), "relu_mask": (),
+    "leaky_relu": ("slope",), "sigmoid": (), "tanh": (), "gelu": (), "gelu_tanh": (), "silu": (),
+    "clip": ("low", "high"), "scale": ("factor",),
+}  # fmt: skip
+#: steps with an array of their own at run time; each may stand once
+OPERAND_STEPS = ("bias", "bias_row", "residual", "relu_mask")
+
+#: One step of an epilogue: (name, *parameters).
+Step = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A validated kernel; build one with `make_spec`. Sizes in elements."""
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    lda: int
+    ldb: int
+    ldc: int
+    ldr: int
+    batch: str
+    stride_a: int
+    stride_b: int
+    alpha: float
+    beta: float
+    trans_a: bool
+    trans_b: bool
+    panel: int
+    epilogue: tuple[Step, ...]
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype]
+
+    @property
+    def a_shape(self) -> tuple[int, int]:
+        """Shape of one A_i as stored."""
+        return (self.k, self.m) if self.trans_a else (self.m, self.k)
+
+    @property
+    def b_shape(self) -> tuple[int, ...]:
+        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width."""
+        if self.panel:
+            return (-(-self.n // self.panel), self.k, self.panel)
+        return (self.n, self.k) if self.trans_b else (self.k, self.n)
+
+    def has(self, name: str) -> bool:
+        """Whether the epilogue holds a step of this name."""
+        return any(step[0] == name for step in self.epilogue)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of one row of the relu bit mask."""
+        return -(-self.n // 8)
+
+    def flops(self, count: int) -> int:
+        """Floating-point operations of the products of a batch of `count`."""
+        return 2 * self.m * self.n * self.k * count
+
+
+def make_spec(
+    m: int,
+    n: int,
+    k: int,
+    dtype: str = "f32",
+    *,
+    lda: int | None = None,
+    ldb: int | None = None,
+    ldc: int | None = None,
+    ldr: int | None = None,
+    batch: str = "stride",
+    stride_a: int | None = None,
+    stride_b: int | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    panel: int = 0,
+    epilogue: Any = (),
+) -> KernelSpec:
+    """Fill in defaults and check every rule.
+
+    Raises ValueError or TypeError that names the argument, its value and the rule.
+    """
+    m, n, k = (_size(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if batch not in BATCH_KINDS:
+        raise ValueError(f"batch={batch!r} is not one of {', '.join(BATCH_KINDS)}")
+    for name, flag in (("trans_a", trans_a), ("trans_b", trans_b)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}={flag!r} is no bool")
+    if panel and (trans_b or ldb is not None):
+        raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
+    a_rows, a_columns = (k, m) if trans_a else (m, k)
+    b_rows, b_columns = (n, k) if trans_b else (k, n)
+    lda = _leading("lda", lda, a_columns, f"A is {a_rows} x {a_columns}, row-major")
+    ldb = _leading("ldb", ldb, b_columns, f"B is {b_rows} x {b_columns}, row-major")
+    ldc = _leading("ldc", ldc, n, f"C is {m} x {n}, row-major")
+    ldr = _leading("ldr", ldr, n, f"the residual is {m} x {n}, row-major") if ldr else ldc
+    b_size = -(-n // panel) * k * panel if panel else (b_rows - 1) * ldb + b_columns
+    element = DTYPES[dtype]
+    for name, size in (
+        ("A", (a_rows - 1) * lda + a_columns), ("B", b_size),
+        ("C", (m - 1) * ldc + n), ("the residual", (m - 1) * ldr + n),
+    ):  # fmt: skip
+        if size * element >= MATRIX_BYTES:
+            raise ValueError(
+                f"{name} spans {size * element} bytes; one matrix of a kernel may span at most "
+                f"{MATRIX_BYTES - 1}: split m, n or k"
+            )
+    return KernelSpec(
+        m, n, k, dtype, lda, ldb, ldc, ldr, batch,
+        _stride("stride_a", stride_a, a_rows * lda, batch, element),
+        _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
+        _finite("alpha", alpha), _finite("beta", beta), trans_a, trans_b, panel,
+        make_epilogue(epilogue),
+    )  # fmt: skip
+
+
+def make_epilogue(steps: Any) -> tuple[Step, ...]:
+    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied.
+
+    >>> make_epilogue(["bias", ("clip", 0, 6)])
+    (('bias',), ('clip', 0.0, 6.0))
+    """
+    if isinstance(steps, str):
+        raise TypeError(f"epilogue={steps!r} is a string; give a sequence such as ({steps!r},)")
+    result: list[Step] = []
+    for step in steps:
+        name, *values = (step,) if isinstance(step, str) else tuple(step)
+        if name not in EPILOGUES:
+            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(EPILOGUES)}")
+        wanted = EPILOGUES[name]
+        if len(values) != len(wanted):
+            takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
+            raise ValueError(f"epilogue step {name!r} {takes}; got {tuple(values)}")
+        parameters = [_finite(f"{name} {w}", v, True) for w, v in zip(wanted, values, strict=True)]
+        if name == "clip" and not parameters[0] <= parameters[1]:
+            raise ValueError(f"epilogue step clip: low={parameters[0]} is above {parameters[1]}")
+        if name in OPERAND_STEPS and any(name == s[0] for s in result):
+            raise ValueError(f"epilogue step {name!r} may stand only once")
+        result.append((name, *parameters))
+    return tuple(result)
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is no integer") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is no integer")
+    if size < 1:
+        raise ValueError(f"{name}={size} is smaller than 1")
+    if size >= MATRIX_BYTES:
+        raise ValueError(f"{name}={size} is larger than {MATRIX_BYTES - 1}")
+    return size
+
+
+def _leading(name: str, value: Any, columns: int, what: str) -> int:
+    if value is None:
+        return columns
+    size = _size(name, value)
+    if size < columns:
+        raise ValueError(f"{name}={size} is smaller than {columns} ({what})")
+    return size
+
+
+def _stride(name: str, value: Any, default: int, batch: str, element: int) -> int:
+    if batch != "stride":
+        if value is not None:
+            raise ValueError(f"{name}={value!r}: batch={batch!r} has no strides")
+        return 0
+    if value is None:
+        value = default
+    try:
+        stride = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is no integer") from None
+    if stride < 0 or stride * element >= MATRIX_BYTES:
+        raise ValueError(
+            f"{name}={stride} elements; a stride is from 0 to {(MATRIX_BYTES - 1) // element}"
+        )
+    return stride
+
+
+def _finite(name: str, value: Any, infinite: bool = False) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}={value!r} is no real number") from None
+    if math.isnan(number) or (math.isinf(number) and not infinite):
+        raise ValueError(f"{name}={number} is not finite")
+    return number + 0.0
