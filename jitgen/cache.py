@@ -47,6 +47,14 @@ class Cache(Generic[V]):
                     self._values.popitem(last=False)
             return value
 
+    def peek(self, key: Hashable) -> V | None:
+        """The value of `key` if it is there."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

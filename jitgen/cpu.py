@@ -119,10 +119,14 @@ def host() -> Target:
 
     Raises RuntimeError with the reasons if there is none.
     """
+    return _host(os.environ.get("JITGEN_ISA", ""), vector_length())
+
+
+@lru_cache(maxsize=64)
+def _host(cap: str, sve_bits: int) -> Target:
     order = [TARGETS["avx512"], TARGETS["avx2"]]
     if loader.architecture() == "aarch64":
-        order = [sve(vector_length())] if vector_length() else [TARGETS["sve128"]]
-    cap = os.environ.get("JITGEN_ISA", "")
+        order = [sve(sve_bits or 128)]
     if cap:
         capped = parse_target(cap)
         order = order[order.index(capped) :] if capped in order else [capped]

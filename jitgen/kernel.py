@@ -213,11 +213,11 @@ def brgemm(
         return _assemble_elsewhere(kernel, assembler)
 
     try:
-        hash(key)
+        cached = _cache.peek(key)
     except TypeError:
-        # an argument of an odd type: let the spec name it
+        # an argument of a type that cannot be hashed: let the spec name it
         return make()
-    return _cache.get(key, make)
+    return cached or _cache.get(key, make)
 
 
 def _panel(m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, target: Target) -> int:
@@ -249,11 +249,8 @@ def clear_caches() -> None:
     import importlib
 
     from isa.form import clear_caches as clear_forms
-    from jitgen import plan as plans
-
     _cache.clear()
     panel_width.cache_clear()
-    plans._best_split.cache_clear()
     for module, _ in isa.FAMILIES.values():
         clear_forms(importlib.import_module(module).tables())
 

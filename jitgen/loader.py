@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import threading
+from functools import lru_cache
 from typing import Any
 
 import cffi
@@ -40,6 +41,7 @@ class ExecutableMemoryError(OSError):
     """The system refuses executable memory."""
 
 
+@lru_cache(maxsize=1)
 def architecture() -> str:
     """This machine's architecture: "x86_64", "aarch64" or what the platform says."""
     machine = platform.machine().lower()

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from typing import Any
 
+from jitgen.functions import TEMPS
 from jitgen.spec import KernelSpec
 
 
@@ -82,13 +82,33 @@ TYPICAL_BATCH = 4
 TILE_OVERHEAD = 12.0
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 100
+#: Reduction steps between two stores of C, at least
+SHORTEST_PASS = 96
+#: Bytes of B a cycle that L2 delivers beside everything else
+L2_BYTES_PER_CYCLE = 10.0
 #: bytes of stack a transposed B may be packed into
 PACK_BYTES = 32768
 
 
-def registers_needed(facts: Facts, rows: int, vectors: int, split: int, tail: int, hold: str) -> int:
-    """Vector registers of a tile of `rows` x `vectors` with `split` accumulator sets."""
-    return rows * vectors * split + operand_registers(facts, rows, vectors, hold) + tail
+_IMPOSSIBLE = float("inf")
+
+
+def registers_needed(
+    spec: KernelSpec, facts: Facts, rows: int, columns: int, split: int, hold: str
+) -> int:
+    """Vector registers of a tile with `split` accumulator sets, in its reduction and its end."""
+    vectors = -(-columns // facts.lanes)
+    reduction = rows * vectors * split + operand_registers(facts, rows, vectors, hold)
+    end = rows * vectors + epilogue_temps(spec, facts)
+    return max(reduction, end) + facts.tail_vectors[columns % facts.lanes]
+
+
+def epilogue_temps(spec: KernelSpec, facts: Facts) -> int:
+    """Vector registers that the end of a tile needs beside the accumulators."""
+    if not spec.epilogue and spec.alpha == 1.0 and spec.beta in (0.0, 1.0):
+        return 0
+    temps = max((TEMPS.get(step[0], 1) for step in spec.epilogue), default=1)
+    return temps + facts.constant_temps
 
 
 def operand_registers(facts: Facts, rows: int, vectors: int, hold: str) -> int:
@@ -142,25 +162,25 @@ def split_columns(n: int, lanes: int, vectors: int, panel: int, bits: bool) -> l
     return [*segments, Segment(start, n - start, 1)]
 
 
-def tile_cycles(facts: Facts, spec: KernelSpec, rows: int, columns: int, split: int) -> float:
+def tile_cycles(facts: Facts, k: int, rows: int, columns: int, split: int, hold: str) -> float:
     """Modelled cycles of one tile: the reduction at its tightest bound, plus its overhead."""
     vectors = -(-columns // facts.lanes)
     macs = rows * vectors
-    hold_b = resolve_hold(rows, vectors, "auto") == "b"
     loads = rows + vectors
     uops = macs + loads
-    if (hold_b and facts.fused_broadcast and vectors == 1) or (
-        not hold_b and facts.fused_load and rows == 1
-    ):
-        uops = macs + min(rows, vectors)
+    if resolve_hold(rows, vectors, hold) == "b":
+        if facts.fused_broadcast and vectors == 1:
+            uops -= rows
+    elif facts.fused_load and rows == 1:
+        uops -= vectors
     per_step = max(
         macs / facts.fma_rate,
         loads / facts.load_rate,
         uops / facts.issue_rate,
         facts.fma_latency / split,
     )
-    ends = macs * (2 + (split - 1)) / facts.load_rate + TILE_OVERHEAD
-    return per_step * spec.k * TYPICAL_BATCH + ends
+    ends = macs * (1 + split) / facts.load_rate + TILE_OVERHEAD
+    return per_step * k * TYPICAL_BATCH + ends
 
 
 def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], ...] = ()) -> Plan:
@@ -169,23 +189,30 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     Raises ValueError if an override is unknown, out of range or needs too many registers.
     """
     given = dict(overrides)
-    for name in given:
+    for name, value in given.items():
         if name not in (*TUNABLE, "rows", "columns"):
-            raise ValueError(f"plan option {name!r} is not one of rows, columns, {', '.join(TUNABLE)}")
+            known = f"rows, columns, {', '.join(TUNABLE)}"
+            raise ValueError(f"plan option {name!r} is not one of {known}")
+        if name not in ("order", "hold") and type(value) is not int:
+            raise TypeError(f"plan option {name}={value!r} is no integer")
     order = given.get("order", "nm")
     if order not in ("nm", "mn"):
         raise ValueError(f"plan option order={order!r} is neither 'nm' nor 'mn'")
     if given.get("hold", "auto") not in ("auto", "a", "b"):
         raise ValueError(f"plan option hold={given['hold']!r} is not 'auto', 'a' or 'b'")
-    columns, reasons = _choose_columns(spec, facts, given)
+    search = _Search(spec, facts, given)
+    columns, reason = search.choose_columns()
+    nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
-        nest = tuple((c, _choose_rows(spec, facts, c, given)) for c in columns)
+        nest = tuple((c, search.choose_rows(c)) for c in columns)
     else:
+        if spec.trans_b:
+            raise ValueError("plan option order='mn': a transposed B is packed by columns ('nm')")
         widest = max(columns, key=lambda s: s.size)
-        nest = tuple((r, tuple(columns)) for r in _choose_rows(spec, facts, widest, given))
+        nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
     plan = Plan(order, nest, "auto", 1, 0, spec.k, 0, 0)
-    plan, more = _choose_reduction(spec, facts, plan)
-    reasons += more
+    plan, why = _choose_reduction(spec, facts, plan)
+    reasons: tuple[str, ...] = (reason, why)
     if given:
         plan = replace(plan, **{name: given[name] for name in TUNABLE if name in given})
         reasons += (f"overridden: {given}",)
@@ -196,86 +223,113 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
 
 def tile_split(plan: Plan, spec: KernelSpec, facts: Facts, rows: int, columns: int) -> int:
     """Accumulator sets of one tile: as the plan says, or what hides the latency."""
-    return plan.k_split or _best_split(spec, facts, rows, columns)
+    return plan.k_split or best_split(spec, facts, rows, columns, plan.hold)
 
 
-def _choose_columns(
-    spec: KernelSpec, facts: Facts, given: dict[str, Any]
-) -> tuple[list[Segment], tuple[str, ...]]:
-    if spec.panel:
-        columns = split_columns(spec.n, facts.lanes, 0, spec.panel, False)
-        return columns, (f"tile columns = panel width {spec.panel}",)
-    bits = spec.has("relu_mask")
-    if "columns" in given:
-        vectors = -(-int(given["columns"]) // facts.lanes)
-        if vectors < 1:
-            raise ValueError(f"plan option columns={given['columns']} is smaller than 1")
-        return split_columns(spec.n, facts.lanes, vectors, 0, bits), ("tile columns as given",)
-    most = min(-(-spec.n // facts.lanes), max(1, facts.vectors // 4))
-    best: tuple[float, int, list[Segment]] | None = None
-    for vectors in range(1, most + 1):
-        columns = split_columns(spec.n, facts.lanes, vectors, 0, bits)
-        try:
-            cost = sum(
-                column.repeat * _column_cost(spec, facts, column, given) for column in columns
-            )
-        except ValueError:
-            continue
-        if best is None or cost < best[0]:
-            best = (cost, vectors, columns)
-    assert best is not None, "one vector by one row fits every machine"
-    flops = spec.flops(TYPICAL_BATCH)
-    ideal = flops / 2 / facts.lanes / facts.fma_rate
-    return best[2], (
-        f"{best[1]} vectors of columns a tile: modelled {100 * ideal / best[0]:.0f} % of the FMA "
-        f"bound, best of {most} widths",
-    )
+class _Search:
+    """The search for register tiles: costs are kept by (rows, columns), for this spec only."""
 
+    def __init__(self, spec: KernelSpec, facts: Facts, given: dict[str, Any]) -> None:
+        self.spec = spec
+        self.facts = facts
+        self.hold = given.get("hold", "auto")
+        self.rows = given.get("rows")
+        self.columns = given.get("columns")
+        self.split = given.get("k_split", 0)
+        self._costs: dict[tuple[int, int], float] = {}
+        self._partitions: dict[int, tuple[float, tuple[Segment, ...]]] = {}
 
-def _row_partitions(
-    spec: KernelSpec, facts: Facts, column: Segment, given: dict[str, Any]
-) -> Iterator[tuple[float, list[Segment]]]:
-    vectors = -(-column.size // facts.lanes)
-    tail = facts.tail_vectors[column.size % facts.lanes]
-    hold = given.get("hold", "auto")
-    wanted = given.get("rows")
-    for height in [int(wanted)] if wanted else range(1, min(spec.m, facts.vectors) + 1):
-        if height < 1 or registers_needed(facts, min(height, spec.m), vectors, 1, tail, hold) > facts.vectors:
-            continue
-        segments = split_evenly(spec.m, height)
-        cost = 0.0
-        for segment in segments:
-            split = _best_split(spec, facts, segment.size, column.size)
-            cost += segment.repeat * tile_cycles(facts, spec, segment.size, column.size, split)
-        yield cost, segments
-
-
-def _column_cost(spec: KernelSpec, facts: Facts, column: Segment, given: dict[str, Any]) -> float:
-    return min((cost for cost, _ in _row_partitions(spec, facts, column, given)), default=float("inf"))
-
-
-def _choose_rows(
-    spec: KernelSpec, facts: Facts, column: Segment, given: dict[str, Any]
-) -> tuple[Segment, ...]:
-    best = min(_row_partitions(spec, facts, column, given), key=lambda p: p[0], default=None)
-    if best is None:
-        raise ValueError(
-            f"plan options {given}: a tile of {given.get('rows', 1)} x {column.size} needs more than "
-            f"{facts.vectors} vector registers"
+    def choose_columns(self) -> tuple[list[Segment], str]:
+        """Cut n into tiles; the reason."""
+        spec, lanes = self.spec, self.facts.lanes
+        if spec.panel:
+            columns = split_columns(spec.n, lanes, 0, spec.panel, False)
+            return columns, f"tile columns = panel width {spec.panel}"
+        bits = spec.has("relu_mask")
+        if self.columns is not None:
+            if self.columns < 1:
+                raise ValueError(f"plan option columns={self.columns} is smaller than 1")
+            columns = split_columns(spec.n, lanes, -(-self.columns // lanes), 0, bits)
+            return columns, f"tile columns = {self.columns} as given"
+        total = -(-spec.n // lanes)
+        most = min(total, self.facts.vectors // 4)
+        # one width for every number of blocks: others differ only in where the remainder is
+        widths = sorted({-(-total // (-(-total // v))) for v in range(1, most + 1)})
+        best: tuple[float, list[Segment]] | None = None
+        for vectors in widths:
+            columns = split_columns(spec.n, lanes, vectors, 0, bits)
+            cost = sum(c.repeat * self._rows(c)[0] for c in columns)
+            if best is None or cost < best[0]:
+                best = (cost, columns)
+        if best is None or best[0] == _IMPOSSIBLE:
+            raise ValueError(self._too_many(self.columns or lanes))
+        ideal = spec.flops(TYPICAL_BATCH) / 2 / lanes / self.facts.fma_rate
+        return best[1], (
+            f"tiles of {best[1][0].size} columns: modelled {100 * ideal / best[0]:.0f} % of the "
+            f"FMA bound, best of {len(widths)} widths"
         )
-    return tuple(best[1])
+
+    def choose_rows(self, column: Segment) -> tuple[Segment, ...]:
+        """Cut m into tiles beside `column`."""
+        cost, segments = self._rows(column)
+        if cost == _IMPOSSIBLE:
+            raise ValueError(self._too_many(column.size))
+        return segments
+
+    def _too_many(self, columns: int) -> str:
+        return (
+            f"plan options rows={self.rows}, k_split={self.split}, hold={self.hold!r}: a tile with "
+            f"{columns} columns needs more than {self.facts.vectors} vector registers"
+        )
+
+    def _rows(self, column: Segment) -> tuple[float, tuple[Segment, ...]]:
+        best = self._partitions.get(column.size)
+        if best is None:
+            best = (_IMPOSSIBLE, ())
+            for height in self._heights(column):
+                segments = split_evenly(self.spec.m, height)
+                cost = sum(s.repeat * self._cost(s.size, column.size) for s in segments)
+                if cost < best[0]:
+                    best = (cost, tuple(segments))
+            self._partitions[column.size] = best
+        return best
+
+    def _heights(self, column: Segment) -> list[int]:
+        """Tile heights worth comparing: the largest that fits, and those with a few more blocks."""
+        if self.rows is not None:
+            return [self.rows] if self.rows >= 1 and self._fits(self.rows, column.size) else []
+        most = min(self.spec.m, self.facts.vectors)
+        while most and not self._fits(most, column.size):
+            most -= 1
+        if not most:
+            return []
+        fewest = -(-self.spec.m // most)
+        return sorted({-(-self.spec.m // blocks) for blocks in range(fewest, fewest + 4)})
+
+    def _fits(self, rows: int, columns: int) -> bool:
+        need = registers_needed(
+            self.spec, self.facts, min(rows, self.spec.m), columns, self.split or 1, self.hold
+        )
+        return need <= self.facts.vectors
+
+    def _cost(self, rows: int, columns: int) -> float:
+        cost = self._costs.get((rows, columns))
+        if cost is None:
+            split = self.split or best_split(self.spec, self.facts, rows, columns, self.hold)
+            cost = self._costs[rows, columns] = tile_cycles(
+                self.facts, self.spec.k, rows, columns, split, self.hold
+            )
+        return cost
 
 
-@lru_cache(maxsize=4096)
-def _best_split(spec: KernelSpec, facts: Facts, rows: int, columns: int) -> int:
+def best_split(spec: KernelSpec, facts: Facts, rows: int, columns: int, hold: str) -> int:
     """Accumulator sets that a tile needs to hide the latency of the multiply-accumulate."""
-    vectors = -(-columns // facts.lanes)
-    tail = facts.tail_vectors[columns % facts.lanes]
+    size = rows * -(-columns // facts.lanes)
     split = 1
     while (
-        rows * vectors * split < facts.fma_latency * facts.fma_rate
+        size * split < facts.fma_latency * facts.fma_rate
         and 2 * split <= spec.k
-        and registers_needed(facts, rows, vectors, 2 * split, tail, "auto") <= facts.vectors
+        and registers_needed(spec, facts, rows, columns, 2 * split, hold) <= facts.vectors
     ):
         split *= 2
     return split
@@ -283,7 +337,7 @@ def _best_split(spec: KernelSpec, facts: Facts, rows: int, columns: int) -> int:
 
 def _choose_reduction(
     spec: KernelSpec, facts: Facts, plan: Plan
-) -> tuple[Plan, tuple[str, ...]]:
+) -> tuple[Plan, str]:
     columns = max(c.size for _, c in plan.tiles())
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
     unroll = choose_unroll(spec.k, macs)
@@ -291,18 +345,23 @@ def _choose_reduction(
     if spec.trans_b:
         k_block = min(spec.k, PACK_BYTES // (columns * spec.element))
         why = "transposed B: each block is packed to the stack, one batch element a pass"
-        return replace(plan, k_unroll=unroll, k_block=k_block, batch_chunk=1), (why,)
+        return replace(plan, k_unroll=unroll, k_block=k_block, batch_chunk=1), why
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
         why = "one tile of rows: the whole batch stays in registers"
-        return replace(plan, k_unroll=unroll), (why,)
-    # B's panel of a chunk is read again for every tile of rows: it should stay in half of L1,
-    # while A streams past it at a few bytes a cycle
-    chunk = max(1, facts.l1 // 2 // panel_bytes)
+        return replace(plan, k_unroll=unroll), why
+    # A's rows and B's panel of a pass are read again for every tile. Narrow tiles ask for so many
+    # bytes a cycle that only L1 can serve them; for wide ones L2 does. A pass should also be long
+    # enough that storing and reloading C costs little beside it.
+    tall = spec.m * spec.k * spec.element
+    demand = columns * spec.element / max(macs / facts.fma_rate, 1.0)
+    near = demand > L2_BYTES_PER_CYCLE
+    room = int(0.9 * facts.l1) if near else facts.l2 // 2
+    chunk = max(1, room // (tall + panel_bytes), -(-SHORTEST_PASS // spec.k))
     why = (
-        f"{chunk} batch elements a pass: B's panel of {panel_bytes} bytes each stays in half of "
-        f"L1 ({facts.l1} bytes)"
+        f"{chunk} batch elements a pass: {tall} bytes of A and {panel_bytes} of B each, kept in "
+        f"{'L1' if near else 'L2'} ({demand:.0f} bytes of B a cycle)"
     )
-    return replace(plan, k_unroll=unroll, batch_chunk=chunk), (why,)
+    return replace(plan, k_unroll=unroll, batch_chunk=chunk), why
 
 
 def choose_unroll(k: int, macs: int) -> int:
@@ -324,10 +383,8 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
         if isinstance(value, int) and value < low:
             raise ValueError(f"plan option {field.name}={value} is too small")
     for rows, columns in plan.tiles():
-        vectors = -(-columns.size // facts.lanes)
-        tail = facts.tail_vectors[columns.size % facts.lanes]
         split = tile_split(plan, spec, facts, rows.size, columns.size)
-        need = registers_needed(facts, rows.size, vectors, split, tail, plan.hold)
+        need = registers_needed(spec, facts, rows.size, columns.size, split, plan.hold)
         if need > facts.vectors:
             raise ValueError(
                 f"plan: a tile of {rows.size} x {columns.size} with k_split={split} needs "

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import isa
 from isa.machine import Machine
 from jitgen.plan import Facts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing
 class Target:
     """One target. Rates are vector operations a cycle, caches in bytes."""
 
@@ -67,6 +68,7 @@ AVX512 = Target(
 )  # fmt: skip
 
 
+@lru_cache(maxsize=None)
 def sve(bits: int) -> Target:
     """SVE at a vector length of `bits` (128 to 2048 in steps of 128).
 
