@@ -26,7 +26,7 @@ subnormal results is the smallest subnormal number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol, TypeVar
@@ -42,8 +42,9 @@ class Emitter(Protocol[C]):
     the destination; `d` of `fmad` is also its first factor.
     """
 
-    dtype: str
-    """Element type, "f32" or "f64"."""
+    @property
+    def dtype(self) -> str:
+        """Element type, "f32" or "f64"."""
 
     def const(self, value: float) -> C:
         """Return a constant with `value`, rounded to the element type, in every lane."""
@@ -125,18 +126,12 @@ _CUBIC = 0.07135481627260025  # 2 sqrt(2 / pi) 0.044715
 
 # Coefficients are given from the constant term upwards.  They minimise the largest relative error
 # on the range they serve (Remez), the constant term of `exp` being held at 1.
+# fmt: off
 _TABLES = {
     "f32": _Table(
-        mantissa_bits=23,
-        bias=127,
-        small=32,
-        large=64,
-        exp_range=(-104.0, 89.0),
-        sigmoid_range=(-104.0, 20.0),
-        silu_limit=108.75,
-        tanh_limit=9.02,
-        gelu_limit=14.375,
-        gelu_tanh_limit=10.78,
+        mantissa_bits=23, bias=127, small=32, large=64,
+        exp_range=(-104.0, 89.0), sigmoid_range=(-104.0, 20.0),
+        silu_limit=108.75, tanh_limit=9.02, gelu_limit=14.375, gelu_tanh_limit=10.78,
         ln2=(0.6931471824645996, -1.9046542121259336e-09),
         two_ln2=(1.3862943649291992, -3.809308424251867e-09),
         step_square=(1.38629150390625, 2.857213530660374e-06),
@@ -151,21 +146,14 @@ _TABLES = {
         ),
         tail_shift=2.5,
         tail=(
-            0.39894018, -0.3990601, 0.33291867, -0.22803375, -0.06629779, -0.29736984, -0.93361634,
-            -0.9547656, -0.4416416, -0.08046758,
+            0.39894015, -0.3990604, 0.3329182, -0.22803365, -0.066297844, -0.2973703, -0.9336157,
+            -0.954765, -0.4416417, -0.0804675,
         ),
     ),
     "f64": _Table(
-        mantissa_bits=52,
-        bias=1023,
-        small=64,
-        large=512,
-        exp_range=(-746.0, 710.0),
-        sigmoid_range=(-746.0, 40.0),
-        silu_limit=751.8,
-        tanh_limit=19.1,
-        gelu_limit=38.59,
-        gelu_tanh_limit=21.55,
+        mantissa_bits=52, bias=1023, small=64, large=512,
+        exp_range=(-746.0, 710.0), sigmoid_range=(-746.0, 40.0),
+        silu_limit=751.8, tanh_limit=19.1, gelu_limit=38.59, gelu_tanh_limit=21.55,
         ln2=(0.6931471805599453, 2.3190468138462996e-17),
         two_ln2=(1.3862943611198906, 4.638093627692599e-17),
         step_square=(1.3862943611197807, 1.0995846037416742e-13),
@@ -195,6 +183,7 @@ _TABLES = {
         ),
     ),
 }
+# fmt: on
 
 TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
 """Temporary registers each function needs beside the one with its argument and result."""

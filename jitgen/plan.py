@@ -36,6 +36,7 @@ class Facts:
     fma_latency: int
     l1: int
     l2: int
+    l2_rate: float  # bytes a cycle that L2 delivers beside everything else
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "pr
 TYPICAL_BATCH = 4
 #: Cycles lost at each change of tile: the loop branch, address arithmetic, draining accumulators.
 TILE_OVERHEAD = 12.0
+#: Part of a load's time that shows even when another bound is tighter
+LOAD_WEIGHT = 0.15
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 100
 #: Reduction steps between two stores of C, at least
 SHORTEST_PASS = 96
-#: Bytes of B a cycle that L2 delivers beside everything else
-L2_BYTES_PER_CYCLE = 10.0
 #: bytes of stack a transposed B may be packed into
 PACK_BYTES = 32768
 
@@ -173,7 +174,8 @@ def tile_cycles(facts: Facts, k: int, rows: int, columns: int, split: int, hold:
             uops -= rows
     elif facts.fused_load and rows == 1:
         uops -= vectors
-    per_step = max(
+    # the tightest bound, and a little for every load: loads that miss L1 are not hidden for free
+    per_step = LOAD_WEIGHT * loads / facts.load_rate + max(
         macs / facts.fma_rate,
         loads / facts.load_rate,
         uops / facts.issue_rate,
@@ -195,19 +197,24 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
             raise ValueError(f"plan option {name!r} is not one of {known}")
         if name not in ("order", "hold") and type(value) is not int:
             raise TypeError(f"plan option {name}={value!r} is no integer")
-    order = given.get("order", "nm")
-    if order not in ("nm", "mn"):
+    order = given.get("order", "")
+    if order not in ("nm", "mn", ""):
         raise ValueError(f"plan option order={order!r} is neither 'nm' nor 'mn'")
     if given.get("hold", "auto") not in ("auto", "a", "b"):
         raise ValueError(f"plan option hold={given['hold']!r} is not 'auto', 'a' or 'b'")
     search = _Search(spec, facts, given)
     columns, reason = search.choose_columns()
+    if spec.trans_b and order == "mn":
+        raise ValueError("plan option order='mn': a transposed B is packed by columns ('nm')")
+    if not order:
+        # the smaller matrix should stay in L1 while the other streams; columns of different widths
+        # want rows of their own, which only the order "nm" gives them
+        uniform = len({-(-c.size // facts.lanes) for c in columns}) == 1
+        order = "mn" if uniform and spec.n <= spec.m and not spec.trans_b else "nm"
     nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
         nest = tuple((c, search.choose_rows(c)) for c in columns)
     else:
-        if spec.trans_b:
-            raise ValueError("plan option order='mn': a transposed B is packed by columns ('nm')")
         widest = max(columns, key=lambda s: s.size)
         nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
     plan = Plan(order, nest, "auto", 1, 0, spec.k, 0, 0)
@@ -341,7 +348,6 @@ def _choose_reduction(
     columns = max(c.size for _, c in plan.tiles())
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
     unroll = choose_unroll(spec.k, macs)
-    panel_bytes = spec.k * columns * spec.element
     if spec.trans_b:
         k_block = min(spec.k, PACK_BYTES // (columns * spec.element))
         why = "transposed B: each block is packed to the stack, one batch element a pass"
@@ -349,17 +355,19 @@ def _choose_reduction(
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
         why = "one tile of rows: the whole batch stays in registers"
         return replace(plan, k_unroll=unroll), why
-    # A's rows and B's panel of a pass are read again for every tile. Narrow tiles ask for so many
-    # bytes a cycle that only L1 can serve them; for wide ones L2 does. A pass should also be long
-    # enough that storing and reloading C costs little beside it.
-    tall = spec.m * spec.k * spec.element
+    # Each tile of a pass reads a panel of one matrix again, beside the rows or columns of the other.
+    # Narrow tiles ask for so many bytes a cycle that only L1 can serve them; for wide ones L2 does.
+    # A pass should also be long enough that storing and reloading C costs little beside it.
+    rows = max(r.size for r, _ in plan.tiles())
+    kept, moving = (spec.m, columns) if plan.order == "nm" else (spec.n, rows)
+    size = (kept + 2 * moving) * spec.k * spec.element
     demand = columns * spec.element / max(macs / facts.fma_rate, 1.0)
-    near = demand > L2_BYTES_PER_CYCLE
+    near = demand > facts.l2_rate
     room = int(0.9 * facts.l1) if near else facts.l2 // 2
-    chunk = max(1, room // (tall + panel_bytes), -(-SHORTEST_PASS // spec.k))
+    chunk = max(1, room // size, -(-SHORTEST_PASS // spec.k))
     why = (
-        f"{chunk} batch elements a pass: {tall} bytes of A and {panel_bytes} of B each, kept in "
-        f"{'L1' if near else 'L2'} ({demand:.0f} bytes of B a cycle)"
+        f"{chunk} batch elements a pass, {size} bytes each, kept in {'L1' if near else 'L2'}: a "
+        f"tile asks for {demand:.0f} bytes of B a cycle"
     )
     return replace(plan, k_unroll=unroll, batch_chunk=chunk), why
 

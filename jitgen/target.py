@@ -21,7 +21,7 @@ from jitgen.plan import Facts
 
 @dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing
 class Target:
-    """One target. Rates are vector operations a cycle, caches in bytes."""
+    """One target. Rates are vector operations a cycle, caches in bytes, l2_rate in bytes a cycle."""
 
     name: str
     family: str
@@ -34,6 +34,7 @@ class Target:
     fma_latency: int
     l1: int
     l2: int
+    l2_rate: float
 
     def machine(self, dtype: str, n: int) -> Machine:
         """A machine for kernels of n columns: the narrowest registers that hold them, if the
@@ -54,17 +55,17 @@ class Target:
             broadcast_reach=machine.broadcast_reach, vector_reach=machine.vector_reach,
             vector_granule=machine.vector_granule, fma_rate=self.fma_rate,
             load_rate=self.load_rate, issue_rate=self.issue_rate, fma_latency=self.fma_latency,
-            l1=self.l1, l2=self.l2,
+            l1=self.l1, l2=self.l2, l2_rate=self.l2_rate,
         )  # fmt: skip
 
 
 _KIB = 1024
 AVX2 = Target(
-    "avx2", "avx2", 256, "x86_64", ("avx2", "fma"), 2, 2, 5, 4, 32 * _KIB, 512 * _KIB
+    "avx2", "avx2", 256, "x86_64", ("avx2", "fma"), 2, 2, 5, 4, 32 * _KIB, 512 * _KIB, 10
 )
 AVX512 = Target(
     "avx512", "avx512", 512, "x86_64", ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"),
-    2, 2, 5, 4, 32 * _KIB, 1024 * _KIB,
+    2, 2, 5, 4, 32 * _KIB, 1024 * _KIB, 24,
 )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def sve(bits: int) -> Target:
     )
     return Target(
         f"sve{bits}", "sve", bits, "aarch64", ("sve",), rate, loads, issue, latency, 64 * _KIB,
-        1024 * _KIB,
+        1024 * _KIB, 16,
     )  # fmt: skip
 
 

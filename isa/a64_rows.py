@@ -1,0 +1,187 @@
+"""A64 table rows in the notation of the Arm manual (bit diagrams), and their encoder.
+
+A row is `syntax | bit diagram | feature`, for example
+
+    fmla z{d+}.s, p{g}/m, z{n}.s, z{m}.s | 01100101101 m:5 000 g:3 n:5 d:5 | sve
+
+In the syntax `{name}` is an operand: a register after its letter (`x{n:sp}`: 31 is the stack
+pointer, which `x{n}` does not take), an immediate after '#', a label where it stands alone; '+'
+marks an operand that is read and written. Operands come in the order of the syntax. A field of
+the diagram is `name:width`, or `name<high:low>` for a part of a split one, then 's' if it is signed
+and '*n' if it counts in units of n. Operand kinds, ranges, text and signature follow from the row;
+the signature is the syntax without names and commas: "fmla z.s p/m z.s z.s". Not here: which rows
+there are (isa.a64, isa.sve).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from isa.form import EncodingError, Form, Operands
+
+#: The stack pointer and the zero register share the code 31; as operands they are two numbers.
+SP = 31
+XZR = 32
+
+_OPERAND = re.compile(r"([#xwzpds]?)\{(\w+)(\+?)(:sp)?\}")
+_FIELD = re.compile(r"(\w+)(?::(\d+)|<(\d+):(\d+)>)(s?)(?:\*(\d+))?")
+
+
+def parse_table(text: str) -> dict[str, Form]:
+    """All forms of a table, by signature."""
+    forms: dict[str, Form] = {}
+    for line in text.strip().splitlines():
+        syntax, diagram, feature = (part.strip() for part in line.split("|"))
+        row = _Row(re.sub(" +", " ", syntax), diagram)
+        if row.signature in forms:
+            raise EncodingError(f"two rows give {row.signature!r}")
+        sizes = (4,) if row.label_at >= 0 else ()
+        forms[row.signature] = Form(
+            row.signature, row.kinds, feature, row.encode, row.text, row.label_at, sizes
+        )
+    return forms
+
+
+class _Field:
+    """The parts of the word that one operand fills: (low bit in the value, mask, place)."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, int, int]] = []
+        self.bits = 0
+        self.signed = False
+        self.scale = 1
+
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest value, in units of the operand."""
+        low = -(1 << self.bits - 1) if self.signed else 0
+        return low * self.scale, (low + (1 << self.bits) - 1) * self.scale
+
+    def place(self, value: int) -> int:
+        """The value's bits where the word has them; it must lie within the limits."""
+        value //= self.scale
+        word = 0
+        for low, mask, place in self.parts:
+            word |= (value >> low & mask) << place
+        return word
+
+
+class _Row:
+    """The parsed syntax and diagram of one form."""
+
+    def __init__(self, syntax: str, diagram: str) -> None:
+        self._word, fields = _parse_diagram(syntax, diagram)
+        self._pieces: list[str | tuple[int, str]] = []  # text, or (operand, kind)
+        self._limits: list[tuple[int, int, int]] = []  # smallest, largest, unit
+        self._places: list[Callable[[int], int]] = []
+        names: list[str] = []
+        kinds: list[str] = []
+        signature = ""
+        end = 0
+        for match in _OPERAND.finditer(syntax):
+            letter, name, read_write, sp = match.groups()
+            kind = {"#": "imm", "": "label"}.get(letter, letter) + (sp or "")[1:]
+            between = syntax[end : match.start()]
+            end = match.end()
+            signature += between + kind
+            if name not in names:
+                names.append(name)
+                kinds.append(kind + read_write)
+                self._add_field(kind, fields.pop(name))
+            elif name + "+" not in kinds and not kinds[names.index(name)].endswith("+"):
+                kinds[names.index(name)] += "+"  # a destructive form names its register twice
+            self._pieces += [between, (names.index(name), kind)]
+        self._pieces.append(syntax[end:])
+        if fields:
+            raise EncodingError(f"{syntax}: no operand for the fields {', '.join(fields)}")
+        signature += syntax[end:]
+        self.signature = " ".join(re.sub(r"[,{}]", " ", signature).replace("[ ", "[").split())
+        self.kinds = tuple(kinds)
+        self.label_at = kinds.index("label") if "label" in kinds else -1
+
+    def _add_field(self, kind: str, field: _Field) -> None:
+        low, high = field.limits()
+        self._limits.append((low, high, field.scale))
+        if kind in ("imm", "label"):
+            self._places.append(field.place)
+            return
+        values = {r: field.place(r) for r in range(high + 1)}
+        if kind in ("x", "w"):
+            values[XZR] = values.pop(31)
+        self._places.append(_lookup(values))
+
+    def encode(self, operands: Operands) -> bytes:
+        """The instruction's bytes."""
+        if len(operands) != len(self._places):
+            raise EncodingError(f"{self.signature}: {len(operands)} operands {operands}")
+        word = self._word
+        try:
+            for i, place in enumerate(self._places):
+                value = operands[i]
+                if self.kinds[i] in ("imm", "label"):
+                    value = self._checked(i, value if i != self.label_at else value[0])
+                word |= place(value)
+        except KeyError as error:
+            raise EncodingError(
+                f"{self.signature}: {error.args[0]} is no {self.kinds[i].rstrip('+')} register"
+                f" that fits this field"
+            ) from None
+        return word.to_bytes(4, "little")
+
+    def _checked(self, i: int, value: int) -> int:
+        low, high, unit = self._limits[i]
+        if not low <= value <= high or value % unit:
+            rule = f"{low} to {high}" + (f" in steps of {unit}" if unit > 1 else "")
+            raise EncodingError(f"{self.signature}: {self.kinds[i]} {value} is not {rule}")
+        return value
+
+    def text(self, operands: Operands) -> str:
+        """The instruction in A64 syntax, as llvm-mc and GNU as read it."""
+        parts = []
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                parts.append(piece)
+                continue
+            i, kind = piece
+            value = operands[i]
+            if kind == "imm":
+                parts.append(f"#{value}")
+            elif kind == "label":
+                parts.append(f"L{value}")
+            elif kind == "xsp" and value == SP:
+                parts.append("sp")
+            elif value == XZR:
+                parts.append(f"{kind}zr")
+            else:
+                parts.append(f"{kind[0]}{value}")
+        return "".join(parts)
+
+
+def _lookup(values: Mapping[int, int]) -> Callable[[int], int]:
+    """Register number to its bits in the word; KeyError for other numbers."""
+    return values.__getitem__
+
+
+def _parse_diagram(syntax: str, diagram: str) -> tuple[int, dict[str, _Field]]:
+    """The fixed bits of a word, and its fields by name."""
+    word = 0
+    place = 32
+    fields: dict[str, _Field] = {}
+    for token in diagram.split():
+        match = _FIELD.fullmatch(token)
+        if match is None:
+            place -= len(token)
+            word |= int(token, 2) << place
+            continue
+        name, width, high, low, signed, scale = match.groups()
+        lowest = int(low or 0)
+        bits = int(width) if width else int(high) - lowest + 1
+        place -= bits
+        field = fields.setdefault(name, _Field())
+        field.parts.append((lowest, (1 << bits) - 1, place))
+        field.bits = max(field.bits, lowest + bits)
+        field.signed = field.signed or bool(signed)
+        field.scale = int(scale or field.scale)
+    if place:
+        raise EncodingError(f"{syntax}: the diagram has {32 - place} bits, not 32")
+    return word, fields

@@ -1,0 +1,204 @@
+"""A kernel as text: what it computes, its plan and reasons, register roles, and every instruction.
+
+`lines` gives the same as values, for other tools. Not here: the text of one instruction
+(`isa.form.Form.text`) or any decision (`jitgen.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isa.program import LABEL, Line
+from isa.x86 import register_name
+from isa.x86_rows import R32
+from isa.x86_vector import REGISTER
+from jitgen.frame import Tile
+from jitgen.plan import resolve_hold, tile_split
+
+if TYPE_CHECKING:
+    from jitgen.kernel import Kernel
+    from jitgen.spec import KernelSpec
+    from jitgen.target import Target
+
+#: What the general-purpose registers hold, by role
+ROLES = {
+    "a": "A of this pass's first batch element",
+    "b": "B of this pass's first batch element",
+    "a_now": "where A is read; at the ends of a tile, where C is",
+    "b_now": "where B is read; in an epilogue, where its operand is",
+    "last": "batch index that ends this pass",
+    "index": "batch index; scratch at the ends of a tile",
+    "step": "counts the reduction loop; scratch elsewhere",
+    "first": "batch index that began this pass",
+    "row": "byte offset of the tile's first row in a column of single elements",
+    "col": "byte offset of the tile's first column in a row",
+    "k": "byte offset of this block of the reduction",
+    "constants": "address of the constants",
+}
+#: Bytes of machine code in one line of a listing
+LINE_BYTES = 11
+
+
+def describe(spec: KernelSpec) -> str:
+    """What the kernel computes, in one line.
+
+    >>> from jitgen.spec import make_spec
+    >>> describe(make_spec(8, 8, 8, beta=1.0, trans_b=True, epilogue=["bias", ("clip", 0, 6)]))
+    'C = C + sum of A_i B_i^T, then bias, clip(0, 6)'
+    """
+    product = f"A_i{'^T' if spec.trans_a else ''} B_i{'^T' if spec.trans_b else ''}"
+    old = {0.0: "", 1.0: "C + "}.get(spec.beta, f"{spec.beta:g} C + ")
+    alpha = "" if spec.alpha == 1.0 else f"{spec.alpha:g} "
+    steps = [
+        name + (f"({', '.join(f'{p:g}' for p in parameters)})" if parameters else "")
+        for name, *parameters in spec.epilogue
+    ]
+    return f"C = {old}{alpha}sum of {product}" + (f", then {', '.join(steps)}" if steps else "")
+
+
+def plan_lines(kernel: Kernel) -> list[str]:
+    """The plan and why it was chosen, a sentence each."""
+    plan, counts = kernel.plan, {}
+    for outer, inners in plan.nest:
+        for inner in inners:
+            size = (inner.size, outer.size) if plan.order == "nm" else (outer.size, inner.size)
+            counts[size] = counts.get(size, 0) + inner.repeat * outer.repeat
+    tiles = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in counts.items())
+    blocks = "" if plan.k_block >= kernel.spec.k else f" in blocks of {plan.k_block}"
+    chunk = plan.batch_chunk or "all"
+    facts = (
+        f"tiles of C: {tiles}; {'columns' if plan.order == 'nm' else 'rows'} in the outer loop",
+        f"reduction: k = {kernel.spec.k}{blocks}, {plan.k_unroll} steps unrolled; "
+        f"{chunk} batch elements between stores of C"
+        + (f"; B prefetched {plan.prefetch} steps ahead" if plan.prefetch else ""),
+    )
+    return [*facts, *plan.reasons]
+
+
+def general_name(target: Target, number: int) -> str:
+    """Name of a general-purpose register of `target`."""
+    return register_name(number) if target.architecture == "x86_64" else f"x{number}"
+
+
+def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
+    """Vector registers of each kind of tile: rows, columns, accumulators (a list for each set),
+    a and b (operands of a reduction step) and tail (a mask, or None), as names."""
+    spec, plan = kernel.spec, kernel.plan
+    machine = kernel.target.machine(spec.dtype, spec.n)
+    facts = kernel.target.facts(machine)
+    prefix = REGISTER[machine.vector_bits] if kernel.target.architecture == "x86_64" else "z"
+    result = {}
+    for rows, columns in plan.tiles():
+        size = (rows.size, columns.size)
+        widths = [min(facts.lanes, size[1] - j) for j in range(0, size[1], facts.lanes)]
+        tile = Tile(
+            size[0], widths, 0, 0, tile_split(plan, spec, facts, *size), facts, plan.hold
+        )
+        holds_b = resolve_hold(size[0], len(widths), plan.hold) == "b"
+        held = len(widths) if holds_b else size[0]
+        name = [f"{prefix}{i}" for i in range(facts.vectors)]
+        parts = [[name[i] for i in some] for some in (tile.operands[:held], tile.operands[held:])]
+        a, b = reversed(parts) if holds_b else parts
+        result[size] = {
+            "rows": size[0], "columns": size[1],
+            "accumulators": [[name[i] for row in s for i in row] for s in tile.sets],
+            "a": a, "b": b, "tail": name[tile.tail] if tile.tail >= 0 else None,
+        }  # fmt: skip
+    return list(result.values())
+
+
+@dataclass(frozen=True)
+class ListedLine:
+    """A line of the program with the number of loops around it and the roles it touches."""
+
+    line: Line
+    depth: int
+    roles: tuple[str, ...]
+
+
+def lines(kernel: Kernel) -> Iterator[ListedLine]:
+    """The program line by line."""
+    program = list(kernel.program.lines())
+    placed = {
+        line.record[1][0]: i for i, line in enumerate(program)
+        if line.record and line.record[0] is LABEL
+    }  # fmt: skip
+    depths = [0] * (len(program) + 1)
+    for i, line in enumerate(program):
+        form, operands = line.record or (LABEL, ())
+        if form.label_at < 0:
+            continue
+        begin = placed.get(operands[form.label_at], i)
+        if begin < i:  # a branch back is the end of a loop
+            depths[begin + 1] += 1
+            depths[i + 1] -= 1
+    names = {general_name(kernel.target, number): role for role, number in kernel.roles.items()}
+    if kernel.target.architecture == "x86_64":
+        names |= {R32[number]: role for role, number in kernel.roles.items()}
+    depth = 0
+    for i, line in enumerate(program):
+        depth += depths[i]
+        words = line.text.replace("[", " ").replace("]", " ").replace(",", " ").split()
+        found = dict.fromkeys(names[word] for word in words if word in names)
+        # a save or restore of the caller's value has nothing to do with the role
+        named = line.kind == "instruction" and words[0] not in ("push", "pop")
+        yield ListedLine(line, depth, tuple(found) if named else ())
+
+
+def listing(kernel: Kernel) -> str:
+    """The whole kernel as text: header, register roles, sections, instructions, constants."""
+    out = [f"; {line}".rstrip() for line in _header(kernel)]
+    labels: list[str] = []  # printed below the headings of the same place
+    for listed in lines(kernel):
+        line, indent = listed.line, "  " * listed.depth
+        if line.kind == "section":
+            out += ["", f"; {line.text}"]
+        elif line.kind == "label":
+            labels.append(f"{line.text}:")
+        else:
+            out += labels
+            labels.clear()
+            roles = f"  ; {', '.join(listed.roles)}" if listed.roles else ""
+            text = f"{line.offset:6x}  {line.code[:LINE_BYTES].hex():22}  {indent}{line.text}"
+            out.append(f"{text:<78}{roles}".rstrip())
+            for at in range(LINE_BYTES, len(line.code), LINE_BYTES):
+                out.append(f"{line.offset + at:6x}  {line.code[at : at + LINE_BYTES].hex()}")
+    return "\n".join(out + labels) + "\n"
+
+
+def _header(kernel: Kernel) -> Iterator[str]:
+    spec, target = kernel.spec, kernel.target
+    yield f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {target.name}: {describe(spec)}"
+    strides = f" (A {spec.stride_a}, B {spec.stride_b})" if spec.batch == "stride" else ""
+    b = f"packed in panels of {spec.panel}" if spec.panel else f"ldb {spec.ldb}"
+    yield f"in elements: lda {spec.lda}, {b}, ldc {spec.ldc}; batch by {spec.batch}{strides}"
+    needs = sorted({f for some in kernel.program.features for f in some.split()})
+    yield f"{len(kernel.code)} bytes with constants; needs {', '.join(needs)}"
+    if kernel.code != kernel.program.encode():
+        yield "another assembler made the code that runs; the bytes below are jitgen's own"
+    yield ""
+    yield "plan"
+    for sentence in plan_lines(kernel):
+        yield f"  {sentence}"
+    yield ""
+    yield "general-purpose registers"
+    argument = kernel.target.machine(spec.dtype, spec.n).argument
+    yield f"  {general_name(target, argument):4} the argument struct"
+    for role, number in kernel.roles.items():
+        meaning = ROLES.get(role, "where A is read, for rows further down")
+        yield f"  {general_name(target, number):4} {role:10} {meaning}"
+    yield ""
+    yield "vector registers"
+    for tile in tile_registers(kernel):
+        sets = " + ".join(_span(names) for names in tile["accumulators"])
+        a = _span(tile["a"]) or "broadcast from memory"
+        tail = f", tail mask {tile['tail']}" if tile["tail"] else ""
+        size = f"{tile['rows']} x {tile['columns']}"
+        yield f"  tile {size}: C {sets} row by row, A {a}, B {_span(tile['b'])}{tail}"
+
+
+def _span(names: list[str]) -> str:
+    """First and last of consecutive registers."""
+    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}" if names else ""
