@@ -16,7 +16,7 @@ there are (isa.a64, isa.sve).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from isa.form import EncodingError, Form, Operands
 
@@ -88,8 +88,6 @@ class _Row:
                 names.append(name)
                 kinds.append(kind + read_write)
                 self._add_field(kind, fields.pop(name))
-            elif name + "+" not in kinds and not kinds[names.index(name)].endswith("+"):
-                kinds[names.index(name)] += "+"  # a destructive form names its register twice
             self._pieces += [between, (names.index(name), kind)]
         self._pieces.append(syntax[end:])
         if fields:
@@ -108,7 +106,7 @@ class _Row:
         values = {r: field.place(r) for r in range(high + 1)}
         if kind in ("x", "w"):
             values[XZR] = values.pop(31)
-        self._places.append(_lookup(values))
+        self._places.append(values.__getitem__)
 
     def encode(self, operands: Operands) -> bytes:
         """The instruction's bytes."""
@@ -155,11 +153,6 @@ class _Row:
             else:
                 parts.append(f"{kind[0]}{value}")
         return "".join(parts)
-
-
-def _lookup(values: Mapping[int, int]) -> Callable[[int], int]:
-    """Register number to its bits in the word; KeyError for other numbers."""
-    return values.__getitem__
 
 
 def _parse_diagram(syntax: str, diagram: str) -> tuple[int, dict[str, _Field]]:

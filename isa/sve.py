@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isa.a64 import FORMS as SCALAR
 from isa.a64 import X16, A64Machine
 from isa.a64_rows import XZR, parse_table
 from isa.form import Form
@@ -18,7 +17,7 @@ from isa.machine import At
 
 Constant = tuple[int, None, int, int]
 
-# Rows for both element sizes: {T} is s or d, {sz} the size field.
+# Rows for both element sizes: T is s or d, sz the size field.
 # syntax | bit diagram | feature
 SIZES = """
 ptrue p{d}.T                           | 00100101 sz 01100011100011111 0 d:4      | sve
@@ -49,8 +48,8 @@ and z{d}.d, z{n}.d, z{m}.d                       | 00000100001 m:5 001100 n:5 d:
 orr z{d}.d, z{n}.d, z{m}.d                       | 00000100011 m:5 001100 n:5 d:5             | sve
 lsl z{d}.s, z{n}.s, #{i}                         | 00000100011 i:5 100111 n:5 d:5             | sve
 lsl z{d}.d, z{n}.d, #{i}                         | 000001001 i<5:5> 1 i<4:0> 100111 n:5 d:5   | sve
-fmov w{d}, s{n}                                  | 0001111000100110000000 n:5 d:5             | fp
-fmov x{d}, d{n}                                  | 1001111001100110000000 n:5 d:5             | fp
+fmov w{d}, s{n}                                  | 0001111000100110000000 n:5 d:5             |
+fmov x{d}, d{n}                                  | 1001111001100110000000 n:5 d:5             |
 ld1w { z{t}.s }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001010100 i:4s 101 g:3 n:5 t:5          | sve
 ld1d { z{t}.d }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001011110 i:4s 101 g:3 n:5 t:5          | sve
 st1w { z{t}.s }, p{g}, [x{n:sp}, #{i}, mul vl]   | 111001010100 i:4s 111 g:3 n:5 t:5          | sve
@@ -61,9 +60,9 @@ ld1rw { z{t}.s }, p{g}/z, [x{n:sp}, #{i}]        | 1000010101 i:6*4 110 g:3 n:5 
 ld1rd { z{t}.d }, p{g}/z, [x{n:sp}, #{i}]        | 1000010111 i:6*8 111 g:3 n:5 t:5           | sve
 """
 FORMS = parse_table(TABLE)
-for _letter, _size in (("s", "10"), ("d", "11")):
-    FORMS.update(parse_table(SIZES.replace(".T", f".{_letter}").replace("T{", f"{_letter}{{").replace(
-        " sz ", f" {_size} ")))  # fmt: skip
+for _t, _size in (("s", "10"), ("d", "11")):
+    _rows = SIZES.replace(".T", f".{_t}").replace("T{", f"{_t}{{").replace(" sz ", f" {_size} ")
+    FORMS.update(parse_table(_rows))
 
 ALL, TAIL, SCRATCH = 0, 1, 2  # predicates
 
@@ -263,6 +262,3 @@ def open_machine(dtype: str, vector_bits: int) -> SveMachine:
 def tables() -> list[dict[str, Form]]:
     """The tables of this file."""
     return [FORMS]
-
-
-__all__ = ["FORMS", "SCALAR", "SveMachine", "open_machine", "tables"]

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from jitgen.cpu import host, targets
 from jitgen.kernel import Bound, Kernel, brgemm, clear_caches
+from jitgen.pack import pack_b
 from jitgen.plan import Plan
 from jitgen.spec import KernelSpec
 from jitgen.target import Target
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "host", "targets",
+    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "host", "pack_b",
+    "targets",
 ]  # fmt: skip

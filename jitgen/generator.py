@@ -345,6 +345,8 @@ class _Brgemm:
         pointers, b = self._pointers(tile), self.frame["b_now"]
         acc = tile.sets[s % len(tile.sets)]
         widths, vectors = tile.widths, len(tile.widths)
+        # a panel is padded with zeros, so its vectors are always whole
+        loaded = [self.facts.lanes] * vectors if self.spec.panel else widths
         a_at = [
             (pointers[i // per_pointer], i % per_pointer * self.a_row + a_s * self.a_step)
             for i in range(tile.rows)
@@ -355,7 +357,7 @@ class _Brgemm:
         if resolve_hold(tile.rows, vectors, self.plan.hold) == "b":
             *held, moving = tile.operands if len(tile.operands) > vectors else (*tile.operands, -1)
             for j in range(vectors):
-                machine.load(held[j], b_at[j], widths[j])
+                machine.load(held[j], b_at[j], loaded[j])
             for i in range(tile.rows):
                 if moving < 0:
                     machine.mac_broadcast(acc[i][0], held[0], a_at[i], widths[0])
@@ -368,10 +370,10 @@ class _Brgemm:
         for i in range(tile.rows):
             machine.broadcast(held[i], a_at[i])
         for j in range(vectors):
-            if tile.rows == 1 and self.facts.fused_load and widths[j] == self.facts.lanes:
-                machine.mac_load(acc[0][j], held[0], b_at[j], widths[j])
+            if tile.rows == 1 and self.facts.fused_load and loaded[j] == self.facts.lanes:
+                machine.mac_load(acc[0][j], held[0], b_at[j], loaded[j])
                 continue
-            machine.load(moving, b_at[j], widths[j])
+            machine.load(moving, b_at[j], loaded[j])
             for i in range(tile.rows):
                 machine.mac(acc[i][j], held[i], moving, widths[j])
 

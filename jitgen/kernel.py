@@ -17,8 +17,8 @@ from jitgen import cpu, generator, loader
 from jitgen.cache import Cache
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
-from jitgen.spec import KernelSpec, make_epilogue, make_spec
-from jitgen.target import Target, parse_target
+from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
+from jitgen.target import ANY_WIDTH, Target, parse_target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 64 * 1024
@@ -155,13 +155,17 @@ def generate(
 
 
 @functools.lru_cache(maxsize=4096)
-def panel_width(m: int, n: int, k: int, dtype: str, target: Target) -> int:
-    """Columns of the panels that suit a kernel: the width of its register tile."""
-    spec = make_spec(m, n, k, dtype)
+def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool = False) -> int:
+    """Columns of the panels that suit a kernel: the width of its register tile.
+
+    `masked`: it stores a relu mask, whose bytes no two panels may share.
+    """
+    spec = make_spec(m, n, k, dtype, epilogue=("relu_mask",) if masked else ())
     machine = target.machine(dtype, n)
     plan = make_plan(spec, target.facts(machine))
     columns = max(c.size for _, c in plan.tiles())
-    return -(-columns // machine.lanes) * machine.lanes
+    lanes = target.machine(dtype, ANY_WIDTH).lanes
+    return -(-columns // lanes) * lanes
 
 
 def brgemm(
@@ -201,7 +205,7 @@ def brgemm(
     key = (values, tuple(map(type, values)), epilogue, chosen, overrides, assembler)
 
     def make() -> Kernel:
-        panel = _panel(m, n, k, dtype, packed_b, chosen)
+        panel = _panel(m, n, k, dtype, packed_b, epilogue, chosen)
         spec = make_spec(
             m, n, k, dtype, lda=lda, ldb=ldb, ldc=ldc, ldr=ldr, batch=batch, stride_a=stride_a,
             stride_b=stride_b, alpha=alpha, beta=beta, trans_a=trans_a, trans_b=trans_b,
@@ -220,13 +224,15 @@ def brgemm(
     return cached or _cache.get(key, make)
 
 
-def _panel(m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, target: Target) -> int:
+def _panel(
+    m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, epilogue: Any, target: Target
+) -> int:
     if packed_b is True:
-        make_spec(m, n, k, dtype)
-        return panel_width(int(m), int(n), int(k), dtype, target)
+        masked = make_spec(m, n, k, dtype, epilogue=epilogue).has("relu_mask")
+        return panel_width(int(m), int(n), int(k), dtype, target, masked)
     if packed_b is False:
         return 0
-    lanes = target.machine(dtype if dtype in ("f32", "f64") else "f32", 1 << 20).lanes
+    lanes = target.machine(dtype if dtype in DTYPES else "f32", ANY_WIDTH).lanes
     if type(packed_b) is not int or packed_b < 1 or packed_b % lanes:
         raise ValueError(
             f"packed_b={packed_b!r} is neither a bool nor a panel width, a multiple of {lanes} "

@@ -125,21 +125,30 @@ def _calls(call: Callable[[], Any], seconds: float) -> int:
         calls *= 4
 
 
-def generation(make: Callable[[], Kernel]) -> dict[str, float]:
+def generation(
+    kernel: Kernel, overrides: tuple[tuple[str, Any], ...], make: Callable[[], Any]
+) -> dict[str, float]:
     """Seconds to get a kernel, medians of some tries: `cold` with all caches empty, `warm` with
-    cached instruction bytes, `cached` with the kernel itself in the cache."""
+    cached instruction bytes, `cached` with the kernel itself in the cache. `make` asks jitgen for
+    the kernel."""
 
-    def median(prepare: Callable[[], None], tries: int) -> float:
+    def median(prepare: Callable[[], None], action: Callable[[], Any], tries: int) -> float:
         times = []
         for _ in range(tries):
             prepare()
             start = time.perf_counter()
-            make()
+            action()
             times.append(time.perf_counter() - start)
         return statistics.median(times)
 
+    def nothing() -> None:
+        pass
+
+    def again() -> None:
+        jitgen.kernel.generate(kernel.spec, kernel.target, overrides)
+
     return {
-        "cold": median(jitgen.kernel.clear_caches, 3),
-        "warm": median(jitgen.kernel.clear_kernels, 5),
-        "cached": median(lambda: None, 25),
+        "cold": median(jitgen.kernel.clear_caches, make, 3),
+        "warm": median(nothing, again, 5),
+        "cached": median(nothing, make, 25),
     }

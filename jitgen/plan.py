@@ -349,7 +349,8 @@ def _choose_reduction(
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
     unroll = choose_unroll(spec.k, macs)
     if spec.trans_b:
-        k_block = min(spec.k, PACK_BYTES // (columns * spec.element))
+        packed = -(-columns // facts.lanes) * facts.lanes
+        k_block = min(spec.k, PACK_BYTES // (packed * spec.element))
         why = "transposed B: each block is packed to the stack, one batch element a pass"
         return replace(plan, k_unroll=unroll, k_block=k_block, batch_chunk=1), why
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
@@ -390,6 +391,8 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
         low = 1 if field.name in ("k_unroll", "k_block") else 0
         if isinstance(value, int) and value < low:
             raise ValueError(f"plan option {field.name}={value} is too small")
+    if spec.trans_b:
+        _check_packing(spec, facts, plan)
     for rows, columns in plan.tiles():
         split = tile_split(plan, spec, facts, rows.size, columns.size)
         need = registers_needed(spec, facts, rows.size, columns.size, split, plan.hold)
@@ -398,3 +401,19 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
                 f"plan: a tile of {rows.size} x {columns.size} with k_split={split} needs "
                 f"{need} vector registers; there are {facts.vectors}"
             )
+
+
+def _check_packing(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
+    """The stack holds one batch element's block of a transposed B, of PACK_BYTES at most."""
+    if plan.batch_chunk != 1:
+        raise ValueError(
+            f"plan option batch_chunk={plan.batch_chunk}: a transposed B is packed one batch "
+            "element a pass (1)"
+        )
+    vectors = max(-(-c.size // facts.lanes) for _, c in plan.tiles())
+    size = vectors * facts.lanes * spec.element * plan.k_block
+    if size > PACK_BYTES:
+        raise ValueError(
+            f"plan option k_block={plan.k_block}: a transposed B is packed to {size} bytes of "
+            f"stack; there are {PACK_BYTES}"
+        )

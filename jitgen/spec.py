@@ -125,6 +125,12 @@ def make_spec(
         raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
+    steps = make_epilogue(epilogue)
+    if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
+        raise ValueError(
+            f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, because "
+            "a byte of the mask holds 8"
+        )
     lda = _leading("lda", lda, a_columns, f"A is {a_rows} x {a_columns}, row-major")
     ldb = _leading("ldb", ldb, b_columns, f"B is {b_rows} x {b_columns}, row-major")
     ldc = _leading("ldc", ldc, n, f"C is {m} x {n}, row-major")
@@ -145,7 +151,7 @@ def make_spec(
         _stride("stride_a", stride_a, a_rows * lda, batch, element),
         _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
         _finite("alpha", alpha), _finite("beta", beta), trans_a, trans_b, panel,
-        make_epilogue(epilogue),
+        steps,
     )  # fmt: skip
 
 

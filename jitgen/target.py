@@ -59,6 +59,8 @@ class Target:
         )  # fmt: skip
 
 
+#: More columns than any vector has: asks for the full vector length
+ANY_WIDTH = 1 << 20
 _KIB = 1024
 AVX2 = Target(
     "avx2", "avx2", 256, "x86_64", ("avx2", "fma"), 2, 2, 5, 4, 32 * _KIB, 512 * _KIB, 10
