@@ -8,11 +8,13 @@ Not here: the checks of a call's arrays (`jitgen.operands`) and the command line
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import isa
+from isa.form import clear_caches as clear_forms
 from jitgen import cpu, generator, loader
 from jitgen.cache import Cache
 from jitgen.operands import make_arguments
@@ -252,13 +254,13 @@ def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
 
 def clear_caches() -> None:
     """Forget all kernels, plans and cached instruction bytes (to measure cold generation)."""
-    import importlib
-
-    from isa.form import clear_caches as clear_forms
     _cache.clear()
     panel_width.cache_clear()
-    for module, _ in isa.FAMILIES.values():
-        clear_forms(importlib.import_module(module).tables())
+    families = (module for module, _ in isa.FAMILIES.values())
+    for name in ("isa.x86", "isa.a64", *families):
+        module = sys.modules.get(name)
+        if module is not None:
+            clear_forms(module.tables())
 
 
 if hasattr(loader.os, "register_at_fork"):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from isa import a64, x86
 from isa.program import LABEL, Line
-from isa.x86 import register_name
 from isa.x86_rows import R32
 from isa.x86_vector import REGISTER
 from jitgen.frame import Tile
@@ -79,7 +79,8 @@ def plan_lines(kernel: Kernel) -> list[str]:
 
 def general_name(target: Target, number: int) -> str:
     """Name of a general-purpose register of `target`."""
-    return register_name(number) if target.architecture == "x86_64" else f"x{number}"
+    names = x86 if target.architecture == "x86_64" else a64
+    return names.register_name(number)
 
 
 def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:

@@ -197,9 +197,9 @@ def _reference_f32(name: str, x: Array) -> Array:
         return x * _sigmoid(x)
     if name == "gelu":
         # math.erfc of each element: NumPy has none
-        tail = [math.erfc(value) for value in (-x * math.sqrt(0.5)).tolist()]
-        return x * 0.5 * np.array(tail)
-    bounded = np.minimum(x, 120.0)
+        double: Array = np.array([math.erfc(value) for value in (-x * math.sqrt(0.5)).tolist()])
+        return x * 0.5 * double
+    bounded: Array = np.minimum(x, 120.0)
     return x * _sigmoid(math.sqrt(8 / math.pi) * (bounded + 0.044715 * bounded**3))
 
 
