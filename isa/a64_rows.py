@@ -72,7 +72,7 @@ class _Row:
     def __init__(self, syntax: str, diagram: str) -> None:
         self._word, fields = _parse_diagram(syntax, diagram)
         self._pieces: list[str | tuple[int, str]] = []  # text, or (operand, kind)
-        self._limits: list[tuple[int, int, int]] = []  # smallest, largest, unit
+        self.limits: list[tuple[int, int, int]] = []  # smallest, largest, unit
         self._places: list[Callable[[int], int]] = []
         names: list[str] = []
         kinds: list[str] = []
@@ -99,7 +99,7 @@ class _Row:
 
     def _add_field(self, kind: str, field: _Field) -> None:
         low, high = field.limits()
-        self._limits.append((low, high, field.scale))
+        self.limits.append((low, high, field.scale))
         if kind in ("imm", "label"):
             self._places.append(field.place)
             return
@@ -127,7 +127,7 @@ class _Row:
         return word.to_bytes(4, "little")
 
     def _checked(self, i: int, value: int) -> int:
-        low, high, unit = self._limits[i]
+        low, high, unit = self.limits[i]
         if not low <= value <= high or value % unit:
             rule = f"{low} to {high}" + (f" in steps of {unit}" if unit > 1 else "")
             raise EncodingError(f"{self.signature}: {self.kinds[i]} {value} is not {rule}")

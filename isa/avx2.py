@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from isa.form import Form
-from isa.machine import At
+from isa.machine import At, Constant
 from isa.x86_rows import parse_table
-from isa.x86_vector import Constant, X86VectorMachine
+from isa.x86_vector import X86VectorMachine
 
 # mnemonic | operands | encoding | feature
 TABLE = """
@@ -151,19 +151,15 @@ class Avx2Machine(X86VectorMachine):
     # ---- arithmetic -------------------------------------------------------------------------
 
     def and_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a & b, bit by bit."""
         self._vector("vandps", d, a, b)
 
     def or_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a | b, bit by bit."""
         self._vector("vorps", d, a, b)
 
     def shift_left(self, d: int, a: int, bits: int) -> None:
-        """d = a << bits in every lane."""
         self._vector("vpslld" if self.element == 4 else "vpsllq", d, a, immediate=str(bits))
 
     def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
-        """d = a where the sign bit of `condition` is set, else b."""
         form = FORMS[f"vblendv{self.p} ymm ymm ymm ymm"]
         self._out((form, (d, b, a, condition)))
 

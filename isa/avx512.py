@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from isa.form import Form
-from isa.machine import At
+from isa.machine import At, Constant
 from isa.x86 import RAX
 from isa.x86_rows import parse_table
-from isa.x86_vector import REGISTER, Constant, X86VectorMachine
+from isa.x86_vector import REGISTER, X86VectorMachine
 
 # Rows for every width: {v} register, {L} its bits, {f} the feature (512 bits: F, less: VL).
 # mnemonic | operands | encoding | feature
@@ -152,19 +152,15 @@ class Avx512Machine(X86VectorMachine):
     # ---- arithmetic -------------------------------------------------------------------------
 
     def and_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a & b, bit by bit."""
         self._vector(f"vpand{self.q}", d, a, b)
 
     def or_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a | b, bit by bit."""
         self._vector(f"vpor{self.q}", d, a, b)
 
     def shift_left(self, d: int, a: int, bits: int) -> None:
-        """d = a << bits in every lane."""
         self._vector(f"vpsll{self.q}", d, a, immediate=str(bits))
 
     def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
-        """d = a where the sign bit of `condition` is set, else b."""
         v = self.register
         self._out((FORMS[f"vpmov{self.q}2m k {v}"], (SCRATCH, condition)))
         self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))

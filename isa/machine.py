@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from isa.program import Program
 
 At = tuple[int, int]
-#: A vector register, or a constant handle (opaque tuple).
-Operand = "int | tuple[int, None, int, int]"
+#: Handle of a constant: its address but for the base register, which `use_constants` names.
+Constant = tuple[int, None, int, int]
 
 #: dtype -> (struct format of a float, struct format of its bit pattern, bytes)
 ELEMENTS = {"f32": ("<f", "<I", 4), "f64": ("<d", "<Q", 8)}
@@ -199,20 +199,74 @@ class Machine(ABC):
         """Bring the line at `at` into the first-level cache; never faults."""
 
     # ---- arithmetic of epilogues (names as in jitgen.functions.Emitter) ---------------------
-    def const(self, value: float) -> tuple[int, None, int, int]:
+    def const(self, value: float) -> Constant:
         """Handle of a constant, one value in every lane."""
         return self._constant(struct.pack(ELEMENTS[self.dtype][0], value))
 
-    def const_bits(self, bits: int) -> tuple[int, None, int, int]:
+    def const_bits(self, bits: int) -> Constant:
         """Handle of a constant bit pattern, one in every lane."""
         return self._constant(struct.pack(ELEMENTS[self.dtype][1], bits))
 
     @abstractmethod
-    def _constant(self, element: bytes) -> tuple[int, None, int, int]: ...
+    def _constant(self, element: bytes) -> Constant: ...
 
     @abstractmethod
     def use_constants(self, base: int) -> None:
         """Point register `base` at the constants; needed once before any constant is used."""
+
+    @abstractmethod
+    def load_const(self, d: int, c: Constant) -> None:
+        """d = the constant in every lane."""
+
+    @abstractmethod
+    def add(self, d: int, a: int, b: int | Constant) -> None: ...
+
+    @abstractmethod
+    def sub(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a - b."""
+
+    @abstractmethod
+    def mul(self, d: int, a: int, b: int | Constant) -> None: ...
+
+    @abstractmethod
+    def div(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a / b."""
+
+    @abstractmethod
+    def max(self, d: int, a: int, b: int | Constant) -> None:
+        """d = the greater of a and b; where one of them is NaN, b or NaN."""
+
+    @abstractmethod
+    def min(self, d: int, a: int, b: int | Constant) -> None:
+        """d = the smaller of a and b; where one of them is NaN, b or NaN."""
+
+    @abstractmethod
+    def fma(self, acc: int, a: int, b: int | Constant) -> None:
+        """acc = a * b + acc."""
+
+    @abstractmethod
+    def fnma(self, acc: int, a: int, b: int | Constant) -> None:
+        """acc = -(a * b) + acc."""
+
+    @abstractmethod
+    def fmad(self, d: int, a: int, b: int | Constant) -> None:
+        """d = d * a + b."""
+
+    @abstractmethod
+    def and_(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a & b, bit by bit."""
+
+    @abstractmethod
+    def or_(self, d: int, a: int, b: int | Constant) -> None:
+        """d = a | b, bit by bit."""
+
+    @abstractmethod
+    def shift_left(self, d: int, a: int, bits: int) -> None:
+        """d = a << bits in every lane."""
+
+    @abstractmethod
+    def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
+        """d = a where the sign bit of `condition` is set, else b."""
 
     @abstractmethod
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from isa.a64 import X16, A64Machine
 from isa.a64_rows import XZR, parse_table
 from isa.form import Form
-from isa.machine import At
-
-Constant = tuple[int, None, int, int]
+from isa.machine import At, Constant
 
 # Rows for both element sizes: T is s or d, sz the size field.
 # syntax | bit diagram | feature
@@ -87,6 +85,9 @@ class SveMachine(A64Machine):
         self._load = FORMS[f"ld1{letter} z.{t} p/z [xsp imm mul vl]"]
         self._store = FORMS[f"st1{letter} z.{t} p [xsp imm mul vl]"]
         self._broadcast = FORMS[f"ld1r{letter} z.{t} p/z [xsp imm]"]
+        self._zero = FORMS[f"dup z.{t} imm"]
+        #: displacements that ld1 and st1 take, and their immediates
+        self._near_vectors = {i * self.bytes: i for i in range(-8, 8)}
 
     def _form(self, signature: str) -> Form:
         """The form for this machine's elements; T stands for their size."""
@@ -115,35 +116,34 @@ class SveMachine(A64Machine):
     # ---- loads and stores -------------------------------------------------------------------
 
     def zero(self, v: int) -> None:
-        self._vector("dup z.T imm", v, 0)
+        self._out((self._zero, (v, 0)))
 
-    def _near_vectors(self, disp: int) -> bool:
-        return disp % self.bytes == 0 and -8 <= disp // self.bytes <= 7
+    def load(self, v: int, at: At, lanes: int) -> None:
+        self._transfer(self._load, "ldr", v, at, lanes == self.lanes)
 
-    def _far_vectors(self, disp: int) -> bool:
-        return disp % self.bytes == 0 and -256 <= disp // self.bytes <= 255
+    def store(self, v: int, at: At, lanes: int) -> None:
+        self._transfer(self._store, "str", v, at, lanes == self.lanes)
+
+    def _transfer(self, form: Form, whole: str, v: int, at: At, full: bool) -> None:
+        """Load or store: of a whole register, ldr and str reach further than ld1 and st1."""
+        base, disp = at
+        near = self._near_vectors.get(disp)
+        if near is None:
+            count, rest = divmod(disp, self.bytes)
+            if full and not rest and -256 <= count <= 255:
+                self._out((FORMS[f"{whole} z [xsp imm mul vl]"], (v, base, count)))
+                return
+            base, disp = self._reach(at, self._near_vectors.__contains__)
+            near = self._near_vectors[disp]
+        self._out((form, (v, ALL if full else TAIL, base, near)))
+
+    def broadcast(self, v: int, at: At) -> None:
+        if not (0 <= at[1] <= self.broadcast_reach and at[1] % self.element == 0):
+            at = self._reach(at, self._near_elements)
+        self._out((self._broadcast, (v, ALL, *at)))
 
     def _near_elements(self, disp: int) -> bool:
         return disp % self.element == 0 and 0 <= disp <= self.broadcast_reach
-
-    def load(self, v: int, at: At, lanes: int) -> None:
-        self._transfer(self._load, "ldr", v, at, lanes)
-
-    def store(self, v: int, at: At, lanes: int) -> None:
-        self._transfer(self._store, "str", v, at, lanes)
-
-    def _transfer(self, form: Form, whole: str, v: int, at: At, lanes: int) -> None:
-        """Load or store: of a whole register, ldr and str reach further than ld1 and st1."""
-        full = lanes == self.lanes
-        if full and self._far_vectors(at[1]) and not self._near_vectors(at[1]):
-            far = (v, at[0], at[1] // self.bytes)
-            self._out((FORMS[f"{whole} z [xsp imm mul vl]"], far))
-            return
-        base, disp = self._reach(at, self._near_vectors)
-        self._out((form, (v, ALL if full else TAIL, base, disp // self.bytes)))
-
-    def broadcast(self, v: int, at: At) -> None:
-        self._out((self._broadcast, (v, ALL, *self._reach(at, self._near_elements))))
 
     def mac(self, acc: int, a: int, b: int, lanes: int) -> None:
         self._out((self._mac, (acc, ALL, a, b)))
@@ -154,7 +154,6 @@ class SveMachine(A64Machine):
         return (-1, None, 1, self.program.constant(element))
 
     def load_const(self, d: int, c: Constant) -> None:
-        """d = the constant in every lane."""
         self.broadcast(d, (self.constant_base, c[3]))
 
     def _register(self, b: int | Constant) -> int:
@@ -166,27 +165,21 @@ class SveMachine(A64Machine):
         return temp
 
     def add(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a + b."""
         self._vector("fadd z.T z.T z.T", d, a, self._register(b))
 
     def sub(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a - b."""
         self._vector("fsub z.T z.T z.T", d, a, self._register(b))
 
     def mul(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a * b."""
         self._vector("fmul z.T z.T z.T", d, a, self._register(b))
 
     def div(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a / b."""
         self._destructive("fdiv", "fdivr", d, a, self._register(b))
 
     def max(self, d: int, a: int, b: int | Constant) -> None:
-        """d = the greater of a and b; NaN where one of them is NaN."""
         self._destructive("fmax", "fmax", d, a, self._register(b))
 
     def min(self, d: int, a: int, b: int | Constant) -> None:
-        """d = the smaller of a and b; NaN where one of them is NaN."""
         self._destructive("fmin", "fmin", d, a, self._register(b))
 
     def _destructive(self, name: str, swapped: str, d: int, a: int, b: int) -> None:
@@ -199,31 +192,24 @@ class SveMachine(A64Machine):
         self._vector(f"{name} z.T p/m z.T z.T", d, ALL, b)
 
     def fma(self, acc: int, a: int, b: int | Constant) -> None:
-        """acc = a * b + acc."""
         self._vector("fmla z.T p/m z.T z.T", acc, ALL, a, self._register(b))
 
     def fnma(self, acc: int, a: int, b: int | Constant) -> None:
-        """acc = -(a * b) + acc."""
         self._vector("fmls z.T p/m z.T z.T", acc, ALL, a, self._register(b))
 
     def fmad(self, d: int, a: int, b: int | Constant) -> None:
-        """d = d * a + b."""
         self._vector("fmad z.T p/m z.T z.T", d, ALL, a, self._register(b))
 
     def and_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a & b, bit by bit."""
         self._out((FORMS["and z.d z.d z.d"], (d, a, self._register(b))))
 
     def or_(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a | b, bit by bit."""
         self._out((FORMS["orr z.d z.d z.d"], (d, a, self._register(b))))
 
     def shift_left(self, d: int, a: int, bits: int) -> None:
-        """d = a << bits in every lane."""
         self._vector("lsl z.T z.T imm", d, a, bits)
 
     def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
-        """d = a where the sign bit of `condition` is set, else b."""
         self._vector("cmplt p.T p/z z.T imm", SCRATCH, ALL, condition, 0)
         self._vector("sel z.T p z.T z.T", d, SCRATCH, a, b)
 

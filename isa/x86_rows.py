@@ -35,6 +35,8 @@ POINTERS = {8: "byte", 16: "word", 32: "dword", 64: "qword", 128: "xmmword", 256
 IMMEDIATE_BYTES = {"imm8": 1, "imm32": 4, "imm64": 8, "uimm32": 4, "uimm8": 1}
 PREFIX_BITS = {"66": 1, "F3": 2, "F2": 3}
 MAP_BITS = {"0F": 1, "0F38": 2, "0F3A": 3}
+SCALE_BITS = {1: 0, 2: 1, 4: 2, 8: 3}
+INDEXES = frozenset((None, *range(16))) - {4}  # rsp's code means: no index
 LENGTH_BITS = {"128": 0, "256": 1, "512": 2, "LIG": 0, "LZ": 0, "L0": 0, "L1": 1}
 
 
@@ -206,6 +208,9 @@ class _Encoding:
     def _encode_label(self, operands: Operands) -> bytes:
         distance, size = operands[self.label_at]
         offset = distance - size
+        limit = 1 << (7 if size == 2 else 31)
+        if not -limit <= offset < limit:
+            raise EncodingError(f"{self.signature}: a label {distance} bytes away, size {size}")
         if self.kinds[self.label_at] == "rip":
             reg = operands[self.reg]
             head = bytes((0x48 | (reg >> 3) << 2, self.opcodes[0], (reg & 7) << 3 | 5))
@@ -273,8 +278,8 @@ def _memory(memory: Memory, reg: int, compression: int) -> tuple[int, int, bytes
     base, index, scale, disp = memory
     if not -(1 << 31) <= disp < 1 << 31:
         raise EncodingError(f"displacement {disp} does not fit 32 bits")
-    if index == 4:
-        raise EncodingError("rsp cannot be an index")
+    if not 0 <= base < 16 or index not in INDEXES or scale not in SCALE_BITS:
+        raise EncodingError(f"{memory} is no (base, index but rsp, scale, displacement)")
     compressed, rest = divmod(disp, compression)
     if disp == 0 and base & 7 != 5:
         mod, tail = 0, b""
@@ -284,7 +289,6 @@ def _memory(memory: Memory, reg: int, compression: int) -> tuple[int, int, bytes
         mod, tail = 0x80, (disp & 0xFFFFFFFF).to_bytes(4, "little")
     if index is None and base & 7 != 4:
         return base, 0, bytes((mod | reg << 3 | base & 7,)) + tail
-    scale_bits = {1: 0, 2: 1, 4: 2, 8: 3}[scale]
     low = 4 if index is None else index & 7
-    head = bytes((mod | reg << 3 | 4, scale_bits << 6 | low << 3 | base & 7))
+    head = bytes((mod | reg << 3 | 4, SCALE_BITS[scale] << 6 | low << 3 | base & 7))
     return base, index or 0, head + tail

@@ -10,11 +10,8 @@ from __future__ import annotations
 from isa.form import Form
 from isa.x86 import X86Machine
 
-Constant = tuple[int, None, int, int]
 #: register name by width in bits
 REGISTER = {128: "xmm", 256: "ymm", 512: "zmm"}
-
-
 
 
 class X86VectorMachine(X86Machine):
@@ -62,43 +59,33 @@ class X86VectorMachine(X86Machine):
     # ---- arithmetic -----------------------------------------------------------------------
 
     def add(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a + b."""
         self._vector(f"vadd{self.p}", d, a, b)
 
     def sub(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a - b."""
         self._vector(f"vsub{self.p}", d, a, b)
 
     def mul(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a * b."""
         self._vector(f"vmul{self.p}", d, a, b)
 
     def div(self, d: int, a: int, b: int | Constant) -> None:
-        """d = a / b."""
         self._vector(f"vdiv{self.p}", d, a, b)
 
     def max(self, d: int, a: int, b: int | Constant) -> None:
-        """d = the greater of a and b; b where one of them is NaN (SDM, MAXPS)."""
         self._vector(f"vmax{self.p}", d, a, b)
 
     def min(self, d: int, a: int, b: int | Constant) -> None:
-        """d = the smaller of a and b; b where one of them is NaN (SDM, MINPS)."""
         self._vector(f"vmin{self.p}", d, a, b)
 
     def fma(self, acc: int, a: int, b: int | Constant) -> None:
-        """acc = a * b + acc."""
         self._vector(f"vfmadd231{self.p}", acc, a, b)
 
     def fnma(self, acc: int, a: int, b: int | Constant) -> None:
-        """acc = -(a * b) + acc."""
         self._vector(f"vfnmadd231{self.p}", acc, a, b)
 
     def fmad(self, d: int, a: int, b: int | Constant) -> None:
-        """d = d * a + b."""
         self._vector(f"vfmadd213{self.p}", d, a, b)
 
     def load_const(self, d: int, c: Constant) -> None:
-        """d = the constant in every lane."""
         if self.memory[0] == "m":
             self._vector("vmovups", d, c)
         else:

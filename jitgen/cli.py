@@ -1,25 +1,34 @@
 """The command line: `jitgen targets`, `jitgen kernel` and `jitgen show`.
 
-This file parses arguments, prints errors and holds the two short commands; `jitgen kernel` stands in
-`jitgen.cli_kernel`. Not here: anything that a program could not do through `jitgen.brgemm`.
+This file parses arguments, turns errors into messages and holds the two short commands. Not here:
+`jitgen kernel` (`jitgen.cli_kernel`) and the options of a kernel (`jitgen.cli_options`).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import jitgen
 from jitgen import cpu, listing
+from jitgen.cli_kernel import kernel, use_one_thread
+from jitgen.cli_options import (
+    BAD,
+    BAD_ARGUMENTS,
+    CANNOT_RUN,
+    GOOD,
+    OK,
+    OPTIONS,
+    Style,
+    print_json,
+    requests,
+)
 from jitgen.loader import ExecutableMemoryError
 
-OK, WRONG, BAD_ARGUMENTS, CANNOT_RUN = range(4)
+INTERRUPTED = 128 + 2
 PIPE_CLOSED = 128 + 13
 
 EXIT_CODES = """\
@@ -40,6 +49,7 @@ examples:
   jitgen targets                             what this CPU can run
 
 """
+KERNEL_USAGE = "%(prog)s M N K [options]\n       %(prog)s --shapes FILE [options]"
 KERNEL_EXAMPLES = """\
 examples:
   jitgen kernel 64 64 64 --batch 16
@@ -69,136 +79,6 @@ examples:
   JITGEN_ISA=avx2 jitgen targets             with the automatic choice capped
 
 """
-
-
-def parse_epilogue(text: str) -> tuple[Any, ...]:
-    """The steps of "bias,relu,clip:0:6"."""
-    steps = []
-    for item in filter(None, text.split(",")):
-        name, *values = item.strip().split(":")
-        steps.append((name, *map(_number, values)))
-    return tuple(steps)
-
-
-def parse_plan(text: str) -> dict[str, Any]:
-    """The overrides of "rows=6,order=mn"."""
-    result: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ValueError(f"--plan {text}: {item!r} is not of the form name=value")
-        result[name] = int(value) if value.lstrip("-").isdigit() else value
-    return result
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"epilogue parameter {text!r} is no number") from None
-
-
-def parse_flag(text: str) -> bool:
-    """A yes or no in a file."""
-    if text.lower() in ("1", "true", "yes"):
-        return True
-    if text.lower() in ("0", "false", "no"):
-        return False
-    raise ValueError(f"{text!r} is neither yes nor no")
-
-
-#: What a kernel can be asked: name -> (parser, what it takes, help); flags take nothing
-OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "batch": (int, "N", "how many products are summed (1)"),
-    "dtype": (str, "TYPE", "f32 (default) or f64"),
-    "epilogue": (parse_epilogue, "STEPS", "applied to C before the store: bias,relu,clip:0:6"),
-    "alpha": (float, "X", "factor of the products (1)"),
-    "beta": (float, "X", "factor of the old C (0)"),
-    "lda": (int, "N", "elements from a row of A to the next"),
-    "ldb": (int, "N", "elements from a row of B to the next"),
-    "ldc": (int, "N", "elements from a row of C to the next"),
-    "trans_a": (parse_flag, "", "A is stored k x m"),
-    "trans_b": (parse_flag, "", "B is stored n x k"),
-    "packed_b": (parse_flag, "", "B is stored in panels as wide as a register tile"),
-    "batch_kind": (str, "KIND", "stride (default), offset or address"),
-    "plan": (parse_plan, "PLAN", "overrides, to tune: rows=6,columns=16,k_unroll=4"),
-}
-
-
-@dataclass
-class Request:
-    """A kernel that the user wants, with the batch it is called with."""
-
-    m: int
-    n: int
-    k: int
-    options: dict[str, Any]
-    isa: str | None = None
-    name: str = ""
-    times: int = 1
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def batch(self) -> int:
-        """Products summed in a call."""
-        return int(self.options.get("batch", 1))
-
-    def kernel(self) -> jitgen.Kernel:
-        """The kernel, from the cache if it is there."""
-        given = {name: value for name, value in self.options.items() if name != "batch"}
-        if "batch_kind" in given:
-            given["batch"] = given.pop("batch_kind")
-        return jitgen.brgemm(self.m, self.n, self.k, target=self.isa, **given)
-
-
-def requests(arguments: argparse.Namespace) -> list[Request]:
-    """The kernels asked for. Raises ValueError that names what is wrong."""
-    given = {name: getattr(arguments, name) for name in OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    sizes = arguments.size
-    file = getattr(arguments, "shapes", None)
-    if file and sizes:
-        raise ValueError("give either M N K or --shapes, not both")
-    if file:
-        return list(_read_shapes(file, given, arguments.isa))
-    if len(sizes) != 3:
-        raise ValueError(f"a kernel has three sizes, M N K; got {len(sizes)}")
-    return [Request(*sizes, given, arguments.isa)]
-
-
-def _read_shapes(file: str, given: dict[str, Any], isa: str | None) -> Iterator[Request]:
-    with open(file, newline="", encoding="utf-8") as stream:
-        text = [line for line in stream if line.strip()]
-    numbered = [(i, line) for i, line in enumerate(text, 1) if not line.startswith("#")]
-    rows = csv.DictReader(line for _, line in numbered)
-    columns = rows.fieldnames or []
-    known = ["name", "m", "n", "k", "count_in_network", *OPTIONS]
-    for column in columns:
-        if column not in known:
-            raise ValueError(f"{file}: column {column!r} is not one of {', '.join(known)}")
-    for column in ("m", "n", "k"):
-        if column not in columns:
-            raise ValueError(f"{file}: column {column!r} is missing")
-    for row in rows:
-        where = f"{file}: {row.get('name') or f'row {rows.line_num - 1}'}"
-        try:
-            if None in row or None in row.values():
-                raise ValueError(f"the header has {len(columns)} columns, this line has not")
-            cells = {name: value.strip() for name, value in row.items() if value.strip()}
-            m, n, k, times = (_whole(name, cells) for name in ("m", "n", "k", "count_in_network"))
-            options = {name: OPTIONS[name][0](cells[name]) for name in OPTIONS if name in cells}
-            request = Request(m, n, k, {**given, **options}, isa, cells.get("name", ""), times)
-            request.kernel()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
-        yield request
-
-
-def _whole(name: str, cells: dict[str, str]) -> int:
-    text = cells.get(name, "1" if name == "count_in_network" else "")
-    if not text.isdigit():
-        raise ValueError(f"{name}={text!r} is no whole number")
-    return int(text)
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -247,41 +127,13 @@ def targets(arguments: argparse.Namespace) -> int:
         print(f"{'JITGEN_ISA':10} {cap}: caps the automatic choice")
     print()
     for name, why in usable.items():
-        state = style.good("runs here") if not why else "generates only: " + why
+        state = style(GOOD, "runs here") if not why else "generates only: " + why
         mark = ", chosen by default" if name == chosen else ""
         print(f"{name:10} {state}{mark}")
     print(f"{'sve<bits>':10} SVE of any other length, 128 to 2048 bits in steps of 128")
     if reason:
-        print(f"\n{style.bad('no default target')}: {reason}")
+        print(f"\n{style(BAD, 'no default target')}: {reason}")
     return OK
-
-
-class Style:
-    """Colours, on a terminal only and not with NO_COLOR."""
-
-    def __init__(self) -> None:
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        self.on = sys.stdout.isatty() and not plain
-
-    def _wrap(self, code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.on else text
-
-    def strong(self, text: str) -> str:
-        """Bold."""
-        return self._wrap("1", text)
-
-    def good(self, text: str) -> str:
-        """Green."""
-        return self._wrap("32", text)
-
-    def bad(self, text: str) -> str:
-        """Red and bold."""
-        return self._wrap("1;31", text)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _positive(text: str) -> float:
@@ -302,30 +154,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jitgen {jitgen.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, epilog: str) -> argparse.ArgumentParser:
+    def command(name: str, what: str, epilog: str, usage: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=what, description=what[0].upper() + what[1:] + ".",
             epilog=epilog + EXIT_CODES, formatter_class=formatter, allow_abbrev=False,
+            usage=usage,
         )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    kernel = command("kernel", "generate a kernel, check it and measure it", KERNEL_EXAMPLES)
-    showing = command("show", "print the machine code of a kernel, explained", SHOW_EXAMPLES)
-    command("targets", "list what this CPU can run", TARGETS_EXAMPLES)
-    for sub in (kernel, showing):
+    what = "generate a kernel, check it and measure it"
+    measuring = command("kernel", what, KERNEL_EXAMPLES, KERNEL_USAGE)
+    what = "print the machine code of a kernel, explained"
+    showing = command("show", what, SHOW_EXAMPLES, "%(prog)s M N K [options]")
+    command("targets", "list what this CPU can run", TARGETS_EXAMPLES, "%(prog)s [--json]")
+    for sub in (measuring, showing):
         sub.add_argument(
             "size", type=int, nargs="*", metavar="M N K", help="C is M x N, A_i M x K, B_i K x N"
         )
-        sub.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (this CPU's best)")
+        sub.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (the best here)")
         for name, (parse, takes, what) in OPTIONS.items():
             option = "--" + name.replace("_", "-")
             if takes:
                 sub.add_argument(option, type=_checked(parse), metavar=takes, help=what)
             else:
                 sub.add_argument(option, action="store_true", default=None, help=what)
-    kernel.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
-    kernel.add_argument(
+    measuring.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
+    measuring.add_argument(
         "--seconds", type=_positive, metavar="S", help="time to measure for (0.5; 0.2 a shape)"
     )
     return parser
@@ -347,8 +202,6 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    from jitgen.cli_kernel import kernel, use_one_thread
-
     try:
         arguments = _parser().parse_args(argv)
         if argv is None and arguments.command == "kernel":
@@ -363,13 +216,15 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except MemoryError as error:
         return _error(f"not enough memory for the arrays: {error}", BAD_ARGUMENTS)
-    except (TypeError, ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return _error(str(error), BAD_ARGUMENTS)
     except (RuntimeError, ExecutableMemoryError) as error:
         return _error(str(error), CANNOT_RUN)
+    except OSError as error:  # the file of shapes
+        return _error(f"{error.filename}: {error.strerror}", BAD_ARGUMENTS)
+    except (TypeError, ValueError) as error:
+        return _error(str(error), BAD_ARGUMENTS)
 
 
 def _error(message: str, code: int) -> int:

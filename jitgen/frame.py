@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isa.machine import Machine
-from jitgen.plan import Facts, operand_registers
+from isa.form import Record
+from isa.machine import At, Machine
+from jitgen.plan import Facts, operand_registers, resolve_hold
 
 #: The argument struct (docs/abi.md): name -> byte offset. Every word has 8 bytes.
 ARGUMENTS = {
@@ -94,5 +95,11 @@ class Tile:
         needed = operand_registers(facts, rows, vectors, hold)
         self.operands = list(range(split * size, split * size + needed))
         self.tail = facts.vectors - 1 if facts.tail_vectors[widths[-1] % facts.lanes] else -1
+        self.hold = resolve_hold(rows, vectors, hold)
+        #: where the reduction's first step reads A's rows and B's vectors
+        self.a_at: list[At] = []
+        self.b_at: list[At] = []
+        #: instruction records that repeat in every step
+        self.repeated: dict[tuple[int, int], list[Record]] = {}
         #: registers free once the reduction is over and the sets are summed
         self.free = [v for v in range(size, facts.vectors) if v != self.tail]

@@ -20,8 +20,8 @@ The shape all of them share:
 
 Constants are operands in memory and occupy no register.  NaN gives NaN, infinities give the limit.
 A zero result may have either sign.  Errors in the docstrings are the largest ones measured against
-references of higher precision, in units in the last place (ULP) of the result, which for
-subnormal results is the smallest subnormal number.
+references of higher precision, for f32 over all inputs, for f64 over 80,000 samples, in units in
+the last place (ULP) of the result; for subnormal results that is the smallest subnormal number.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class Emitter(Protocol[C]):
         """Return a constant with the bit pattern `bits` in every lane."""
 
     def load_const(self, d: int, c: C) -> None:
-        """d = c"""
+        """d = c."""
 
     def add(self, d: int, a: int, b: int | C) -> None:
-        """d = a + b"""
+        """d = a + b."""
 
     def sub(self, d: int, a: int, b: int | C) -> None:
-        """d = a - b"""
+        """d = a - b."""
 
     def mul(self, d: int, a: int, b: int | C) -> None:
-        """d = a * b"""
+        """d = a * b."""
 
     def div(self, d: int, a: int, b: int | C) -> None:
-        """d = a / b"""
+        """d = a / b."""
 
     def max(self, d: int, a: int, b: int | C) -> None:
         """d = the greater of a and b; where one of them is NaN, b or NaN."""
@@ -109,9 +109,8 @@ class _Table:
     silu_limit: float  # |x| * sigmoid(-|x|) is 0 from here on
     tanh_limit: float  # tanh is 1 from here on
     gelu_limit: float  # |x| * Phi(-|x|) is 0 from here on
-    gelu_tanh_limit: float
+    gelu_tanh_limit: float  # likewise
     ln2: tuple[float, float]
-    two_ln2: tuple[float, float]
     step_square: tuple[float, float]  # 2 ln 2
     step_cubic: tuple[float, float]  # ln 2 / _CUBIC
     inverse_cubic: tuple[float, float]  # 1 / 0.044715; the head has few bits
@@ -125,7 +124,7 @@ _LOG2E = 1.4426950408889634
 _CUBIC = 0.07135481627260025  # 2 sqrt(2 / pi) 0.044715
 
 # Coefficients are given from the constant term upwards.  They minimise the largest relative error
-# on the range they serve (Remez), the constant term of `exp` being held at 1.
+# on the range they serve (Remez), the first two of `exp` being held at 1.
 # fmt: off
 _TABLES = {
     "f32": _Table(
@@ -133,13 +132,10 @@ _TABLES = {
         exp_range=(-104.0, 89.0), sigmoid_range=(-104.0, 20.0),
         silu_limit=108.75, tanh_limit=9.02, gelu_limit=14.375, gelu_tanh_limit=10.78,
         ln2=(0.6931471824645996, -1.9046542121259336e-09),
-        two_ln2=(1.3862943649291992, -3.809308424251867e-09),
         step_square=(1.38629150390625, 2.857213530660374e-06),
         step_cubic=(9.7138671875, 0.0002238405286334455),
         inverse_cubic=(22.363845825195312, 1.417704152117949e-05),
-        exp=(
-            1.0, 1.0, 0.49999994, 0.16666521, 0.041668262, 0.008368671, 0.0013820999,
-        ),
+        exp=(1.0, 1.0, 0.49999994, 0.16666521, 0.041668262, 0.008368671, 0.0013820999),
         exp_wide=(
             1.0, 1.0000001, 0.5000006, 0.1666657, 0.04165989, 0.008336937, 0.0014122657,
             1.957802e-04,
@@ -155,7 +151,6 @@ _TABLES = {
         exp_range=(-746.0, 710.0), sigmoid_range=(-746.0, 40.0),
         silu_limit=751.8, tanh_limit=19.1, gelu_limit=38.59, gelu_tanh_limit=21.55,
         ln2=(0.6931471805599453, 2.3190468138462996e-17),
-        two_ln2=(1.3862943611198906, 4.638093627692599e-17),
         step_square=(1.3862943611197807, 1.0995846037416742e-13),
         step_cubic=(9.714091028021357, 2.33860772008595e-12),
         inverse_cubic=(22.36386000223638, 7.068084733670861e-15),
@@ -185,8 +180,8 @@ _TABLES = {
 }
 # fmt: on
 
+#: Temporary registers each function needs beside the one with its argument and result
 TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
-"""Temporary registers each function needs beside the one with its argument and result."""
 
 
 def _magic(table: _Table, offset: int = 0) -> float:
@@ -215,7 +210,7 @@ def _scaled(coefficients: Sequence[float], outer: float, inner: float = 1.0) -> 
 
 
 def _clamp(v: Emitter[C], x: int, t: Sequence[int], low: float, high: float) -> None:
-    """x = x limited to [low, high]; NaN stays NaN, being the second operand.  Clobbers t[0], t[1]."""
+    """x = x limited to [low, high]; NaN, the second operand, stays NaN.  Clobbers t[0], t[1]."""
     v.load_const(t[0], v.const(high))
     v.min(t[0], t[0], x)
     v.load_const(t[1], v.const(low))
@@ -246,8 +241,9 @@ def _positive_part(v: Emitter[C], x: int, t: int) -> None:
 
 
 def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = e^x.  Largest error TODO.
+    """x = e^x.
 
+    Largest error: f32 2.29 ULP (x near -59), f64 1.5 ULP.
     The range of n is wider than that of normal powers of two, so 2^n is applied as two equal
     factors 2^(n / 2) with n even, at the price of a polynomial on twice the range.
     """
@@ -258,8 +254,8 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.load_const(power, magic)
     v.fma(power, x, v.const(_LOG2E / 2))
     v.sub(p, power, magic)  # n / 2
-    v.fnma(x, p, v.const(table.two_ln2[0]))
-    v.fnma(x, p, v.const(table.two_ln2[1]))
+    v.fnma(x, p, v.const(2 * table.ln2[0]))
+    v.fnma(x, p, v.const(2 * table.ln2[1]))
     _horner(v, p, x, table.exp_wide)
     v.shift_left(power, power, table.mantissa_bits)
     v.mul(p, p, power)
@@ -267,8 +263,9 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
 
 
 def sigmoid(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = 1 / (1 + e^-x).  Largest error TODO.
+    """x = 1 / (1 + e^-x).
 
+    Largest error: f32 2.41 ULP (x near -4), f64 2.1 ULP.
     With e^x = p / a the result is p / (a + p): no cancellation at either end, never above 1.
     """
     _clamp(v, x, t, *_TABLES[v.dtype].sigmoid_range)
@@ -278,14 +275,14 @@ def sigmoid(v: Emitter[C], x: int, t: Sequence[int]) -> None:
 
 
 def silu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = x / (1 + e^-x).  Largest error TODO.
+    """x = x / (1 + e^-x).
 
+    Largest error: f32 3.00 ULP (x near -5), f64 2.6 ULP.
     max(x, 0) - |x| sigmoid(-|x|), the product being (|x| / (a + p)) * p: with the division first,
     neither a small |x| nor a small sigmoid drives an intermediate result below the normal range.
     """
     table = _TABLES[v.dtype]
-    sign = v.const_bits(_sign(v))
-    limit = v.const(-table.silu_limit)
+    sign, limit = v.const_bits(_sign(v)), v.const(-table.silu_limit)
     y, p, a = t[0], t[1], t[2]
     v.or_(y, x, sign)
     v.max(y, y, limit)
@@ -299,8 +296,9 @@ def silu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
 
 
 def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = tanh(x).  Largest error TODO.
+    """x = tanh(x).
 
+    Largest error: f32 3.38 ULP (|x| near 0.06), f64 2.8 ULP.
     e / (e + 2) with e = e^(2 |x|) - 1 = 2^n q + (2^n - 1), q being the polynomial less its constant
     term: accurate near 0, where n is 0; odd to the last bit; never beyond 1.
     """
@@ -327,14 +325,14 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
 
 
 def gelu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2.  Largest error TODO.
+    """x = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2.
 
-    max(x, 0) - y Phi(-y) with y = |x| and y Phi(-y) = e^(-y^2 / 2) * r * W(r - 1), r being y / (y + b)
-    and W a polynomial: r and W lie between bounds, however large y is.
+    Largest error: f32 4.33 ULP (|x| near 0.014), f64 5.6 ULP (|x| < 0.1).
+    max(x, 0) - y Phi(-y) with y = |x| and y Phi(-y) = e^(-y^2 / 2) * r * W(r - 1), r being
+    y / (y + b) and W a polynomial: r and W stay between bounds, however large y is.
     """
     table = _TABLES[v.dtype]
-    magnitude = v.const_bits(_sign(v) - 1)
-    limit = v.const(table.gelu_limit)
+    magnitude, limit = v.const_bits(_sign(v) - 1), v.const(table.gelu_limit)
     magic = v.const(_magic(table))
     y, n, f = t[0], t[1], t[2]
     v.and_(y, x, magnitude)
@@ -364,8 +362,9 @@ def gelu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
 
 
 def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
-    """x = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.  Largest error TODO.
+    """x = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
 
+    Largest error: f32 3.13 ULP (x near -2.6), f64 2.7 ULP.
     That is x sigmoid(w) with w = c y (y^2 + k), c = 2 sqrt(2 / pi) 0.044715 and k = 1 / 0.044715,
     computed as silu is; c is part of the polynomial for e^-w, so that only y (y^2 + k) is to be
     kept to more than working precision.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from isa.machine import Machine
 from jitgen.epilogue import Finish
 from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
-from jitgen.plan import Facts, Plan, Segment, resolve_hold, tile_split
+from jitgen.plan import Facts, Plan, Segment, tile_split
 from jitgen.spec import KernelSpec
 
 
@@ -70,6 +70,9 @@ class _Brgemm:
         machine.begin(frame.used(), stack)
         if "constants" in frame.roles:
             machine.use_constants(frame["constants"])
+        if "b_step" in frame.roles:
+            machine.set(frame["b_step"], self.b_step)
+            machine.hoist(self.b_step, frame["b_step"])
         tail = self.spec.n % self.facts.lanes
         if tail and not self.facts.tail_vectors[tail]:
             machine.set_tail(tail, -1)
@@ -174,6 +177,11 @@ class _Brgemm:
         widths = [min(lanes, columns - j) for j in range(0, columns, lanes)]
         split = tile_split(self.plan, self.spec, self.facts, rows, columns)
         tile = Tile(rows, widths, row, col, split, self.facts, self.plan.hold)
+        pointers, per_pointer = self._pointers(tile), self.rows_per_pointer
+        tile.a_at = [
+            (pointers[i // per_pointer], i % per_pointer * self.a_row) for i in range(rows)
+        ]
+        tile.b_at = [(self.frame["b_now"], j * self.vector) for j in range(len(widths))]
         machine.program.section(f"tile {rows} x {columns}: start the accumulators")
         if tile.tail >= 0:
             machine.set_tail(widths[-1], tile.tail)
@@ -294,6 +302,8 @@ class _Brgemm:
             self.b_step % self.facts.vector_granule == 0 or unroll == 1
         )
         self.b_advance = _Advance(self.b_step, unroll if together else 1)
+        if not together and self.frame.free():
+            self.frame.take("b_step")
 
     def _pointers(self, tile: Tile) -> list[int]:
         count = -(-tile.rows // self.rows_per_pointer)
@@ -341,41 +351,60 @@ class _Brgemm:
 
     def _step(self, tile: Tile, s: int, a_s: int, b_s: int) -> None:
         """One reduction step: a rank-1 update of the tile."""
-        machine, per_pointer = self.machine, self.rows_per_pointer
-        pointers, b = self._pointers(tile), self.frame["b_now"]
-        acc = tile.sets[s % len(tile.sets)]
-        widths, vectors = tile.widths, len(tile.widths)
+        machine = self.machine
+        a_shift, b_shift = a_s * self.a_step, b_s * self.b_step
+        chosen = s % len(tile.sets)
+        acc, widths, rows = tile.sets[chosen], tile.widths, tile.rows
         # a panel is padded with zeros, so its vectors are always whole
-        loaded = [self.facts.lanes] * vectors if self.spec.panel else widths
-        a_at = [
-            (pointers[i // per_pointer], i % per_pointer * self.a_row + a_s * self.a_step)
-            for i in range(tile.rows)
-        ]
-        b_at = [(b, b_s * self.b_step + j * self.vector) for j in range(vectors)]
+        loaded = [self.facts.lanes] * len(widths) if self.spec.panel else widths
+        b_at = [(pointer, disp + b_shift) for pointer, disp in tile.b_at]
         if self.plan.prefetch:
-            machine.prefetch((b, (b_s + self.plan.prefetch) * self.b_step))
-        if resolve_hold(tile.rows, vectors, self.plan.hold) == "b":
-            *held, moving = tile.operands if len(tile.operands) > vectors else (*tile.operands, -1)
-            for j in range(vectors):
-                machine.load(held[j], b_at[j], loaded[j])
-            for i in range(tile.rows):
-                if moving < 0:
-                    machine.mac_broadcast(acc[i][0], held[0], a_at[i], widths[0])
-                    continue
-                machine.broadcast(moving, a_at[i])
-                for j in range(vectors):
-                    machine.mac(acc[i][j], moving, held[j], widths[j])
-            return
+            ahead = b_shift + self.plan.prefetch * self.b_step
+            machine.prefetch((self.frame["b_now"], ahead))
         *held, moving = tile.operands
-        for i in range(tile.rows):
-            machine.broadcast(held[i], a_at[i])
-        for j in range(vectors):
-            if tile.rows == 1 and self.facts.fused_load and loaded[j] == self.facts.lanes:
-                machine.mac_load(acc[0][j], held[0], b_at[j], loaded[j])
+        if tile.hold == "b":
+            fused = len(tile.operands) == len(widths)
+            held = tile.operands if fused else held
+            for register, at, width in zip(held, b_at, loaded, strict=True):
+                machine.load(register, at, width)
+            for i, (pointer, disp) in enumerate(tile.a_at):
+                if fused:
+                    machine.mac_broadcast(acc[i][0], held[0], (pointer, disp + a_shift), widths[0])
+                    continue
+                machine.broadcast(moving, (pointer, disp + a_shift))
+                self._macs(tile, (chosen, i), acc[i], [moving], held, widths)
+            return
+        for register, (pointer, disp) in zip(held, tile.a_at, strict=True):
+            machine.broadcast(register, (pointer, disp + a_shift))
+        for j, at in enumerate(b_at):
+            if rows == 1 and self.facts.fused_load and loaded[j] == self.facts.lanes:
+                machine.mac_load(acc[0][j], held[0], at, loaded[j])
                 continue
-            machine.load(moving, b_at[j], loaded[j])
-            for i in range(tile.rows):
-                machine.mac(acc[i][j], held[i], moving, widths[j])
+            machine.load(moving, at, loaded[j])
+            column = [row[j] for row in acc]
+            self._macs(tile, (chosen, j), column, held, [moving], [widths[j]])
+
+    def _macs(
+        self, tile: Tile, key: tuple[int, int], acc: list[int], a: list[int], b: list[int],
+        widths: list[int],
+    ) -> None:  # fmt: skip
+        """acc += a * b for one row (one `a`) or one column (one `b`) of a tile.
+
+        These are the same in every step, so their records are made once and then repeated.
+        """
+        records = self.machine.program.records
+        made = tile.repeated.get(key)
+        if made is None:
+            start = len(records)
+            if len(a) == 1:
+                for register, vector, width in zip(acc, b, widths, strict=True):
+                    self.machine.mac(register, a[0], vector, width)
+            else:
+                for register, row in zip(acc, a, strict=True):
+                    self.machine.mac(register, row, b[0], widths[0])
+            tile.repeated[key] = records[start:]
+        else:
+            records += made
 
     # ---- transposed B -----------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Not here: the checks of a call's arrays (`jitgen.operands`) and the command line
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
 from jitgen.target import ANY_WIDTH, Target, parse_target
 
 #: Largest machine code of one kernel in bytes
-CODE_BYTES = 64 * 1024
+CODE_BYTES = 256 * 1024
 #: Kernels that stay cached
 CACHE_SIZE = 4096
 
@@ -151,7 +152,7 @@ def generate(
     if len(code) > CODE_BYTES:
         raise ValueError(
             f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
-            "choose a smaller k_unroll"
+            "choose a smaller k_unroll, or apply fewer functions to C"
         )
     return Kernel(spec, target, plan, machine.program, code, roles)
 
@@ -263,5 +264,5 @@ def clear_caches() -> None:
             clear_forms(module.tables())
 
 
-if hasattr(loader.os, "register_at_fork"):
-    loader.os.register_at_fork(after_in_child=_cache.after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cache.after_fork)

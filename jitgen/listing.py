@@ -60,7 +60,8 @@ def describe(spec: KernelSpec) -> str:
 
 def plan_lines(kernel: Kernel) -> list[str]:
     """The plan and why it was chosen, a sentence each."""
-    plan, counts = kernel.plan, {}
+    plan = kernel.plan
+    counts: dict[tuple[int, int], int] = {}
     for outer, inners in plan.nest:
         for inner in inners:
             size = (inner.size, outer.size) if plan.order == "nm" else (outer.size, inner.size)
@@ -79,8 +80,9 @@ def plan_lines(kernel: Kernel) -> list[str]:
 
 def general_name(target: Target, number: int) -> str:
     """Name of a general-purpose register of `target`."""
-    names = x86 if target.architecture == "x86_64" else a64
-    return names.register_name(number)
+    if target.architecture == "x86_64":
+        return x86.register_name(number)
+    return a64.register_name(number)
 
 
 def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:

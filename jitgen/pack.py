@@ -63,8 +63,8 @@ def pack_b(
     extent = max(rows * leading, stride, panel_shape(k, n, width)[0] * k * width) * b.itemsize
     if min(leading, stride) < 0 or extent >= MATRIX_BYTES:
         raise ValueError(f"b has strides {b.strides} and shape {b.shape}; strides must be from 0 to 2 GiB")
-    shape = (len(batch), *panel_shape(k, n, width))
-    shape = shape if b.ndim == 3 else shape[1:]
+    panels = panel_shape(k, n, width)
+    shape = (len(batch), *panels) if b.ndim == 3 else panels
     if out is None:
         out = np.empty(shape, b.dtype)
     elif not isinstance(out, np.ndarray) or out.dtype != b.dtype or out.shape != shape:

@@ -81,12 +81,14 @@ TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "pr
 TYPICAL_BATCH = 4
 #: Cycles lost at each change of tile: the loop branch, address arithmetic, draining accumulators.
 TILE_OVERHEAD = 12.0
+#: What each further kind of tile costs, as a part of the whole: code to emit, fetch and predict
+BODY_COST = 0.01
 #: Part of a load's time that shows even when another bound is tighter
 LOAD_WEIGHT = 0.15
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 100
 #: Reduction steps between two stores of C, at least
-SHORTEST_PASS = 96
+SHORTEST_PASS = 64
 #: bytes of stack a transposed B may be packed into
 PACK_BYTES = 32768
 
@@ -209,13 +211,14 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     if not order:
         # the smaller matrix should stay in L1 while the other streams; columns of different widths
         # want rows of their own, which only the order "nm" gives them
-        uniform = len({-(-c.size // facts.lanes) for c in columns}) == 1
+        # (nor may one of them need another register for its tail)
+        uniform = len({_demand(spec, facts, c) for c in columns}) == 1
         order = "mn" if uniform and spec.n <= spec.m and not spec.trans_b else "nm"
     nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
         nest = tuple((c, search.choose_rows(c)) for c in columns)
     else:
-        widest = max(columns, key=lambda s: s.size)
+        widest = max(columns, key=lambda c: _demand(spec, facts, c))
         nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
     plan = Plan(order, nest, "auto", 1, 0, spec.k, 0, 0)
     plan, why = _choose_reduction(spec, facts, plan)
@@ -226,6 +229,11 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     plan = replace(plan, reasons=reasons)
     _check(spec, facts, plan)
     return plan
+
+
+def _demand(spec: KernelSpec, facts: Facts, column: Segment) -> int:
+    """Vector registers that a row of a tile with these columns needs, to compare columns."""
+    return registers_needed(spec, facts, 1, column.size, 1, "b")
 
 
 def tile_split(plan: Plan, spec: KernelSpec, facts: Facts, rows: int, columns: int) -> int:
@@ -266,6 +274,7 @@ class _Search:
         for vectors in widths:
             columns = split_columns(spec.n, lanes, vectors, 0, bits)
             cost = sum(c.repeat * self._rows(c)[0] for c in columns)
+            cost *= 1 + BODY_COST * len(columns)
             if best is None or cost < best[0]:
                 best = (cost, columns)
         if best is None or best[0] == _IMPOSSIBLE:
@@ -292,26 +301,33 @@ class _Search:
     def _rows(self, column: Segment) -> tuple[float, tuple[Segment, ...]]:
         best = self._partitions.get(column.size)
         if best is None:
-            best = (_IMPOSSIBLE, ())
-            for height in self._heights(column):
-                segments = split_evenly(self.spec.m, height)
-                cost = sum(s.repeat * self._cost(s.size, column.size) for s in segments)
-                if cost < best[0]:
-                    best = (cost, tuple(segments))
-            self._partitions[column.size] = best
+            cost, height = min(
+                ((self._height_cost(h, column.size), h) for h in self._heights(column)),
+                default=(_IMPOSSIBLE, 0),
+            )
+            segments = tuple(split_evenly(self.spec.m, height)) if height else ()
+            best = self._partitions[column.size] = (cost, segments)
         return best
+
+    def _height_cost(self, height: int, columns: int) -> float:
+        """Cycles of all rows beside one tile of columns, cut as `split_evenly` does."""
+        blocks = -(-self.spec.m // height)
+        small, larger = divmod(self.spec.m, blocks)
+        cost = (blocks - larger) * self._cost(small, columns)
+        return cost + larger * self._cost(small + 1, columns) if larger else cost
 
     def _heights(self, column: Segment) -> list[int]:
         """Tile heights worth comparing: the largest that fits, and those with a few more blocks."""
         if self.rows is not None:
             return [self.rows] if self.rows >= 1 and self._fits(self.rows, column.size) else []
-        most = min(self.spec.m, self.facts.vectors)
+        vectors = -(-column.size // self.facts.lanes)
+        most = min(self.spec.m, (self.facts.vectors - min(vectors, 2)) // vectors)
         while most and not self._fits(most, column.size):
             most -= 1
         if not most:
             return []
         fewest = -(-self.spec.m // most)
-        return sorted({-(-self.spec.m // blocks) for blocks in range(fewest, fewest + 4)})
+        return sorted({-(-self.spec.m // blocks) for blocks in range(fewest, fewest + 3)})
 
     def _fits(self, rows: int, columns: int) -> bool:
         need = registers_needed(

@@ -61,10 +61,11 @@ def apply_step(step: Step, x: Array, operands: dict[str, Array]) -> tuple[Array,
 
 @dataclass(frozen=True)
 class Check:
-    """Largest error of a kernel's result, and the largest part of its bound that an error has
-    (more than 1: the result is wrong)."""
+    """Largest error of a kernel's result, the bound of that element, and the largest part of its
+    bound that any error takes (more than 1: the result is wrong)."""
 
     error: float
+    bound: float
     of_bound: float
     mask_wrong: int = 0
 
@@ -116,7 +117,7 @@ class Problem:
         self._extra = extra
 
     def _array(self, *shape: int) -> Array:
-        dtype = NUMPY[self.kernel.spec.dtype]
+        dtype: np.dtype[Any] = np.dtype(NUMPY[self.kernel.spec.dtype])
         raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGN, np.uint8)
         start = -raw.ctypes.data % ALIGN
         array = raw[start : start + raw.size - ALIGN].view(dtype).reshape(shape)
@@ -166,10 +167,12 @@ class Problem:
             x, slope = apply_step(step, x, operands)
             bound = slope * bound + STEP_EPS * eps * np.abs(x)
         error = np.abs(self.c - x)
-        tiny = float(np.finfo(self.c.dtype).tiny)
-        # a NaN compares as wrong
-        part = np.nan_to_num(error / (bound + tiny), nan=np.inf)
-        return Check(float(error.max()), float(part.max()), wrong)
+        # a NaN is wrong
+        error = np.nan_to_num(error, nan=np.inf)
+        bound += float(np.finfo(self.c.dtype).tiny)
+        there = np.unravel_index(error.argmax(), error.shape)
+        part = float((error / bound).max())
+        return Check(float(error[there]), float(bound[there]), part, wrong)
 
     def numpy_call(self) -> tuple[Callable[[], Any], str]:
         """The same work by NumPy, and what it does: one product of A and B joined along k (which
