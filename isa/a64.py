@@ -220,6 +220,9 @@ class A64Machine(Machine):
             self._emit("mov x x", d, s)
 
     def offset(self, d: int, s: int, value: int) -> None:
+        if 0 < value < 4096:
+            self._emit("add xsp xsp imm", d, s, value)
+            return
         size = abs(value)
         name = "add" if value > 0 else "sub"
         high, low = divmod(size, 1 << 12)

@@ -7,6 +7,8 @@ that hold them, and a tail vector is operated on at the narrowest width that cov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from isa.form import Form
 from isa.machine import At, Constant
@@ -73,6 +75,35 @@ TAIL = 1  # k1 holds the tail mask
 SCRATCH = 2  # k2 is for comparisons
 
 
+class _LaneForms(NamedTuple):
+    """The forms for a vector of so many lanes: at the narrowest width that covers them."""
+
+    masked: bool
+    load: Form
+    store: Form
+    mac: Form
+    mac_broadcast: Form
+    mac_load: Form
+
+
+@lru_cache(maxsize=None)
+def _lane_forms(dtype: str, vector_bits: int) -> tuple[_LaneForms, ...]:
+    p, element = ("ps", 32) if dtype == "f32" else ("pd", 64)
+    found = []
+    for lanes in range(vector_bits // element + 1):
+        bits = next(b for b in REGISTER if b >= min(lanes * element, vector_bits))
+        v = REGISTER[bits]
+        masked = lanes * element != bits
+        fma = f"vfmadd231{p} {v} {v}"
+        found.append(_LaneForms(
+            masked,
+            FORMS[f"vmovu{p} {v}{{k}}{{z}} m{bits}" if masked else f"vmovu{p} {v} m{bits}"],
+            FORMS[f"vmovu{p} m{bits}{{k}} {v}" if masked else f"vmovu{p} m{bits} {v}"],
+            FORMS[f"{fma} {v}"], FORMS[f"{fma} b{element}"], FORMS[f"{fma} m{bits}"],
+        ))  # fmt: skip
+    return tuple(found)
+
+
 class Avx512Machine(X86VectorMachine):
     """One row by 16 floats (8 doubles) a multiply-accumulate, 32 registers."""
 
@@ -84,24 +115,10 @@ class Avx512Machine(X86VectorMachine):
     def __init__(self, dtype: str, vector_bits: int) -> None:
         super().__init__(dtype, vector_bits)
         self.q = "d" if dtype == "f32" else "q"
-        kinds = [(bits, v) for bits, v in REGISTER.items() if bits <= vector_bits]
-        element = 8 * self.element
-        fma = f"vfmadd231{self.p}"
-        self._forms = {
-            bits: (
-                FORMS[f"{fma} {v} {v} {v}"],
-                FORMS[f"{fma} {v} {v} b{element}"],
-                FORMS[f"{fma} {v} {v} m{bits}"],
-            )
-            for bits, v in kinds
-        }
+        self._lanes = _lane_forms(dtype, vector_bits)
         broadcast = "vmovddup" if (dtype, vector_bits) == ("f64", 128) else f"vbroadcast{self.s}"
-        self._broadcast = FORMS[f"{broadcast} {self.register} m{element}"]
-        # the narrowest width that covers so many lanes
-        self._width = [
-            next(bits for bits, _ in kinds if bits >= element * lanes)
-            for lanes in range(self.lanes + 1)
-        ]
+        self._broadcast = FORMS[f"{broadcast} {self.register} m{8 * self.element}"]
+        self._zero = FORMS["vpxord xmm xmm xmm"]
 
     def _memory_kind(self) -> str:
         return f"b{8 * self.element}"
@@ -109,45 +126,34 @@ class Avx512Machine(X86VectorMachine):
     # ---- loads, stores, tails ---------------------------------------------------------------
 
     def set_tail(self, lanes: int, vector: int) -> None:
-        if self._masked(lanes):
+        if self._lanes[lanes].masked:
             self.set(RAX, (1 << lanes) - 1)
             self._out((FORMS["kmovw k r32"], (TAIL, RAX)))
 
-    def _masked(self, lanes: int) -> bool:
-        return 8 * self.element * lanes != self._width[lanes]
-
     def zero(self, v: int) -> None:
-        self._out((FORMS["vpxord xmm xmm xmm"], (v, v, v)))
+        self._out((self._zero, (v, v, v)))
 
     def load(self, v: int, at: At, lanes: int) -> None:
-        bits = self._width[lanes]
+        forms = self._lanes[lanes]
         memory = (at[0], None, 1, at[1])
-        if self._masked(lanes):
-            signature = f"vmovu{self.p} {REGISTER[bits]}{{k}}{{z}} m{bits}"
-            self._out((FORMS[signature], (v, memory, TAIL)))
-        else:
-            self._out((FORMS[f"vmovu{self.p} {REGISTER[bits]} m{bits}"], (v, memory)))
+        self._out((forms.load, (v, memory, TAIL) if forms.masked else (v, memory)))
 
     def store(self, v: int, at: At, lanes: int) -> None:
-        bits = self._width[lanes]
+        forms = self._lanes[lanes]
         memory = (at[0], None, 1, at[1])
-        if self._masked(lanes):
-            signature = f"vmovu{self.p} m{bits}{{k}} {REGISTER[bits]}"
-            self._out((FORMS[signature], (memory, v, TAIL)))
-        else:
-            self._out((FORMS[f"vmovu{self.p} m{bits} {REGISTER[bits]}"], (memory, v)))
+        self._out((forms.store, (memory, v, TAIL) if forms.masked else (memory, v)))
 
     def broadcast(self, v: int, at: At) -> None:
         self._out((self._broadcast, (v, (at[0], None, 1, at[1]))))
 
     def mac(self, acc: int, a: int, b: int, lanes: int) -> None:
-        self._out((self._forms[self._width[lanes]][0], (acc, a, b)))
+        self._out((self._lanes[lanes].mac, (acc, a, b)))
 
     def mac_broadcast(self, acc: int, b: int, at: At, lanes: int) -> None:
-        self._out((self._forms[self._width[lanes]][1], (acc, b, (at[0], None, 1, at[1]))))
+        self._out((self._lanes[lanes].mac_broadcast, (acc, b, (at[0], None, 1, at[1]))))
 
     def mac_load(self, acc: int, a: int, at: At, lanes: int) -> None:
-        self._out((self._forms[self._width[lanes]][2], (acc, a, (at[0], None, 1, at[1]))))
+        self._out((self._lanes[lanes].mac_load, (acc, a, (at[0], None, 1, at[1]))))
 
     # ---- arithmetic -------------------------------------------------------------------------
 

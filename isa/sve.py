@@ -119,23 +119,27 @@ class SveMachine(A64Machine):
         self._out((self._zero, (v, 0)))
 
     def load(self, v: int, at: At, lanes: int) -> None:
-        self._transfer(self._load, "ldr", v, at, lanes == self.lanes)
+        near = self._near_vectors.get(at[1])
+        if near is None:
+            self._far_transfer(self._load, "ldr", v, at, lanes == self.lanes)
+        else:
+            self._out((self._load, (v, ALL if lanes == self.lanes else TAIL, at[0], near)))
 
     def store(self, v: int, at: At, lanes: int) -> None:
-        self._transfer(self._store, "str", v, at, lanes == self.lanes)
-
-    def _transfer(self, form: Form, whole: str, v: int, at: At, full: bool) -> None:
-        """Load or store: of a whole register, ldr and str reach further than ld1 and st1."""
-        base, disp = at
-        near = self._near_vectors.get(disp)
+        near = self._near_vectors.get(at[1])
         if near is None:
-            count, rest = divmod(disp, self.bytes)
-            if full and not rest and -256 <= count <= 255:
-                self._out((FORMS[f"{whole} z [xsp imm mul vl]"], (v, base, count)))
-                return
-            base, disp = self._reach(at, self._near_vectors.__contains__)
-            near = self._near_vectors[disp]
-        self._out((form, (v, ALL if full else TAIL, base, near)))
+            self._far_transfer(self._store, "str", v, at, lanes == self.lanes)
+        else:
+            self._out((self._store, (v, ALL if lanes == self.lanes else TAIL, at[0], near)))
+
+    def _far_transfer(self, form: Form, whole: str, v: int, at: At, full: bool) -> None:
+        """Load or store far from a pointer: ldr and str of whole registers reach further."""
+        count, rest = divmod(at[1], self.bytes)
+        if full and not rest and -256 <= count <= 255:
+            self._out((FORMS[f"{whole} z [xsp imm mul vl]"], (v, at[0], count)))
+            return
+        base, disp = self._reach(at, self._near_vectors.__contains__)
+        self._out((form, (v, ALL if full else TAIL, base, self._near_vectors[disp])))
 
     def broadcast(self, v: int, at: At) -> None:
         if not (0 <= at[1] <= self.broadcast_reach and at[1] % self.element == 0):

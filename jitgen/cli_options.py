@@ -112,14 +112,14 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         return asked
     if len(sizes) != 3:
         raise ValueError(f"a kernel has three sizes, M N K; got {len(sizes)}")
-    return [Request(*sizes, given, arguments.isa)]
+    m, n, k = sizes
+    return [Request(m, n, k, given, arguments.isa)]
 
 
 def _read_shapes(file: str, given: dict[str, Any], isa: str | None) -> Iterator[Request]:
     with open(file, newline="", encoding="utf-8") as stream:
-        text = [line for line in stream if line.strip()]
-    numbered = [(i, line) for i, line in enumerate(text, 1) if not line.startswith("#")]
-    rows = csv.DictReader(line for _, line in numbered)
+        lines = [line for line in stream if line.strip() and not line.startswith("#")]
+    rows = csv.DictReader(lines)
     columns = rows.fieldnames or []
     known = ["name", "m", "n", "k", "count_in_network", *OPTIONS]
     for column in columns:

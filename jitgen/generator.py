@@ -294,8 +294,8 @@ class _Brgemm:
         wanted = min(height, left // self.a_row + 1)
         free = 1 + self.frame.free()
         self.rows_per_pointer = max(wanted, -(-height // free))
-        for i in range(1, -(-height // self.rows_per_pointer)):
-            self.frame.take(f"a_now{i}")
+        more = range(1, -(-height // self.rows_per_pointer))
+        self.pointers = [self.frame["a_now"], *(self.frame.take(f"a_now{i}") for i in more)]
         vectors = max(-(-c.size // self.facts.lanes) for _, c in self.plan.tiles())
         span = (unroll - 1) * self.b_step + (vectors - 1) * self.vector
         together = span <= self.facts.vector_reach and (
@@ -306,8 +306,7 @@ class _Brgemm:
             self.frame.take("b_step")
 
     def _pointers(self, tile: Tile) -> list[int]:
-        count = -(-tile.rows // self.rows_per_pointer)
-        return [self.frame["a_now"], *(self.frame[f"a_now{i}"] for i in range(1, count))]
+        return self.pointers[: -(-tile.rows // self.rows_per_pointer)]
 
     def _steps(self, tile: Tile, depth: int) -> tuple[int, int]:
         """`depth` reduction steps; returns by how many bytes the pointers of A and B moved."""

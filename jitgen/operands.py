@@ -15,7 +15,7 @@ from jitgen.frame import ARGUMENTS
 from jitgen.loader import ffi
 from jitgen.spec import KernelSpec
 
-NUMPY = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 #: Keyword of a run-time operand -> the epilogue step that takes it
 STEP_OF = {
     "bias": "bias", "bias_row": "bias_row", "residual": "residual", "mask": "relu_mask",

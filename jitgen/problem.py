@@ -117,7 +117,7 @@ class Problem:
         self._extra = extra
 
     def _array(self, *shape: int) -> Array:
-        dtype: np.dtype[Any] = np.dtype(NUMPY[self.kernel.spec.dtype])
+        dtype = NUMPY[self.kernel.spec.dtype]
         raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGN, np.uint8)
         start = -raw.ctypes.data % ALIGN
         array = raw[start : start + raw.size - ALIGN].view(dtype).reshape(shape)

@@ -1,0 +1,225 @@
+"""Memory for machine code: freed with its kernel, never writable and executable, safe over a fork.
+
+Each test runs in a child process of its own, so that no other kernel is in the way.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from child import run_child
+
+import jitgen
+
+pytestmark = pytest.mark.skipif(
+    not os.path.exists("/proc/self/maps") or not any(not r for r in jitgen.targets().values()),
+    reason="needs Linux and a target that runs here",
+)
+
+COMMON = """
+import gc, os, sys, threading, time
+import numpy as np
+import jitgen
+from jitgen import kernel as kernel_module, loader
+
+A, B = np.ones((2, 5, 7), np.float32), np.ones((2, 7, 9), np.float32)
+
+def make(factor, **plan):
+    return jitgen.brgemm(5, 9, 7, alpha=float(factor), plan=plan)
+
+def right(kernel, factor):
+    return bool((kernel(A, B, np.zeros((5, 9), np.float32)) == 14 * factor).all())
+
+def mappings():
+    with open("/proc/self/maps") as file:
+        return [line.split() for line in file]
+
+def jitgen_mappings():
+    return sum("jitgen" in line[-1] for line in mappings())
+"""
+
+
+def test_a_dead_kernels_place_is_used_again() -> None:
+    run_child(COMMON + """
+addresses, arenas = set(), set()
+for i in range(3000):
+    kernel = make(i + 1)
+    assert i % 100 or right(kernel, i + 1)
+    addresses.add(kernel.address)
+    del kernel
+    kernel_module._cache.clear()
+    arenas.add(jitgen_mappings())
+assert len(addresses) <= 3, len(addresses)
+assert max(arenas) <= 4, arenas
+""")
+
+
+def test_arenas_that_are_full_go_when_their_kernels_do() -> None:
+    run_child(COMMON + """
+kernels = [make(i + 1) for i in range(3000)]
+assert len({k.address for k in kernels}) == 3000
+assert all(right(k, i + 1) for i, k in enumerate(kernels) if i % 50 == 0)
+assert jitgen_mappings() > 2
+del kernels
+kernel_module._cache.clear()
+gc.collect()
+assert jitgen_mappings() <= 2, jitgen_mappings()
+""")
+
+
+def test_nothing_is_writable_and_executable() -> None:
+    """Neither at one address, nor is the file descriptor of the memory left open."""
+    run_child(COMMON + """
+before = set(os.listdir("/proc/self/fd"))
+assert right(make(3), 3)
+assert set(os.listdir("/proc/self/fd")) == before
+assert jitgen_mappings() == 2
+both = [line for line in mappings() if "w" in line[1] and "x" in line[1]]
+assert not both, both
+""")
+
+
+REFUSE = """
+class Refusing:
+    def __init__(self, *names):
+        self.c, self.names = loader.ffi.dlopen(None), names
+    def __getattr__(self, name):
+        return getattr(self.c, name)
+    def mprotect(self, address, size, protection):
+        if "mprotect" not in self.names:
+            return self.c.mprotect(address, size, protection)
+        loader.ffi.errno = 13
+        return -1
+    def mmap(self, address, size, protection, *rest):
+        if "mmap" not in self.names or not protection & 4:
+            return self.c.mmap(address, size, protection, *rest)
+        loader.ffi.errno = 1
+        return loader.ffi.cast("void *", -1)
+
+def no_memory_file(*arguments):
+    raise OSError(38, "Function not implemented")
+"""
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "os.memfd_create = no_memory_file",
+        "loader.libc = lambda refusing=Refusing('mmap'): refusing",
+    ],
+    ids=["no memory files", "memory files not executable"],
+)
+def test_without_executable_memory_files_pages_of_its_own_do(refusal: str) -> None:
+    run_child(f"""{COMMON}{REFUSE}
+features = jitgen.host()
+{refusal}
+kernels = [make(i + 1) for i in range(20)]
+assert all(right(k, i + 1) for i, k in enumerate(kernels))
+both = [line for line in mappings() if "w" in line[1] and "x" in line[1]]
+assert not both, both
+number = len(mappings())
+del kernels
+kernel_module._cache.clear()
+gc.collect()
+assert len(mappings()) < number
+""")
+
+
+def test_refused_executable_memory_is_an_error_with_its_reason() -> None:
+    """The kernel still has its code; nothing is left mapped."""
+    run_child(COMMON + REFUSE + """
+features = jitgen.host()
+os.memfd_create = no_memory_file
+libc, refusing = loader.libc, Refusing("mmap", "mprotect")
+loader.libc = lambda: refusing
+kernel = make(2)
+assert kernel.code
+c = np.zeros((5, 9), np.float32)
+for attempt in range(3):
+    try:
+        kernel(A, B, c)
+    except loader.ExecutableMemoryError as error:
+        assert isinstance(error, OSError) and error.errno == 13, error
+        assert "executable memory" in str(error) and "Permission denied" in str(error), error
+    else:
+        raise SystemExit("it ran")
+    gc.collect()
+    number = number if attempt else len(mappings())
+    assert len(mappings()) == number
+assert not c.any()
+loader.libc = libc
+assert right(kernel, 2)
+""")
+
+
+def test_kernels_survive_a_fork_on_both_sides() -> None:
+    """Either side runs the kernels of before the fork and makes new ones that the other's do not
+    overwrite."""
+    run_child(COMMON + """
+old = [make(i + 1) for i in range(4)]
+assert all(right(k, i + 1) for i, k in enumerate(old))
+late = make(50)  # generated before the fork, loaded after it
+from_child, to_parent = os.pipe()
+child = os.fork()
+new = [make(100 + i + (500 if child else 0)) for i in range(200)]
+first = 100 + (500 if child else 0)
+good = (
+    all(right(k, i + 1) for i, k in enumerate(old))
+    and right(late, 50)
+    and all(right(k, first + i) for i, k in enumerate(new))
+)
+# freeing a kernel of before the fork must not give its place to a new one while the other side
+# still runs it
+if not child:
+    old.clear()
+    kernel_module._cache.clear()
+    gc.collect()
+    new += [make(2000 + i) for i in range(200)]
+    good = good and all(right(k, 2000 + i) for i, k in enumerate(new[200:]))
+    os.write(to_parent, b"!")
+    os._exit(0 if good else 1)
+os.read(from_child, 1)
+assert os.waitpid(child, 0)[1] == 0, "wrong in the child"
+assert good and all(right(k, i + 1) for i, k in enumerate(old)), "wrong in the parent"
+""")
+
+
+def test_a_fork_while_threads_generate_and_load() -> None:
+    """No lock stays held in the child."""
+    run_child(COMMON + """
+stop = False
+
+def work(number):
+    i = 0
+    while not stop:
+        i += 1
+        make(number * 100000 + i).address
+        shared.address
+
+shared = make(7)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 4)]
+for thread in threads:
+    thread.start()
+for i in range(60):
+    shared = make(i + 900000)
+    child = os.fork()
+    if not child:
+        os._exit(0 if right(shared, i + 900000) and right(make(3), 3) else 1)
+    end = time.monotonic() + 20
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid or time.monotonic() > end:
+            break
+        time.sleep(0.001)
+    if not pid:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        status = "deadlock"
+    if status:
+        break
+stop = True
+for thread in threads:
+    thread.join()
+assert status == 0, status
+""")
