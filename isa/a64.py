@@ -111,10 +111,13 @@ class A64Machine(Machine):
         return Program(nops)
 
     def _emit(self, signature: str, *operands: int) -> None:
-        """Emit a scalar instruction; a first operand may be a destination."""
-        if operands and self._near is not None and operands[0] in (X17, self._near[0]):
+        self._scalar(FORMS[signature], *operands)
+
+    def _scalar(self, form: Form, *operands: int) -> None:
+        """Emit an instruction whose first operand may be a general-purpose destination."""
+        if self._near is not None and operands and operands[0] == self._near[0]:
             self._near = None
-        self._out((FORMS[signature], operands))
+        self._out((form, operands))
 
     # ---- structure ------------------------------------------------------------------------
 
@@ -245,9 +248,6 @@ class A64Machine(Machine):
 
     def hoist(self, value: int, register: int) -> None:
         self._hoisted[value] = register
-
-    def unhoist(self) -> None:
-        self._hoisted.clear()
 
     def sum(self, d: int, a: int, b: int, shift: int = 0) -> None:
         self._emit("add x x x lsl imm", d, a, b, shift)

@@ -7,7 +7,7 @@ that hold them, and a tail vector is operated on at the narrowest width that cov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from isa.form import Form
@@ -86,7 +86,7 @@ class _LaneForms(NamedTuple):
     mac_load: Form
 
 
-@lru_cache(maxsize=None)
+@cache
 def _lane_forms(dtype: str, vector_bits: int) -> tuple[_LaneForms, ...]:
     p, element = ("ps", 32) if dtype == "f32" else ("pd", 64)
     found = []

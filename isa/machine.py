@@ -129,11 +129,9 @@ class Machine(ABC):
         if value:
             self.offset(d, d, value)
 
+    @abstractmethod
     def hoist(self, value: int, register: int) -> None:
         """`register` holds `value` from now on: where it helps, `offset` adds the register."""
-
-    def unhoist(self) -> None:
-        """No register holds a constant any more."""
 
     @abstractmethod
     def sum(self, d: int, a: int, b: int, shift: int = 0) -> None:

@@ -105,10 +105,11 @@ class X86Machine(Machine):
             # the old stack pointer is kept in the frame's top word; pages are touched in order,
             # so that the guard page below a thread's stack is never jumped over
             self._emit("mov r64 r64", RAX, RSP)
-            for _ in range(self._stack // PAGE):
+            total = self._stack + 128  # the old stack pointer, and what alignment takes
+            for _ in range(total // PAGE):
                 self._emit("lea r64 m", RSP, (RSP, None, 1, -PAGE))
                 self._emit("mov m64 r64", (RSP, None, 1, 0), RAX)
-            rest = self._stack % PAGE + 128
+            rest = total % PAGE
             self._emit("lea r64 m", RSP, (RSP, None, 1, -rest))
             self._emit("mov r64 imm32", RBP, -64)
             self._emit("and r64 r64", RSP, RBP)
@@ -186,6 +187,9 @@ class X86Machine(Machine):
             self._emit("add r64 imm8", d, value)
         else:
             self._emit("add rax imm32" if d == RAX else "add r64 imm32", d, value)
+
+    def hoist(self, value: int, register: int) -> None:
+        pass  # every constant of 32 bits is an immediate
 
     def sum(self, d: int, a: int, b: int, shift: int = 0) -> None:
         if d == a and shift == 0:

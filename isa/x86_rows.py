@@ -19,10 +19,14 @@ from isa.form import EncodingError, Form, Operands
 
 Memory = tuple[int, "int | None", int, int]
 
-R64 = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
-R32 = "eax ecx edx ebx esp ebp esi edi r8d r9d r10d r11d r12d r13d r14d r15d".split()
-R16 = "ax cx dx bx sp bp si di r8w r9w r10w r11w r12w r13w r14w r15w".split()
-R8 = "al cl dl bl spl bpl sil dil r8b r9b r10b r11b r12b r13b r14b r15b".split()
+R64 = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"]
+R64 += [f"r{i}" for i in range(8, 16)]
+R32 = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"]
+R32 += [f"r{i}d" for i in range(8, 16)]
+R16 = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di"]
+R16 += [f"r{i}w" for i in range(8, 16)]
+R8 = ["al", "cl", "dl", "bl", "spl", "bpl", "sil", "dil"]
+R8 += [f"r{i}b" for i in range(8, 16)]
 REGISTERS = {
     "r64": R64, "r32": R32, "r16": R16, "r8": R8, "rax": R64, "cl": R8,
     "xmm": [f"xmm{i}" for i in range(32)],
@@ -178,9 +182,10 @@ class _Encoding:
         if opcodes[0] in (0x66, 0xF2, 0xF3):
             prefix.append(opcodes.pop(0))
         rex = 0x48 * self.w | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | base >> 3 & 1
+        # without a REX prefix, the numbers 4 to 7 name ah to bh
         byte_register = any(
-            k == "r8" and r >= 4
-            for k, r in ((self.kinds[i], v) for i, v in ((self.reg, reg), (self.rm, base)) if i >= 0)
+            i >= 0 and self.kinds[i] == "r8" and register >= 4
+            for i, register in ((self.reg, reg), (self.rm, base))
         )
         if rex or byte_register:
             prefix.append(0x40 | rex)
@@ -207,12 +212,12 @@ class _Encoding:
 
     def _encode_label(self, operands: Operands) -> bytes:
         distance, size = operands[self.label_at]
-        offset = distance - size
+        offset: int = distance - size
         limit = 1 << (7 if size == 2 else 31)
         if not -limit <= offset < limit:
             raise EncodingError(f"{self.signature}: a label {distance} bytes away, size {size}")
         if self.kinds[self.label_at] == "rip":
-            reg = operands[self.reg]
+            reg: int = operands[self.reg]
             head = bytes((0x48 | (reg >> 3) << 2, self.opcodes[0], (reg & 7) << 3 | 5))
             return head + (offset & 0xFFFFFFFF).to_bytes(4, "little")
         if size == 2:

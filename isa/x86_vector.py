@@ -8,6 +8,7 @@ masks, which differ; see isa.avx2 and isa.avx512.
 from __future__ import annotations
 
 from isa.form import Form
+from isa.machine import Constant
 from isa.x86 import X86Machine
 
 #: register name by width in bits
@@ -40,7 +41,7 @@ class X86VectorMachine(X86Machine):
         v = self.register
         kinds = [v] * len(operands)
         if isinstance(operands[-1], tuple):
-            base, _, scale, disp = operands[-1]
+            _, _, scale, disp = operands[-1]
             operands = (*operands[:-1], (self.constant_base, None, scale, disp))
             kinds[-1] = self.memory
         signature = f"{mnemonic} {' '.join(kinds)}"

@@ -38,10 +38,13 @@ class Cache(Generic[V]):
                 return value
             try:
                 value = make()
-            finally:
+            except BaseException:
                 with self._lock:
                     self._making.pop(key, None)
+                raise
             with self._lock:
+                # at once, so that nobody finds neither the value nor its maker
+                self._making.pop(key, None)
                 self._values[key] = value
                 while len(self._values) > self.size:
                     self._values.popitem(last=False)

@@ -1,8 +1,8 @@
 """Start and end of a tile: what the accumulators begin with, the epilogue, and the store.
 
 With alpha = 1 the accumulators begin with beta * C; otherwise they begin with zero and C is added
-at the end. An earlier pass leaves partial sums in C, to which the next pass adds; only the last pass
-applies the epilogue. Not here: the reduction (`jitgen.generator`) and the transcendental functions
+at the end. An earlier pass leaves partial sums in C, to which the next pass adds; only the last
+pass applies the epilogue. Not here: the reduction (`jitgen.generator`) and the transcendental functions
 (`jitgen.functions`).
 """
 

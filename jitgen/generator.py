@@ -101,7 +101,8 @@ class _Brgemm:
             roles.append(inner)
         if any(block.repeat > 1 for block in self.k_blocks):
             roles.append("k")
-        masks = any(self.facts.tail_vectors[c.size % self.facts.lanes] for _, c in self.plan.tiles())
+        tails = {c.size % self.facts.lanes for _, c in self.plan.tiles()}
+        masks = any(self.facts.tail_vectors[tail] for tail in tails)
         if masks or self.finish.needs_constants:
             roles.append("constants")
         for role in roles:

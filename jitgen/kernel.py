@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +59,6 @@ class Kernel:
         self.code = code
         #: role -> general-purpose register
         self.roles = roles
-        self._lock = threading.Lock()
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
 
@@ -71,7 +69,7 @@ class Kernel:
             reason = cpu.why_not(self.target)
             if reason:
                 raise RuntimeError(f"cannot run a kernel for {self.target.name}: {reason}")
-            with self._lock:
+            with loader.lock:
                 if self._loaded is None:
                     self._loaded = loader.load(self.code)
         return self._loaded.address
@@ -201,8 +199,8 @@ def brgemm(
         epilogue = make_epilogue(epilogue)
     overrides = tuple(sorted(plan.items())) if plan else ()
     values = (
-        m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a, trans_b,
-        packed_b,
+        m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a,
+        trans_b, packed_b,
     )  # fmt: skip
     # 1, 1.0 and True are equal keys but not equally valid, so the types belong to the key
     key = (values, tuple(map(type, values)), epilogue, chosen, overrides, assembler)

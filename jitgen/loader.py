@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import threading
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
@@ -86,6 +87,7 @@ class Arena:
         self.pid = os.getpid()
         self._c = libc()
         self._free: list[tuple[int, int]] = [(0, size)]
+        self._dead: deque[tuple[int, int]] = deque()
         fd = _memory_file(size)
         try:
             self._writable = self._map(fd, PROT_READ | PROT_WRITE)
@@ -100,6 +102,7 @@ class Arena:
     def place(self, code: bytes) -> Code | None:
         """Copy `code` in; None if there is no room."""
         size = -(-len(code) // ALIGN) * ALIGN
+        self._reclaim()
         for i, (start, room) in enumerate(self._free):
             if room >= size:
                 self._free[i] = (start + size, room - size)
@@ -108,16 +111,21 @@ class Arena:
         return None
 
     def release(self, slot: tuple[int, int]) -> None:
-        """Make a place free for the next kernel."""
-        with _lock:
-            self._free.append(slot)
-            merged: list[tuple[int, int]] = []
-            for start, room in sorted(self._free):
-                if merged and sum(merged[-1]) == start:
-                    merged[-1] = (merged[-1][0], merged[-1][1] + room)
-                else:
-                    merged.append((start, room))
-            self._free = merged
+        """Make a place free for the next kernel. Takes no lock and changes no list that `place`
+        may be walking: a garbage collection can call this at any point of any thread."""
+        self._dead.append(slot)
+
+    def _reclaim(self) -> None:
+        """Merge the places of dead kernels into the free ones."""
+        while self._dead:
+            self._free.append(self._dead.popleft())
+        merged: list[tuple[int, int]] = []
+        for start, room in sorted(self._free):
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + room)
+            else:
+                merged.append((start, room))
+        self._free = merged
 
     def __del__(self) -> None:
         # sealed or not: once no code lives here, this process's mappings can go
@@ -135,6 +143,7 @@ class Pages(Arena):
         self.pid = os.getpid()
         self._c = libc()
         self._free = [(0, self.size)]
+        self._dead = deque()
         flags = MAP_PRIVATE | MAP_ANONYMOUS
         address = self._c.mmap(ffi.NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
         self._writable = self._executable = _checked(address)
@@ -173,7 +182,8 @@ def _memory_file(size: int) -> int:
     return fd
 
 
-_lock = threading.RLock()
+#: Guards loading. A fork waits for it, so that a child never inherits it taken.
+lock = threading.RLock()
 _arenas: list[Arena] = []
 
 
@@ -185,7 +195,7 @@ def load(code: bytes) -> Code:
     reason = why_not_here()
     if reason:
         raise ExecutableMemoryError(0, reason)
-    with _lock:
+    with lock:
         placed = _place(code)
     if architecture() == "aarch64":
         _flush_instruction_cache(placed)
@@ -210,9 +220,15 @@ def _place(code: bytes) -> Code:
 
 
 def _seal() -> None:
+    """Give up all arenas: what comes next gets a new one."""
     for arena in _arenas:
         arena.sealed = True
     _arenas.clear()
+
+
+def _before_fork() -> None:
+    lock.acquire()
+    _seal()
 
 
 _flush: Any = None
@@ -233,4 +249,6 @@ def _flush_instruction_cache(code: Code) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_seal)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=lock.release, after_in_child=lock.release
+    )

@@ -16,6 +16,8 @@ from jitgen.loader import ffi
 from jitgen.spec import KernelSpec
 
 NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+#: Effort to tell interleaved views apart from overlapping ones; beyond it they count as overlapping
+SEARCH_LIMIT: Any = 100_000
 #: Keyword of a run-time operand -> the epilogue step that takes it
 STEP_OF = {
     "bias": "bias", "bias_row": "bias_row", "residual": "residual", "mask": "relu_mask",
@@ -211,7 +213,7 @@ def _offset(
             if low < 0 or high + span > array.size:
                 raise ValueError(
                     f"{name}_offsets reach from {low} to {high}; with {span} elements a matrix, "
-                    f"they must lie from 0 to {array.size - span} ({name} has {array.size} elements)"
+                    f"they must lie from 0 to {array.size - span} ({name} has {array.size})"
                 )
         # a copy, so that nobody can move the offsets out of the array after this check
         offsets = np.array(offsets, np.int64)
@@ -237,8 +239,8 @@ def _no_overlap(
             if not np.may_share_memory(out, array):
                 continue
             try:
-                shared = np.shares_memory(out, array, max_work=100_000)
+                shared = np.shares_memory(out, array, max_work=SEARCH_LIMIT)
             except np.exceptions.TooHardError:
                 shared = True
             if shared:
-                raise ValueError(f"{name} overlaps {other}; an output may not overlap another array")
+                raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")

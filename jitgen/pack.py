@@ -11,7 +11,6 @@ beyond n are zero. Not here: kernels that read panels (`jitgen.brgemm(..., packe
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,8 @@ def pack_b(
     Raises TypeError or ValueError that names argument, value and rule.
     """
     if not isinstance(b, np.ndarray) or b.dtype not in NUMPY.values() or not b.dtype.isnative:
-        raise TypeError(f"b is {getattr(b, 'dtype', type(b).__name__)}; it must be float32 or float64")
+        what = getattr(b, "dtype", type(b).__name__)
+        raise TypeError(f"b is {what}; it must be an array of float32 or float64")
     if b.ndim not in (2, 3) or 0 in b.shape[-2:]:
         raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")
     dtype = next(name for name, kind in NUMPY.items() if kind == b.dtype)
@@ -51,7 +51,7 @@ def pack_b(
     lanes = target.machine(dtype, ANY_WIDTH).lanes
     if type(width) is not int or width < 1 or width % lanes:
         raise ValueError(
-            f"panel={width!r} is no multiple of {lanes}, the vector length of {target.name} in {dtype}"
+            f"panel={width!r} is no multiple of {lanes}, the {dtype} lanes of {target.name}"
         )
     batch = b if b.ndim == 3 else b[np.newaxis]
     rows, columns = batch.shape[1:]
@@ -62,7 +62,7 @@ def pack_b(
     stride = batch.strides[0] // b.itemsize if len(batch) > 1 else 0
     extent = max(rows * leading, stride, panel_shape(k, n, width)[0] * k * width) * b.itemsize
     if min(leading, stride) < 0 or extent >= MATRIX_BYTES:
-        raise ValueError(f"b has strides {b.strides} and shape {b.shape}; strides must be from 0 to 2 GiB")
+        raise ValueError(f"b has strides {b.strides}, shape {b.shape}; 0 to 2 GiB are allowed")
     panels = panel_shape(k, n, width)
     shape = (len(batch), *panels) if b.ndim == 3 else panels
     if out is None:
@@ -81,11 +81,8 @@ def pack_b(
     return out
 
 
-_lock = threading.Lock()
-
-
 def _packer(*shape: Any) -> Any:
-    with _lock:
+    with loader.lock:
         return _load(*shape)[0]
 
 

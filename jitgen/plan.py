@@ -372,7 +372,7 @@ def _choose_reduction(
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
         why = "one tile of rows: the whole batch stays in registers"
         return replace(plan, k_unroll=unroll), why
-    # Each tile of a pass reads a panel of one matrix again, beside the rows or columns of the other.
+    # Each tile of a pass reads one matrix again, beside its own rows or columns of the other.
     # Narrow tiles ask for so many bytes a cycle that only L1 can serve them; for wide ones L2 does.
     # A pass should also be long enough that storing and reloading C costs little beside it.
     rows = max(r.size for r, _ in plan.tiles())

@@ -154,21 +154,16 @@ class Problem:
         bound = (spec.k * self.count + 4) * eps * (
             abs(spec.alpha) * size + abs(spec.beta) * np.abs(old)
         )
-        operands = {
-            name: array if name == "relu_mask" else array.astype(np.float64)
-            for name, array in self.operands.items()
-        }
+        operands = {name: array.astype(np.float64) for name, array in self.operands.items()}
         wrong = 0
         for step in spec.epilogue:
             if step[0] == "relu_mask":
-                bits = np.unpackbits(operands["relu_mask"], axis=1, bitorder="little")
+                bits = np.unpackbits(self._extra["mask"], axis=1, bitorder="little")
                 differ = bits[:, : spec.n].astype(bool) != (x > 0)
                 wrong += int(np.count_nonzero(differ & (np.abs(x) > bound)))
             x, slope = apply_step(step, x, operands)
             bound = slope * bound + STEP_EPS * eps * np.abs(x)
-        error = np.abs(self.c - x)
-        # a NaN is wrong
-        error = np.nan_to_num(error, nan=np.inf)
+        error = np.nan_to_num(np.abs(self.c - x), nan=np.inf)  # a NaN is wrong
         bound += float(np.finfo(self.c.dtype).tiny)
         there = np.unravel_index(error.argmax(), error.shape)
         part = float((error / bound).max())

@@ -128,8 +128,8 @@ def make_spec(
     steps = make_epilogue(epilogue)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
-            f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, because "
-            "a byte of the mask holds 8"
+            f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
+            "because a byte of the mask holds 8"
         )
     lda = _leading("lda", lda, a_columns, f"A is {a_rows} x {a_columns}, row-major")
     ldb = _leading("ldb", ldb, b_columns, f"B is {b_rows} x {b_columns}, row-major")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import isa
 from isa.machine import Machine
@@ -21,7 +21,7 @@ from jitgen.plan import Facts
 
 @dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing
 class Target:
-    """One target. Rates are vector operations a cycle, caches in bytes, l2_rate in bytes a cycle."""
+    """One target. Rates are vector operations a cycle, caches bytes, l2_rate bytes a cycle."""
 
     name: str
     family: str
@@ -66,12 +66,13 @@ AVX2 = Target(
     "avx2", "avx2", 256, "x86_64", ("avx2", "fma"), 2, 2, 5, 4, 32 * _KIB, 512 * _KIB, 10
 )
 AVX512 = Target(
-    "avx512", "avx512", 512, "x86_64", ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"),
+    "avx512", "avx512", 512, "x86_64",
+    ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"),
     2, 2, 5, 4, 32 * _KIB, 1024 * _KIB, 24,
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def sve(bits: int) -> Target:
     """SVE at a vector length of `bits` (128 to 2048 in steps of 128).
 

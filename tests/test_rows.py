@@ -159,8 +159,8 @@ def test_bytes_are_those_of_llvm(architecture: str) -> None:
     checked = all_cases(architecture)
     ours = [case.code for case in checked]
     theirs = expected(architecture)
-    wrong = []
-    longer = []
+    wrong: list[int] = []
+    longer: list[int] = []
     for i in differing(ours, theirs):
         known = checked[i].form.signature in LONGER_THAN_NEEDED and len(ours[i]) > len(theirs[i])
         (longer if known else wrong).append(i)

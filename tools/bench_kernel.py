@@ -124,7 +124,7 @@ class Bench:
         for name, player in self.players.items():
             try:
                 contestant = player.contestant(problem, cursor)
-            except Exception as error:  # noqa: BLE001 - a missing kernel does not end the run
+            except Exception as error:
                 failed[name] = f"{type(error).__name__}: {error}"
                 continue
             if cursor is not None:

@@ -25,7 +25,8 @@ ffi.cdef(
     """
     void *mmap(void *, size_t, int, int, int, long);
     int mprotect(void *, size_t, int);
-    typedef void (*repeat_t)(const void *function, const void *argument, uint64_t calls, void *stack);
+    typedef void (*repeat_t)(const void *function, const void *argument, uint64_t calls,
+                             void *stack);
     typedef void (*each_t)(const void *function, void *const *arguments, uint64_t calls,
                            void *stack);
     """

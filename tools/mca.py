@@ -3,9 +3,9 @@
     python -m tools.mca                      # 64x64x64 on the four reference CPUs
     python -m tools.mca 48 48 48 --json
 
-The figures are predictions with a perfect first-level cache, not measurements. Known faults of the
-models: LLVM gives Ice Lake and Sapphire Rapids one 512-bit FMA a cycle, Zen 4 three operations for a
-512-bit broadcast; so those CPUs are not used here. Not here: analysis of a whole kernel.
+The figures are predictions with a perfect first-level cache, not measurements. Known faults of
+the models: LLVM gives Ice Lake and Sapphire Rapids one 512-bit FMA a cycle, and Zen 4 three
+operations for a 512-bit broadcast; so those CPUs are not used here. Not here: whole kernels.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
-    print(f"{'cpu (modelled)':16} {'target':8} {'tile':>8} {'FMAs':>5} {'cycles':>7} {'bound':>7}   %")
+    heads = f"{'cpu (modelled)':16} {'target':8} {'tile':>8} {'FMAs':>5}"
+    print(f"{heads} {'cycles':>7} {'bound':>7}   %")
     for row in rows:
         print(
             f"{row.cpu:16} {row.target:8} {row.tile:>8} {row.macs:5} {row.cycles:7.2f} "

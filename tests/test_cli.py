@@ -1,0 +1,374 @@
+"""The command line, in this process: every command, every kind of error, JSON, colours, pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jitgen
+from jitgen import cli_kernel, measure
+from jitgen.cli import main
+from jitgen.cli_options import OK, WRONG
+from jitgen.problem import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = [name for name, why in jitgen.targets().items() if not why]
+ELSEWHERE = next(name for name, why in jitgen.targets().items() if why)
+needs_target = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
+FAST = ["--seconds", "0.001"]
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The automatic choice is this CPU's own."""
+    monkeypatch.delenv("JITGEN_ISA", raising=False)
+
+
+def run_json(capsys: Captured, *arguments: str) -> Any:
+    """The JSON that a successful command prints."""
+    assert main([*arguments, "--json"]) == OK
+    return json.loads(capsys.readouterr().out)
+
+
+# ---- targets ------------------------------------------------------------------------------------
+
+
+def test_targets(capsys: Captured) -> None:
+    """Each target with the reason why it cannot run."""
+    assert main(["targets"]) == OK
+    text = capsys.readouterr().out
+    for name, why in jitgen.targets().items():
+        (line,) = (x for x in text.splitlines() if x.startswith(name + " "))
+        assert (why or "runs here") in line
+    found = run_json(capsys, "targets")
+    assert {n: t["why_not"] for n, t in found["targets"].items()} == jitgen.targets()
+    assert found["chosen"] == (jitgen.host().name if HERE else None)
+
+
+def test_targets_with_a_cap(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cap that leaves nothing is told, not fatal."""
+    monkeypatch.setenv("JITGEN_ISA", ELSEWHERE)
+    found = run_json(capsys, "targets")
+    assert found["chosen"] is None
+    assert ELSEWHERE in found["why_none"]
+    assert main(["targets"]) == OK
+    assert "no default target" in capsys.readouterr().out
+
+
+# ---- show ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve256", "sve512"])
+def test_show(capsys: Captured, isa: str) -> None:
+    """The listing as text is the kernel's; the structured one holds all bytes."""
+    shape = ["7", "21", "9", "--epilogue", "bias,clip:0:6", "--isa", isa]
+    assert main(["show", *shape]) == OK
+    kernel = jitgen.brgemm(7, 21, 9, epilogue=["bias", ("clip", 0, 6)], target=isa)
+    assert capsys.readouterr().out == kernel.listing()
+    found = run_json(capsys, "show", *shape)
+    code = bytearray(len(kernel.code))
+    for line in found["lines"]:
+        piece = bytes.fromhex(line["bytes"])
+        code[line["offset"] : line["offset"] + len(piece)] = piece
+    assert bytes(code) == kernel.code
+    assert found["general_registers"].keys() == kernel.roles.keys()
+
+
+# ---- kernel -------------------------------------------------------------------------------------
+
+
+@needs_target
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "64 64 64 --batch 3",
+        "5 7 9 --dtype f64 --beta 0.5 --alpha -2 --lda 12 --ldb 10 --ldc 8",
+        "12 20 8 --trans-a --trans-b --batch 2 --lda 13 --epilogue bias_row,silu",
+        "12 40 8 --packed-b --batch 2 --epilogue residual,relu_mask,scale:2",
+        "9 9 9 --batch-kind offset --batch 4 --epilogue gelu --ldb 11",
+        "9 9 9 --batch-kind address --batch 4 --epilogue leaky_relu:0.1,tanh,sigmoid,gelu_tanh",
+        "8 16 8 --plan rows=2,hold=b --epilogue relu,clip:0:6",
+    ],
+)
+def test_kernel(capsys: Captured, isa: str, options: str) -> None:
+    """Every option gives a kernel that passes its check, and a full report."""
+    found = run_json(capsys, "kernel", *options.split(), "--isa", isa, *FAST)
+    assert found["check"]["passed"]
+    assert 0 <= found["check"]["largest_error"] <= found["check"]["bound_there"]
+    assert found["target"] == isa
+    assert found["flops"] == 2 * found["m"] * found["n"] * found["k"] * found["batch"]
+    assert found["speed"]["of_peak"] > 0
+    assert found["speed"]["best_seconds"] > 0
+    assert found["speed"]["numpy"]["best_seconds"] > 0
+    assert found["generation_seconds"].keys() == {"cold", "warm", "cached"}
+    assert main(["kernel", *options.split(), "--isa", isa, *FAST]) == OK
+    text = capsys.readouterr().out
+    for word in ("GFLOP/s", "FMA peak", "NumPy", "float64", "bytes, generated in", "plan"):
+        assert word in text
+    assert max(map(len, text.splitlines()[2:])) <= 98
+
+
+@needs_target
+def test_wrong_result(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that computes something else is found: exit code 1."""
+    other = jitgen.brgemm(8, 8, 8, alpha=1.001)
+    monkeypatch.setattr(Problem, "bind", lambda self, _: other.bind(*self._arguments, self.c))
+    assert main(["kernel", "8", "8", "8", *FAST]) == WRONG
+    assert "WRONG" in capsys.readouterr().out
+
+
+@needs_target
+def test_nan_and_wrong_mask_are_found() -> None:
+    """A NaN, and a bit of the relu mask, count as errors."""
+    kernel = jitgen.brgemm(8, 8, 8, epilogue=("relu_mask",))
+    problem = Problem(kernel, 1)
+    assert problem.check().passed
+    bind = problem.bind
+
+    def spoilt(what: str) -> bool:
+        def run() -> None:
+            bind(kernel)()
+            if what == "nan":
+                problem.c[3, 3] = np.nan
+            else:
+                problem._extra["mask"][3] ^= 255
+
+        problem.bind = lambda _: run  # type: ignore[assignment,method-assign,misc,return-value]
+        return not problem.check().passed
+
+    assert spoilt("nan")
+    assert spoilt("mask")
+
+
+def test_cannot_run_here(capsys: Captured) -> None:
+    """A foreign target is generated; the reason why it was not run is on stderr."""
+    assert main(["kernel", "8", "8", "8", "--isa", ELSEWHERE]) == 3
+    out, err = capsys.readouterr()
+    assert "bytes, generated in" in out
+    assert "GFLOP/s" not in out
+    assert f"generated but not run: {jitgen.targets()[ELSEWHERE]}" in err
+
+
+def test_no_target_at_all(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --isa something must run here."""
+    monkeypatch.setenv("JITGEN_ISA", ELSEWHERE)
+    assert main(["kernel", "8", "8", "8"]) == 3
+    assert "no target can run here" in capsys.readouterr().err
+
+
+@needs_target
+def test_short_file(capsys: Captured, tmp_path: Path) -> None:
+    """A file of shapes: options of lines and of the command line, a table with a total, JSON."""
+    file = tmp_path / "shapes.csv"
+    file.write_text(
+        "# comment\nname,m,n,k,batch,dtype,epilogue,trans_b,count_in_network\n"
+        'one,4,8,16,2,,"bias,relu",,3\n\ntwo,5,5,5,,f64,,yes,\n'
+    )
+    arguments = ["kernel", "--shapes", str(file), "--beta", "1", *FAST]
+    assert main(arguments) == OK
+    text = capsys.readouterr().out
+    assert [x.split()[0] for x in text.splitlines()[1:4]] == ["one", "two", "total"]
+    assert max(map(len, text.splitlines())) <= 100
+    found = run_json(capsys, *arguments)
+    one, two = found["kernels"]
+    assert (one["batch"], one["dtype"], two["batch"], two["dtype"]) == (2, "f32", 1, "f64")
+    assert "C + sum of A_i B_i, then bias, relu" in one["computes"]
+    assert "B_i^T" in two["computes"]
+    assert found["total"]["kernels"] == 4
+    assert found["total"]["flops"] == 3 * one["flops"] + two["flops"]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "bert_base"])
+@pytest.mark.parametrize("isa", [ELSEWHERE])
+def test_example_files_generate(capsys: Captured, name: str, isa: str) -> None:
+    """The files of the examples are valid, with the known work of their networks."""
+    file = ROOT / "examples" / f"{name}.csv"
+    assert main(["kernel", "--shapes", str(file), "--isa", isa, "--json"]) == 3
+    total = json.loads(capsys.readouterr().out)["total"]
+    if name == "resnet50":
+        assert total == {"kernels": 53, "flops": 7_711_850_496}
+    else:  # 24 h^2 s + 4 h s^2 for each of 12 layers, s = 128 and 384, h = 768
+        h = 768
+        assert total["flops"] == sum(12 * (24 * h * h * s + 4 * h * s * s) for s in (128, 384))
+
+
+def test_table_without_running(capsys: Captured, tmp_path: Path) -> None:
+    """A foreign target has a table of generated code."""
+    file = tmp_path / "shapes.csv"
+    file.write_text("name,m,n,k\nonly,4,8,16\n")
+    assert main(["kernel", "--shapes", str(file), "--isa", ELSEWHERE]) == 3
+    out = capsys.readouterr().out
+    assert "only" in out
+    assert "4x8x16" in out
+    assert "GFLOP/s" not in out
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "COMMAND"),
+        ("blub", "invalid choice"),
+        ("kernel", "three sizes"),
+        ("kernel 4 4", "three sizes"),
+        ("kernel 4 4 4 --shapes x.csv", "not both"),
+        ("kernel 0 4 4", "m=0 is smaller than 1"),
+        ("kernel 4 4 4 --isa blub", "target='blub' is not one of"),
+        ("kernel 4 4 4 --isa avx2 --dtype f16", "dtype='f16'"),
+        ("kernel 4 4 4 --isa avx2 --epilogue blub", "epilogue step 'blub'"),
+        ("kernel 4 4 4 --isa avx2 --epilogue clip:1", "'clip' takes low, high"),
+        ("kernel 4 4 4 --epilogue clip:a:b", "'a' is no number"),
+        ("kernel 4 4 4 --plan rows", "'rows' is not of the form name=value"),
+        ("kernel 4 4 4 --isa avx2 --plan blub=1", "plan option 'blub'"),
+        ("kernel 4 4 4 --isa avx2 --lda 2", "lda=2 is smaller than 4"),
+        ("kernel 4 4 4 --seconds 0", "not between"),
+        ("kernel 4 4 x", "invalid int value"),
+        ("kernel --shapes /there/is/no/such.csv", "/there/is/no/such.csv: No such file"),
+        ("show 4 4 4 --isa avx2 --batch-kind blub", "batch='blub'"),
+        ("show 4 4", "three sizes"),
+    ],
+)
+def test_bad_arguments(capsys: Captured, arguments: str, message: str) -> None:
+    """Exit code 2 and the library's message, no traceback."""
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert "Traceback" not in err
+    assert not out
+
+
+@needs_target
+def test_batch_smaller_than_one(capsys: Captured) -> None:
+    """A batch of nothing cannot be measured."""
+    assert main(["kernel", "4", "4", "4", "--batch", "0"]) == 2
+    assert "batch=0 is smaller than 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,m,n\na,1,2\n", "column 'k' is missing"),
+        ("name,m,n,k,blub\na,1,2,3,4\n", "column 'blub' is not one of"),
+        ("name,m,n,k\na,1,2,x\n", "a: k='x' is no whole number"),
+        ("name,m,n,k\na,1,2\n", "a: the header has 4 columns"),
+        ("name,m,n,k\na,1,2,0\n", "a: k=0 is smaller than 1"),
+        ("name,m,n,k,trans_a\na,1,2,3,maybe\n", "a: 'maybe' is neither yes nor no"),
+        ("m,n,k,batch\n1,2,3,x\n", "row 1: invalid literal"),
+        ("name,m,n,k\n", "no line with a shape"),
+        ("", "column 'm' is missing"),
+    ],
+)
+def test_bad_files(capsys: Captured, tmp_path: Path, text: str, message: str) -> None:
+    """Errors in a file name the file and the line."""
+    file = tmp_path / "shapes.csv"
+    file.write_text(text)
+    assert main(["kernel", "--shapes", str(file), "--isa", "avx2"]) == 2
+    err = capsys.readouterr().err
+    assert str(file) in err
+    assert message in err
+
+
+# ---- the face -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], ["kernel"], ["show"], ["targets"]])
+def test_help(capsys: Captured, command: list[str]) -> None:
+    """Help has examples and fits 100 columns."""
+    assert main([*command, "--help"]) == OK
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "exit codes:" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_colour(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours on a terminal only, and not with NO_COLOR."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    arguments = ["kernel", "4", "4", "4", "--isa", ELSEWHERE]
+    main(arguments)
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(arguments)
+    assert "\x1b[1m4 x 4 x 4" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(arguments)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_progress_on_a_terminal(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Progress goes to stderr, on a terminal only, and is wiped."""
+    file = tmp_path / "shapes.csv"
+    file.write_text("name,m,n,k\nfirst,4,8,16\nsecond,4,8,8\n")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["kernel", "--shapes", str(file), "--isa", ELSEWHERE])
+    err = capsys.readouterr().err
+    assert "2/2 second" in err
+    assert "\r\x1b[Kjitgen:" in err
+
+
+def test_module_entry_and_closed_pipe() -> None:
+    """`python -m jitgen` works, and a reader that stops early is no error message."""
+    command = [sys.executable, "-m", "jitgen", "show", "64", "64", "64", "--isa", "avx2", "--json"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "{\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+def test_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process starts again with the variables set, once, with the same arguments."""
+    calls: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "jitgen", "kernel", "4", "4", "4"])
+    for name in cli_kernel.THREADS:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    cli_kernel.use_one_thread()
+    assert calls == [(sys.executable, [sys.executable, "-m", "jitgen", "kernel", "4", "4", "4"])]
+    assert all(os.environ[name] == "1" for name in cli_kernel.THREADS)
+    cli_kernel.use_one_thread()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve512"])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_peak_is_made_of_independent_chains(isa: str, dtype: str) -> None:
+    """The peak's loop has as many operations as it says, each chain on a register of its own."""
+    kernel = jitgen.brgemm(4, 4, 4, dtype, target=isa)
+    peak, flops = measure.peak_kernel(kernel)
+    texts = [x.text for x in peak.program.lines() if x.kind == "instruction"]
+    macs = [x for x in texts if x.startswith(("vfmadd", "fmla"))]
+    machine = kernel.target.machine(dtype, 1 << 20)
+    assert flops == 2 * len(macs) * machine.lanes * measure.PEAK_PASSES
+    assert len({x.split()[1] for x in macs}) == machine.vectors - 2
+    assert machine.vectors - 2 >= kernel.target.fma_rate * kernel.target.fma_latency
+    assert len(measure.empty_kernel(kernel).code) < 64
+
+
+@needs_target
+def test_interleave_counts_rounds() -> None:
+    """Every contestant has a sample of each round."""
+    times = measure.interleave({"a": lambda: None, "b": lambda: None}, 0.001)
+    assert len(times["a"].seconds) == len(times["b"].seconds) >= measure.FEWEST_ROUNDS
+    assert 0 < times["a"].best <= times["a"].median
