@@ -62,8 +62,8 @@ beta, lda, ldb, ldc, trans_a, trans_b, packed_b, batch_kind, plan and count_in_n
 the command line hold where the file says nothing. Lines that begin with # are comments.
 
 Percentages are of the peak of fused multiply-adds that the same run measures; a kernel's time is
-that of a call from Python less that of a call of an empty kernel. The arrays are the same at each
-call, so small ones stay in the caches.
+that of a call from Python less that of a call of an empty kernel (very short kernels: the whole
+call). The arrays are the same at each call, so small ones stay in the caches.
 
 """
 SHOW_EXAMPLES = """\

@@ -39,7 +39,6 @@ class Finish:
         self.facts = facts
         self.frame = frame
         self.machine: Machine = frame.machine
-        self.vector = facts.lanes * spec.element
         self.needs_constants = (
             spec.alpha != 1.0
             or spec.beta not in (0.0, 1.0)
@@ -86,7 +85,7 @@ class Finish:
         pointer = self._matrix(tile, "a_now", "c", self.spec.ldc)
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (pointer, i * self.spec.ldc * self.spec.element + j * self.vector)
+                at = (pointer, i * self.spec.ldc * self.spec.element + tile.offsets[j])
                 self.machine.load(acc, at, tile.widths[j])
 
     def _matrix(self, tile: Tile, role: str, argument: str, leading: int) -> int:
@@ -123,7 +122,7 @@ class Finish:
             machine.place(skip)
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (c, i * self.spec.ldc * self.spec.element + j * self.vector)
+                at = (c, i * self.spec.ldc * self.spec.element + tile.offsets[j])
                 machine.store(acc, at, tile.widths[j])
 
     def _scale_and_add(self, tile: Tile, c: int, earlier: Earlier) -> None:
@@ -159,7 +158,7 @@ class Finish:
         """For every accumulator: t = its part of an m x n matrix, then `apply(acc)`."""
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (pointer, i * leading * self.spec.element + j * self.vector)
+                at = (pointer, i * leading * self.spec.element + tile.offsets[j])
                 self.machine.load(t, at, tile.widths[j])
                 apply(acc)
 
@@ -210,7 +209,7 @@ class Finish:
         self.frame.shift(pointer, tile.col if by_column else tile.row, 1, "step")
         if by_column:
             for j, width in enumerate(tile.widths):
-                machine.load(t, (pointer, j * self.vector), width)
+                machine.load(t, (pointer, tile.offsets[j]), width)
                 for row in tile.acc:
                     machine.add(row[j], row[j], t)
             return
@@ -235,7 +234,6 @@ class Finish:
                 machine.multiply(more, position.number, factor)
                 machine.shift_right(more, shift)
                 machine.sum(pointer, pointer, more)
-        columns = sum(tile.widths)
         for i, row in enumerate(tile.acc):
             done = 0
             while done < len(row):
@@ -248,7 +246,7 @@ class Finish:
                         machine.merge_bits(bits, more, j * self.facts.lanes)
                 begin = done * self.facts.lanes
                 done += len(group)
-                count = min(columns, done * self.facts.lanes) - begin
+                count = min(tile.columns, done * self.facts.lanes) - begin
                 at = (pointer, i * spec.mask_bytes + begin // 8)
                 machine.store_bits(bits, at, -(-count // 8))
 

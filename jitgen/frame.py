@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from isa.form import Record
 from isa.machine import At, Machine
-from jitgen.plan import Facts, operand_registers, resolve_hold
+from jitgen.plan import Facts, operand_registers, overlaps, resolve_hold, tail_registers
+from jitgen.spec import KernelSpec
 
 #: The argument struct (docs/abi.md): name -> byte offset. Every word has 8 bytes.
 ARGUMENTS = {
@@ -78,9 +79,17 @@ class Tile:
     """
 
     def __init__(
-        self, rows: int, widths: list[int], row: Position, col: Position, split: int, facts: Facts,
-        hold: str,
+        self, spec: KernelSpec, facts: Facts, rows: int, columns: int, row: Position, col: Position,
+        split: int, hold: str,
     ) -> None:  # fmt: skip
+        lanes, element = facts.lanes, facts.element
+        #: active lanes of each vector of columns, and its distance from the tile's first column
+        widths = [min(lanes, columns - j) for j in range(0, columns, lanes)]
+        self.offsets = [j * element for j in range(0, columns, lanes)]
+        if overlaps(spec, facts, columns):
+            widths[-1] = lanes
+            self.offsets[-1] = (columns - lanes) * element
+        self.columns = columns
         self.rows = rows
         self.widths = widths
         self.row = row
@@ -94,7 +103,7 @@ class Tile:
         self.acc = self.sets[0]
         needed = operand_registers(facts, rows, vectors, hold)
         self.operands = list(range(split * size, split * size + needed))
-        self.tail = facts.vectors - 1 if facts.tail_vectors[widths[-1] % facts.lanes] else -1
+        self.tail = facts.vectors - 1 if tail_registers(spec, facts, columns) else -1
         self.hold = resolve_hold(rows, vectors, hold)
         #: where the reduction's first step reads A's rows and B's vectors
         self.a_at: list[At] = []

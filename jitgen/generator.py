@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from isa.machine import Machine
 from jitgen.epilogue import Finish
 from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
-from jitgen.plan import Facts, Plan, Segment, tile_split
+from jitgen.plan import Facts, Plan, Segment, tail_registers, tile_split
 from jitgen.spec import KernelSpec
 
 
@@ -101,8 +101,8 @@ class _Brgemm:
             roles.append(inner)
         if any(block.repeat > 1 for block in self.k_blocks):
             roles.append("k")
-        tails = {c.size % self.facts.lanes for _, c in self.plan.tiles()}
-        masks = any(self.facts.tail_vectors[tail] for tail in tails)
+        columns = {c.size for _, c in self.plan.tiles()}
+        masks = any(tail_registers(self.spec, self.facts, c) for c in columns)
         if masks or self.finish.needs_constants:
             roles.append("constants")
         for role in roles:
@@ -174,18 +174,18 @@ class _Brgemm:
         first: Position,
     ) -> None:  # fmt: skip
         machine = self.machine
-        lanes = self.facts.lanes
-        widths = [min(lanes, columns - j) for j in range(0, columns, lanes)]
         split = tile_split(self.plan, self.spec, self.facts, rows, columns)
-        tile = Tile(rows, widths, row, col, split, self.facts, self.plan.hold)
+        tile = Tile(
+            self.spec, self.facts, rows, columns, row, col, split, self.plan.hold
+        )
         pointers, per_pointer = self._pointers(tile), self.rows_per_pointer
         tile.a_at = [
             (pointers[i // per_pointer], i % per_pointer * self.a_row) for i in range(rows)
         ]
-        tile.b_at = [(self.frame["b_now"], j * self.vector) for j in range(len(widths))]
+        tile.b_at = [(self.frame["b_now"], offset) for offset in tile.offsets]
         machine.program.section(f"tile {rows} x {columns}: start the accumulators")
         if tile.tail >= 0:
-            machine.set_tail(widths[-1], tile.tail)
+            machine.set_tail(tile.widths[-1], tile.tail)
         self.finish.start(tile, self._earlier(first, k))
         machine.program.section(f"tile {rows} x {columns}: reduce")
         self._reduce(tile, depth, k, first)

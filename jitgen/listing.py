@@ -36,6 +36,7 @@ ROLES = {
     "col": "byte offset of the tile's first column in a row",
     "k": "byte offset of this block of the reduction",
     "constants": "address of the constants",
+    "b_step": "the constant bytes from one reduction step of B to the next",
 }
 #: Bytes of machine code in one line of a listing
 LINE_BYTES = 11
@@ -190,7 +191,8 @@ def _header(kernel: Kernel) -> Iterator[str]:
     argument = kernel.target.machine(spec.dtype, spec.n).argument
     yield f"  {general_name(target, argument):4} the argument struct"
     for role, number in kernel.roles.items():
-        meaning = ROLES.get(role, "where A is read, for rows further down")
+        further = "where A is read, for rows further down"  # a_now1, a_now2 ...
+        meaning = further if role.startswith("a_now") and role != "a_now" else ROLES[role]
         yield f"  {general_name(target, number):4} {role:10} {meaning}"
     yield ""
     yield "vector registers"

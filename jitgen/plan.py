@@ -103,7 +103,24 @@ def registers_needed(
     vectors = -(-columns // facts.lanes)
     reduction = rows * vectors * split + operand_registers(facts, rows, vectors, hold)
     end = rows * vectors + epilogue_temps(spec, facts)
-    return max(reduction, end) + facts.tail_vectors[columns % facts.lanes]
+    return max(reduction, end) + tail_registers(spec, facts, columns)
+
+
+def overlaps(spec: KernelSpec, facts: Facts, columns: int) -> bool:
+    """Whether the last vector of a tile lies over the one before it, instead of having a tail.
+
+    Both then compute the same elements of C, so it is right; it is faster where a tail costs
+    masked loads and stores in pieces. The bits of a relu mask cannot overlap.
+    """
+    masked = facts.tail_vectors[columns % facts.lanes] > 0
+    return masked and columns > facts.lanes and not spec.has("relu_mask")
+
+
+def tail_registers(spec: KernelSpec, facts: Facts, columns: int) -> int:
+    """Vector registers that the mask of a tile's tail occupies."""
+    if overlaps(spec, facts, columns):
+        return 0
+    return facts.tail_vectors[columns % facts.lanes]
 
 
 def epilogue_temps(spec: KernelSpec, facts: Facts) -> int:

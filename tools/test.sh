@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Install what the tests need and run all of them, emulators included.
+#
+#   bash tools/test.sh [pytest arguments]
+#
+# Debian or Ubuntu: emulators, llvm-mc and PeachPy come from apt (as root or through sudo), Python
+# packages go into .venv. Elsewhere install the packages below by hand first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(qemu-user bochs bochs-term bochsbios llvm-19 binutils python3-peachpy)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null; then
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq \
+        --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+python=${PYTHON:-python3}
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install -q -e '.[test,check]'
+.venv/bin/python -m tools.check --no-tests
+exec .venv/bin/python -m pytest -n 2 "$@"
