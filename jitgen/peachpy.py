@@ -25,6 +25,10 @@ from jitgen.target import Target
 
 #: The mnemonics that PeachPy does not share
 MNEMONICS = {"movabs": "MOV"}
+#: moves between vector registers that could be written as a store as well
+MOVES = ("vmovups", "vmovupd")
+#: instructions of AVX-512 that take no mask
+UNMASKED = ("kmovw", "vpmovd2m", "vpmovq2m")
 #: bits by kind of vector register
 VECTOR_BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
 #: a value of each immediate that needs the whole field
@@ -111,9 +115,8 @@ def _encode(form: Form, operands: Operands) -> bytes:
 def _choose(form: Form, operands: Operands, make: Any) -> bytes:
     """Of the encodings that PeachPy offers, the one of this form.
 
-    The shortest, except that a branch has the length the layout gave it, and an immediate the width
-    of the form's field: as long as the instruction would be with an immediate that fills it (and
-    not rax, which has a shorter form of its own).
+    That is the shortest, except that a branch has the length the layout gave it, an immediate the
+    width of the form's field, and a move between registers the opcode of a load.
     """
     instruction = make(*_rendered(form, operands))
     code = instruction.encode()
@@ -122,11 +125,21 @@ def _choose(form: Form, operands: Operands, make: Any) -> bytes:
     if form.label_at >= 0:
         size = operands[form.label_at][1]
     elif kinds and kinds[-1] in WIDEST:
-        others = (1 if kind == "r64" else value for kind, value in zip(kinds, operands[:-1]))
-        size = len(make(*_rendered(form, (*others, WIDEST[kinds[-1]]))).encode())
+        size = len(make(*_rendered(form, _with_widest(kinds, operands))).encode())
+    elif form.mnemonic in MOVES and set(kinds) <= set(VECTOR_BITS):
+        _, load = instruction.encodings[0]
+        code = load(instruction.operands)
+        size = len(code)
     if size != len(code):
         code = instruction.encode_length_options()[size]
     return bytes(code)
+
+
+def _with_widest(kinds: list[str], operands: Operands) -> Operands:
+    """The operands with an immediate that needs its whole field, and without rax among the r64:
+    rax has shorter forms, which are rows of their own."""
+    others = [1 if kind == "r64" else value for kind, value in zip(kinds[:-1], operands)]
+    return (*others, WIDEST[kinds[-1]], *operands[len(kinds) :])
 
 
 def _kinds(form: Form) -> list[str]:
@@ -138,10 +151,10 @@ def _rendered(form: Form, operands: Operands) -> list[Any]:
     """The operands as PeachPy's objects."""
     kinds = _kinds(form)
     found = [
-        _operand(form, kinds, kind, value)
+        _operand(kinds, kind, value)
         for kind, value in zip(kinds, operands, strict=False)  # a mask has no kind
     ]
-    mask = _mask(form, kinds, operands)
+    mask = _mask(form, operands)
     if mask is not None:
         if kinds[0][0] == "m":
             found[0].mask = mask
@@ -150,20 +163,20 @@ def _rendered(form: Form, operands: Operands) -> list[Any]:
     return found
 
 
-def _mask(form: Form, kinds: list[str], operands: Operands) -> Any:
+def _mask(form: Form, operands: Operands) -> Any:
     """The mask of the first operand, or None.
 
-    Where VEX has the same instruction, PeachPy takes EVEX only for a masked operand or a register
-    from 16 on; k0 means "no mask" (SDM volume 2, 2.7.4) and makes it take EVEX.
+    Every other EVEX instruction gets k0, which means "no mask" (SDM volume 2, 2.7.4): without it
+    PeachPy takes VEX where there is one, and encodes the result of a comparison as its mask too.
     """
     registers = _library().registers
     if "{k}" in form.signature:
         return registers.RegisterMask(registers.KRegister(operands[-1]), "{z}" in form.signature)
-    evex = "avx512" in form.feature and "k" not in kinds
+    evex = "avx512" in form.feature and form.mnemonic not in UNMASKED
     return registers.RegisterMask(registers.k0) if evex else None
 
 
-def _operand(form: Form, kinds: list[str], kind: str, value: Any) -> Any:
+def _operand(kinds: list[str], kind: str, value: Any) -> Any:
     library = _library()
     if kind in REGISTERS:
         return getattr(library.registers, REGISTERS[kind][value])
@@ -172,11 +185,11 @@ def _operand(form: Form, kinds: list[str], kind: str, value: Any) -> Any:
         offset = library.operand.RIPRelativeOffset(distance - size)
         return offset if kind == "rel" else library.operand.MemoryOperand(offset)
     if isinstance(value, tuple):
-        return _memory(form, kinds, kind, value)
+        return _memory(kinds, kind, value)
     return value
 
 
-def _memory(form: Form, kinds: list[str], kind: str, memory: Memory) -> Any:
+def _memory(kinds: list[str], kind: str, memory: Memory) -> Any:
     library = _library()
     base, index, scale, displacement = memory
     size = int(kind[1:]) // 8 if kind[1:] else None

@@ -299,7 +299,7 @@ class _Search:
         ideal = spec.flops(TYPICAL_BATCH) / 2 / lanes / self.facts.fma_rate
         return best[1], (
             f"tiles of {best[1][0].size} columns: modelled {100 * ideal / best[0]:.0f} % of the "
-            f"FMA bound, best of {len(widths)} widths"
+            f"FMA bound, best of {len(widths)} partitions of {spec.n} columns"
         )
 
     def choose_rows(self, column: Segment) -> tuple[Segment, ...]:
