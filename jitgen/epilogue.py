@@ -8,6 +8,7 @@ pass applies the epilogue. Not here: the reduction (`jitgen.generator`) and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from isa.machine import Machine
@@ -234,11 +235,13 @@ class Finish:
                 machine.multiply(more, position.number, factor)
                 machine.shift_right(more, shift)
                 machine.sum(pointer, pointer, more)
+        # up to 64 bits, and whole bytes, are gathered in one register
+        unit = math.lcm(self.facts.lanes, 8)
+        gathered = 64 // unit * unit // self.facts.lanes
         for i, row in enumerate(tile.acc):
             done = 0
             while done < len(row):
-                # up to 64 bits are gathered in one register
-                group = row[done : done + max(1, 64 // self.facts.lanes)]
+                group = row[done : done + gathered]
                 for j, acc in enumerate(group):
                     target = bits if j == 0 else more
                     machine.positive_bits(target, acc, tile.widths[done + j], tile.free)

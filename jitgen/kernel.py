@@ -197,7 +197,11 @@ def brgemm(
         chosen = target if isinstance(target, Target) else parse_target(target)
     if type(epilogue) is not tuple:
         epilogue = make_epilogue(epilogue)
-    overrides = tuple(sorted(plan.items())) if plan else ()
+    overrides: tuple[tuple[str, Any], ...] = ()
+    if plan is not None:
+        if not isinstance(plan, Mapping):
+            raise TypeError(f"plan={plan!r} is no mapping from option to value")
+        overrides = tuple(sorted(plan.items(), key=lambda item: str(item[0])))
     values = (
         m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a,
         trans_b, packed_b,

@@ -96,12 +96,10 @@ def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
     result = {}
     for rows, columns in plan.tiles():
         size = (rows.size, columns.size)
-        widths = [min(facts.lanes, size[1] - j) for j in range(0, size[1], facts.lanes)]
-        tile = Tile(
-            size[0], widths, 0, 0, tile_split(plan, spec, facts, *size), facts, plan.hold
-        )
-        holds_b = resolve_hold(size[0], len(widths), plan.hold) == "b"
-        held = len(widths) if holds_b else size[0]
+        split = tile_split(plan, spec, facts, *size)
+        tile = Tile(spec, facts, *size, 0, 0, split, plan.hold)
+        holds_b = tile.hold == "b"
+        held = len(tile.widths) if holds_b else size[0]
         name = [f"{prefix}{i}" for i in range(facts.vectors)]
         parts = [[name[i] for i in some] for some in (tile.operands[:held], tile.operands[held:])]
         a, b = reversed(parts) if holds_b else parts

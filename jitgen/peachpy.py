@@ -34,7 +34,7 @@ VECTOR_BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
 #: a value of each immediate that needs the whole field
 WIDEST = {"imm8": 127, "uimm8": 255, "imm32": 2**31 - 1, "uimm32": 2**32 - 1, "imm64": 2**63 - 1}
 #: what PeachPy raises for operands that none of its forms takes
-REFUSALS = (SyntaxError, TypeError, ValueError, AssertionError, AttributeError)
+REFUSALS = (SyntaxError, ValueError, AssertionError)
 
 #: PeachPy has one global stream of instructions, so one thread at a time
 _lock = threading.Lock()
@@ -82,11 +82,12 @@ def assemble(program: Program, target: Target) -> bytes:
         (form if form in (LABEL, SECTION, ALIGN) else peachpy_form(form), operands)
         for form, operands in program.records
     ]
-    with _lock, _library().stream.NullStream():  # a PeachPy function being built gets nothing of it
+    # a function that the caller is building with PeachPy gets nothing of it
+    with _lock, _library().stream.NullStream():
         return rendered.encode()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def peachpy_form(form: Form) -> Form:
     """The same form of an x86 table, with PeachPy as its encoder.
 
@@ -107,9 +108,8 @@ def _encode(form: Form, operands: Operands) -> bytes:
     try:
         return _choose(form, operands, make)
     except REFUSALS as error:
-        raise ValueError(
-            f"PeachPy cannot encode {form.signature!r} with operands {operands}: {error}"
-        ) from error
+        text = form.signature if form.label_at >= 0 else form.text(operands)
+        raise ValueError(f"PeachPy cannot encode {text!r}: {error}") from error
 
 
 def _choose(form: Form, operands: Operands, make: Any) -> bytes:
@@ -131,15 +131,18 @@ def _choose(form: Form, operands: Operands, make: Any) -> bytes:
         code = load(instruction.operands)
         size = len(code)
     if size != len(code):
-        code = instruction.encode_length_options()[size]
+        code = instruction.encode_length_options().get(size)
+    if code is None:
+        raise ValueError(f"it offers no encoding of {size} bytes")
     return bytes(code)
 
 
 def _with_widest(kinds: list[str], operands: Operands) -> Operands:
     """The operands with an immediate that needs its whole field, and without rax among the r64:
     rax has shorter forms, which are rows of their own."""
-    others = [1 if kind == "r64" else value for kind, value in zip(kinds[:-1], operands)]
-    return (*others, WIDEST[kinds[-1]], *operands[len(kinds) :])
+    last = len(kinds) - 1
+    others = [1 if kind == "r64" else operands[i] for i, kind in enumerate(kinds[:last])]
+    return (*others, WIDEST[kinds[last]], *operands[last + 1 :])
 
 
 def _kinds(form: Form) -> list[str]:
@@ -197,7 +200,7 @@ def _memory(kinds: list[str], kind: str, memory: Memory) -> Any:
     if kind[0] == "b":
         if displacement:
             # it would scale the displacement by the whole vector, not by the element
-            raise ValueError("PeachPy encodes an embedded broadcast with a displacement wrongly")
+            raise ValueError("it gets a broadcast operand with a displacement wrong")
         bits = max(VECTOR_BITS.get(other, 0) for other in kinds)
         broadcast = bits // int(kind[1:])
     general = REGISTERS["r64"]

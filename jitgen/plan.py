@@ -8,12 +8,13 @@ winner won. Any field can be overridden to tune. Not here: emission (`jitgen.gen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jitgen.functions import TEMPS
-from jitgen.spec import KernelSpec
+from jitgen.spec import MATRIX_BYTES, KernelSpec
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ BODY_COST = 0.01
 LOAD_WEIGHT = 0.15
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 100
+#: Multiply-accumulates in line that anyone may ask for
+MOST_MACS = 1 << 15
 #: Reduction steps between two stores of C, at least
 SHORTEST_PASS = 64
 #: bytes of stack a transposed B may be packed into
@@ -169,8 +172,9 @@ def split_columns(n: int, lanes: int, vectors: int, panel: int, bits: bool) -> l
         segments = [Segment(0, panel, whole)] if whole else []
         return segments + ([Segment(whole * panel, n % panel, 1)] if n % panel else [])
     unit = lanes
-    if bits and lanes < 8:  # a tile's mask bits begin at a byte
-        unit, vectors = 8, max(1, vectors * lanes // 8)
+    if bits:  # a tile's mask bits begin at a byte
+        unit = math.lcm(lanes, 8)
+        vectors = max(1, vectors * lanes // unit)
     segments = [Segment(s.start * unit, s.size * unit, s.repeat)
                 for s in split_evenly(-(-n // unit), vectors)]  # fmt: skip
     last = segments.pop()
@@ -226,11 +230,11 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     if spec.trans_b and order == "mn":
         raise ValueError("plan option order='mn': a transposed B is packed by columns ('nm')")
     if not order:
-        # the smaller matrix should stay in L1 while the other streams; columns of different widths
-        # want rows of their own, which only the order "nm" gives them
-        # (nor may one of them need another register for its tail)
+        # B should stay in L1 while A streams, or else the smaller of both; columns that differ in
+        # the registers they need want rows of their own, which only the order "nm" gives them
         uniform = len({_demand(spec, facts, c) for c in columns}) == 1
-        order = "mn" if uniform and spec.n <= spec.m and not spec.trans_b else "nm"
+        small = spec.k * spec.n * spec.element <= facts.l1 or spec.n <= spec.m
+        order = "mn" if uniform and small and not spec.trans_b else "nm"
     nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
         nest = tuple((c, search.choose_rows(c)) for c in columns)
@@ -278,6 +282,10 @@ class _Search:
             columns = split_columns(spec.n, lanes, 0, spec.panel, False)
             return columns, f"tile columns = panel width {spec.panel}"
         bits = spec.has("relu_mask")
+        if bits and math.lcm(lanes, 8) > 64:
+            raise ValueError(
+                f"epilogue step 'relu_mask': vectors of {lanes} elements cannot be packed in bytes"
+            )
         if self.columns is not None:
             if self.columns < 1:
                 raise ValueError(f"plan option columns={self.columns} is smaller than 1")
@@ -424,6 +432,18 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
         low = 1 if field.name in ("k_unroll", "k_block") else 0
         if isinstance(value, int) and value < low:
             raise ValueError(f"plan option {field.name}={value} is too small")
+    macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
+    if min(plan.k_unroll, spec.k) * macs > MOST_MACS:
+        raise ValueError(
+            f"plan option k_unroll={plan.k_unroll}: that is {min(plan.k_unroll, spec.k) * macs} "
+            f"multiply-accumulates in line; at most {MOST_MACS}"
+        )
+    ahead = (plan.prefetch + min(plan.k_unroll, spec.k)) * max(spec.ldb, spec.panel) * spec.element
+    if plan.prefetch and ahead >= MATRIX_BYTES:
+        raise ValueError(
+            f"plan option prefetch={plan.prefetch}: that is {ahead} bytes ahead; displacements "
+            f"reach {MATRIX_BYTES - 1}"
+        )
     if spec.trans_b:
         _check_packing(spec, facts, plan)
     for rows, columns in plan.tiles():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +115,9 @@ def make_spec(
     Raises ValueError or TypeError that names the argument, its value and the rule.
     """
     m, n, k = (_size(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if batch not in BATCH_KINDS:
+    if not isinstance(batch, str) or batch not in BATCH_KINDS:
         raise ValueError(f"batch={batch!r} is not one of {', '.join(BATCH_KINDS)}")
     for name, flag in (("trans_a", trans_a), ("trans_b", trans_b)):
         if not isinstance(flag, bool):
@@ -125,7 +126,13 @@ def make_spec(
         raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
+    alpha, beta = _finite("alpha", alpha), _finite("beta", beta)
+    _representable("alpha", alpha, dtype)
+    _representable("beta", beta, dtype)
     steps = make_epilogue(epilogue)
+    for step, *parameters in steps:
+        for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
+            _representable(f"{step} {parameter}", value, dtype)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -134,7 +141,9 @@ def make_spec(
     lda = _leading("lda", lda, a_columns, f"A is {a_rows} x {a_columns}, row-major")
     ldb = _leading("ldb", ldb, b_columns, f"B is {b_rows} x {b_columns}, row-major")
     ldc = _leading("ldc", ldc, n, f"C is {m} x {n}, row-major")
-    ldr = _leading("ldr", ldr, n, f"the residual is {m} x {n}, row-major") if ldr else ldc
+    if ldr is None:
+        ldr = ldc
+    ldr = _leading("ldr", ldr, n, f"the residual is {m} x {n}, row-major")
     b_size = -(-n // panel) * k * panel if panel else (b_rows - 1) * ldb + b_columns
     element = DTYPES[dtype]
     for name, size in (
@@ -150,8 +159,7 @@ def make_spec(
         m, n, k, dtype, lda, ldb, ldc, ldr, batch,
         _stride("stride_a", stride_a, a_rows * lda, batch, element),
         _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
-        _finite("alpha", alpha), _finite("beta", beta), trans_a, trans_b, panel,
-        steps,
+        alpha, beta, trans_a, trans_b, panel, steps,
     )  # fmt: skip
 
 
@@ -163,9 +171,15 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
     """
     if isinstance(steps, str):
         raise TypeError(f"epilogue={steps!r} is a string; give a sequence such as ({steps!r},)")
+    try:
+        steps = tuple(steps)
+    except TypeError:
+        raise TypeError(f"epilogue={steps!r} is no sequence of steps") from None
     result: list[Step] = []
     for step in steps:
-        name, *values = (step,) if isinstance(step, str) else tuple(step)
+        name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
+        if not isinstance(name, str):
+            raise TypeError(f"epilogue step {step!r} is neither a name nor (name, parameter, ...)")
         if name not in EPILOGUES:
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(EPILOGUES)}")
         wanted = EPILOGUES[name]
@@ -182,17 +196,22 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
 
 
 def _size(name: str, value: Any) -> int:
-    try:
-        size = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} is no integer") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is no integer")
+    size = _integer(name, value)
     if size < 1:
         raise ValueError(f"{name}={size} is smaller than 1")
     if size >= MATRIX_BYTES:
         raise ValueError(f"{name}={size} is larger than {MATRIX_BYTES - 1}")
     return size
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is no integer") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is no integer")
+    return number
 
 
 def _leading(name: str, value: Any, columns: int, what: str) -> int:
@@ -211,10 +230,7 @@ def _stride(name: str, value: Any, default: int, batch: str, element: int) -> in
         return 0
     if value is None:
         value = default
-    try:
-        stride = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} is no integer") from None
+    stride = _integer(name, value)
     if stride < 0 or stride * element >= MATRIX_BYTES:
         raise ValueError(
             f"{name}={stride} elements; a stride is from 0 to {(MATRIX_BYTES - 1) // element}"
@@ -222,8 +238,17 @@ def _stride(name: str, value: Any, default: int, batch: str, element: int) -> in
     return stride
 
 
+def _representable(name: str, number: float, dtype: str) -> None:
+    try:
+        struct.pack("<f" if dtype == "f32" else "<d", number)
+    except OverflowError:
+        raise ValueError(f"{name}={number} is too large for {dtype}") from None
+
+
 def _finite(name: str, value: Any, infinite: bool = False) -> float:
     try:
+        if isinstance(value, (str, bytes, bytearray)):
+            raise TypeError("text is no number, though float() would read it")
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}={value!r} is no real number") from None

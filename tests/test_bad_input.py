@@ -55,7 +55,8 @@ REQUESTS: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ({"packed_b": True, "trans_b": True}, ValueError, ("packed_b", "trans_b")),
     ({"packed_b": True, "ldb": 8}, ValueError, ("packed_b", "ldb")),
     ({"epilogue": "bias"}, TypeError, ("epilogue='bias'", "sequence")),
-    *(({"epilogue": bad}, TypeError, ("epilogue", repr(bad))) for bad in (3, None, (3,), (None,))),
+    *(({"epilogue": bad}, TypeError, (f"epilogue={bad}", "sequence")) for bad in (3, None)),
+    *(({"epilogue": (bad,)}, TypeError, (f"epilogue step {bad}", "name")) for bad in (3, None)),
     ({"epilogue": ((),)}, (TypeError, ValueError), ("epilogue", "()")),
     ({"epilogue": ("softmax",)}, ValueError, ("epilogue", "'softmax'", "bias_row")),
     ({"epilogue": (([],),)}, (TypeError, ValueError), ("epilogue", "[]")),
@@ -173,8 +174,10 @@ CALLS: list[tuple[str, Call, Any, tuple[str, ...]]] = [
     *(("full", {name: f32(*(n + 1 for n in shape))}, ValueError, (name, "shape", "wants"))
       for name, shape in (MATRIX | VECTOR).items()),
     *(("full", {name: f32()}, ValueError, (name, "()")) for name in MATRIX | VECTOR),
-    *(("full", {name: array}, ValueError, (name, "stride", str(array.strides[-1])))
-      for name, array in WRONG_STRIDE.items() if name not in "bc"),
+    *(("full", {name: WRONG_STRIDE[name]}, ValueError, (name, "contiguous"))
+      for name in ("bias", "bias_row")),
+    ("full", {"a": WRONG_STRIDE["a"]}, ValueError, ("a has a stride of 96", "48", "stride_a")),
+    ("full", {"residual": WRONG_STRIDE["residual"]}, ValueError, ("residual", "20", "ldr")),
     ("full", {"b": WRONG_STRIDE["b"]}, ValueError, ("b has a stride of 160", "80", "stride_b")),
     ("full", {"c": WRONG_STRIDE["c"]}, ValueError, ("c has a stride of 28", "20", "ldc")),
     ("full", {"a": np.asfortranarray(f32(2, 3, 4))}, ValueError, ("a has a stride", "axis 0")),
@@ -203,7 +206,7 @@ CALLS: list[tuple[str, Call, Any, tuple[str, ...]]] = [
     ("offset", {"a_offsets": np.array([2**62, 0])}, ValueError, ("a_offsets", str(2**62))),
     ("offset", {"a_offsets": np.zeros(3, np.int64)}, ValueError, ("3 entries", "b_offsets 2")),
     ("offset", {"a": f32(80)[::2]}, ValueError, ("a has strides", "contiguous")),
-    ("offset", {"a": f32(11)}, ValueError, ("a_offsets", "11 elements")),
+    ("offset", {"a": f32(11)}, ValueError, ("a_offsets", "a has 11")),
     ("offset", {"a": f32(40).astype(">f4")}, TypeError, ("a has dtype >f4",)),
     ("address", {"a": f32(2, 3, 4)}, TypeError, ("a is ndarray", "list")),
     ("address", {"b": "text"}, TypeError, ("b is str", "list")),
