@@ -173,9 +173,6 @@ class A64Machine(Machine):
     def jump(self, label: int) -> None:
         self._emit("b label", label)
 
-    def jump_if_zero(self, r: int, label: int) -> None:
-        self._emit("cbz x label", r, label)
-
     def jump_if_nonzero(self, r: int, label: int) -> None:
         self._emit("cbnz x label", r, label)
 

@@ -1,10 +1,10 @@
 """The only interface between an algorithm and an instruction set: facts and verbs.
 
-Every instruction set is a machine that multiplies an (mu x ku) unit of A by a (ku x nu) unit of B
-into an (mu x nu) accumulator. A `Machine` says how large that unit is, how many registers there
-are and how far addresses reach (facts), and emits the few operations an algorithm is written in
-(verbs). Registers are plain numbers. Not here: any algorithm, and any instruction: the bindings
-stand in one file per instruction set.
+Every instruction set is a machine that multiplies a (1 x ku) unit of A, broadcast, by a (ku x
+lanes) unit of B into a row of `lanes` accumulators; ku belongs to the element type (jitgen.spec).
+A `Machine` says how many lanes and registers there are and how far addresses reach (facts), and
+emits the few operations an algorithm is written in (verbs). Registers are plain numbers. Not here:
+any algorithm, and any instruction: the bindings stand in one file per instruction set.
 
 Vector operands: `at` is an address (register, byte displacement); `lanes` the number of active
 elements of a vector (inactive ones are neither read nor written). In arithmetic verbs the last
@@ -38,9 +38,6 @@ class Machine(ABC):
     argument: int
     #: number of vector registers
     vectors: int
-    #: rows, reduction steps and columns of one multiply-accumulate; nu is `lanes`
-    mu: int = 1
-    ku: int = 1
     #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
     fused_broadcast: bool = False
     fused_load: bool = False
@@ -92,9 +89,6 @@ class Machine(ABC):
 
     @abstractmethod
     def jump(self, label: int) -> None: ...
-
-    @abstractmethod
-    def jump_if_zero(self, r: int, label: int) -> None: ...
 
     @abstractmethod
     def jump_if_nonzero(self, r: int, label: int) -> None: ...

@@ -134,10 +134,6 @@ class X86Machine(Machine):
     def jump(self, label: int) -> None:
         self._emit("jmp rel", label)
 
-    def jump_if_zero(self, r: int, label: int) -> None:
-        self._emit("test r64 r64", r, r)
-        self._emit("je rel", label)
-
     def jump_if_nonzero(self, r: int, label: int) -> None:
         self._emit("test r64 r64", r, r)
         self._emit("jne rel", label)
@@ -176,9 +172,10 @@ class X86Machine(Machine):
 
     def offset(self, d: int, s: int, value: int) -> None:
         if not -(1 << 31) <= value < 1 << 31:
-            assert d != s, "a large constant needs a second register"
-            self.set(d, value)
-            self._emit("add r64 r64", d, s)
+            large = d if d != s else RAX
+            self.set(large, value)
+            self._emit("add r64 r64", large, s)
+            self.move(d, large)
         elif value == 0:
             self.move(d, s)
         elif d != s:

@@ -2,8 +2,8 @@
 
 With alpha = 1 the accumulators begin with beta * C; otherwise they begin with zero and C is added
 at the end. An earlier pass leaves partial sums in C, to which the next pass adds; only the last
-pass applies the epilogue. Not here: the reduction (`jitgen.generator`) and the transcendental functions
-(`jitgen.functions`).
+pass applies the epilogue. Not here: the reduction (`jitgen.generator`) and the transcendental
+functions (`jitgen.functions`).
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ class Finish:
         pointer = self._matrix(tile, "a_now", "c", self.spec.ldc)
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (pointer, i * self.spec.ldc * self.spec.element + tile.offsets[j])
+                at = (pointer, (i * self.spec.ldc + tile.offsets[j]) * self.spec.result)
                 self.machine.load(acc, at, tile.widths[j])
 
     def _matrix(self, tile: Tile, role: str, argument: str, leading: int) -> int:
         """Point `role` at the tile's corner in an m x n matrix."""
         self.frame.load_argument(role, argument)
-        self.frame.shift(self.frame[role], tile.row, leading, "step")
-        self.frame.shift(self.frame[role], tile.col, 1, "step")
+        self.frame.shift(self.frame[role], tile.row, leading * self.spec.result, "step")
+        self.frame.shift(self.frame[role], tile.col, self.spec.result, "step")
         return self.frame[role]
 
     # ---- end --------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Finish:
             machine.place(skip)
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (c, i * self.spec.ldc * self.spec.element + tile.offsets[j])
+                at = (c, (i * self.spec.ldc + tile.offsets[j]) * self.spec.result)
                 machine.store(acc, at, tile.widths[j])
 
     def _scale_and_add(self, tile: Tile, c: int, earlier: Earlier) -> None:
@@ -159,7 +159,7 @@ class Finish:
         """For every accumulator: t = its part of an m x n matrix, then `apply(acc)`."""
         for i, row in enumerate(tile.acc):
             for j, acc in enumerate(row):
-                at = (pointer, i * leading * self.spec.element + tile.offsets[j])
+                at = (pointer, (i * leading + tile.offsets[j]) * self.spec.result)
                 self.machine.load(t, at, tile.widths[j])
                 apply(acc)
 
@@ -207,15 +207,15 @@ class Finish:
         by_column = name == "bias"
         self.frame.load_argument("b_now", name)
         pointer = self.frame["b_now"]
-        self.frame.shift(pointer, tile.col if by_column else tile.row, 1, "step")
+        self.frame.shift(pointer, tile.col if by_column else tile.row, self.spec.result, "step")
         if by_column:
             for j, width in enumerate(tile.widths):
-                machine.load(t, (pointer, tile.offsets[j]), width)
+                machine.load(t, (pointer, tile.offsets[j] * self.spec.result), width)
                 for row in tile.acc:
                     machine.add(row[j], row[j], t)
             return
         for i, row in enumerate(tile.acc):
-            machine.broadcast(t, (pointer, i * self.spec.element))
+            machine.broadcast(t, (pointer, i * self.spec.result))
             for acc in row:
                 machine.add(acc, acc, t)
 
@@ -223,18 +223,14 @@ class Finish:
         """Store one bit an element, set where it is positive: row i at i * ceil(n / 8) bytes."""
         machine, spec, frame = self.machine, self.spec, self.frame
         bits, more, pointer = frame["index"], frame["step"], frame["b_now"]
-        log_element = spec.element.bit_length() - 1
         frame.load_argument("b_now", "mask")
-        for position, factor, shift in (
-            (tile.row, spec.mask_bytes, log_element),
-            (tile.col, 1, log_element + 3),
-        ):
-            if isinstance(position, int):
-                machine.advance(pointer, position * factor >> shift)
-            else:
-                machine.multiply(more, position.number, factor)
-                machine.shift_right(more, shift)
-                machine.sum(pointer, pointer, more)
+        frame.shift(pointer, tile.row, spec.mask_bytes, "step")
+        if isinstance(tile.col, int):
+            machine.advance(pointer, tile.col // 8)
+        else:
+            machine.move(more, tile.col.number)
+            machine.shift_right(more, 3)
+            machine.sum(pointer, pointer, more)
         # up to 64 bits, and whole bytes, are gathered in one register
         unit = math.lcm(self.facts.lanes, 8)
         gathered = 64 // unit * unit // self.facts.lanes

@@ -28,7 +28,7 @@ class Register:
     number: int
 
 
-#: A position in bytes: known now, or in a register.
+#: A row, column or reduction step: known now, or in a register.
 Position = Register | int
 
 
@@ -59,15 +59,15 @@ class Frame:
         """Load a word of the argument struct into the register of `role`."""
         self.machine.load_word(self.roles[role], (self.machine.argument, ARGUMENTS[name]))
 
-    def shift(self, d: int, position: Position, factor: int, temp: str) -> None:
-        """d += position * factor; `temp` is a role whose register may be clobbered."""
+    def shift(self, d: int, position: Position, scale: int, temp: str) -> None:
+        """d += position * scale; `temp` is a role whose register may be clobbered."""
         if isinstance(position, int):
-            self.machine.advance(d, position * factor)
-        elif factor == 1:
-            self.machine.sum(d, d, position.number)
+            self.machine.advance(d, position * scale)
+        elif scale in (1, 2, 4, 8):
+            self.machine.sum(d, d, position.number, scale.bit_length() - 1)
         else:
             t = self.roles[temp]
-            self.machine.multiply(t, position.number, factor)
+            self.machine.multiply(t, position.number, scale)
             self.machine.sum(d, d, t)
 
 
@@ -82,13 +82,13 @@ class Tile:
         self, spec: KernelSpec, facts: Facts, rows: int, columns: int, row: Position, col: Position,
         split: int, hold: str,
     ) -> None:  # fmt: skip
-        lanes, element = facts.lanes, facts.element
-        #: active lanes of each vector of columns, and its distance from the tile's first column
+        lanes = facts.lanes
+        #: active lanes of each vector of columns, and its first column within the tile
         widths = [min(lanes, columns - j) for j in range(0, columns, lanes)]
-        self.offsets = [j * element for j in range(0, columns, lanes)]
+        self.offsets = list(range(0, columns, lanes))
         if overlaps(spec, facts, columns):
             widths[-1] = lanes
-            self.offsets[-1] = (columns - lanes) * element
+            self.offsets[-1] = columns - lanes
         self.columns = columns
         self.rows = rows
         self.widths = widths

@@ -4,9 +4,10 @@
 of C, and in each tile the reduction (the end of a tile stands in `jitgen.epilogue`). No instruction
 set is named here: what differs between them is facts and verbs.
 
-A position is bytes: `row` = i * element and `col` = j * element of the tile, in a register while a
-loop runs over it and a plain int where there is only one such tile. Every address of a tile follows
-from its position by one multiplication, so no pointer has to be rewound.
+A position is the first row or column of a tile, or a reduction step: in a register while a loop
+runs over it, a plain int where there is only one. Every address of a tile follows from positions
+by one multiplication each, so no pointer has to be rewound. A step of the reduction multiplies a
+unit of ku elements of A, broadcast, with ku interleaved rows of B.
 """
 
 from __future__ import annotations
@@ -43,21 +44,22 @@ class _Brgemm:
         self.machine = machine
         self.frame = Frame(machine)
         self.element = spec.element
-        self.vector = facts.lanes * spec.element
+        # bytes of a unit of A, and of one column of a unit of B
+        self.unit = spec.ku * spec.element
+        self.vector = facts.lanes * self.unit
         # bytes from one row of op(A) to the next, and from one reduction step to the next
-        element = spec.element
         if spec.trans_a:
-            self.a_row, self.a_step = element, spec.lda * element
+            self.a_row, self.a_step = self.element, spec.lda * self.element
         else:
-            self.a_row, self.a_step = spec.lda * element, element
+            self.a_row, self.a_step = spec.lda * self.element, self.unit
         # op(B) as a tile reads it has contiguous columns; a transposed B is read from its packed
         # copy on the stack
         self.packed = 0
         if spec.trans_b:
             self.packed = max(-(-c.size // facts.lanes) for _, c in plan.tiles()) * facts.lanes
-        self.b_step = (self.packed or spec.panel or spec.ldb) * element
+        self.b_step = (self.packed or spec.panel or spec.ldb) * self.unit
         self.chunked = plan.batch_chunk > 0
-        self.k_blocks = _k_blocks(spec.k, plan.k_block)
+        self.k_blocks = _k_blocks(spec.k, plan.k_block * spec.ku)
         self.finish = Finish(spec, facts, self.frame)
 
     # ---- the whole kernel -------------------------------------------------------------------
@@ -65,7 +67,7 @@ class _Brgemm:
     def emit(self) -> dict[str, int]:
         machine, frame = self.machine, self.frame
         self._allocate()
-        stack = self.packed * self.element * self.plan.k_block
+        stack = self.packed * self.unit * self.plan.k_block
         machine.program.section("entry: save registers, load the arguments")
         machine.begin(frame.used(), stack)
         if "constants" in frame.roles:
@@ -134,7 +136,7 @@ class _Brgemm:
         """Blocks of the reduction dimension: C is stored after every one."""
         for block in self.k_blocks:
             with self._loop("k", block) as k:
-                self._tiles(block.size, k, first)
+                self._tiles(block.size // self.spec.ku, k, first)
 
     def _tiles(self, depth: int, k: Position, first: Position) -> None:
         """The loops over m and n."""
@@ -154,18 +156,18 @@ class _Brgemm:
     def _loop(self, role: str, segment: Segment) -> Iterator[Position]:
         """A loop over the blocks of a segment; yields the position of the block."""
         if segment.repeat == 1:
-            yield segment.start * self.element
+            yield segment.start
             return
         machine, r = self.machine, self.frame[role]
         machine.program.section(
             f"loop over {role}: {segment.repeat} blocks of {segment.size}, from {segment.start}"
         )
-        machine.set(r, segment.start * self.element)
+        machine.set(r, segment.start)
         label = machine.program.new_label()
         machine.place(label)
         yield Register(r)
-        machine.advance(r, segment.size * self.element)
-        machine.jump_if_less(r, segment.end * self.element, label)
+        machine.advance(r, segment.size)
+        machine.jump_if_less(r, segment.end, label)
 
     # ---- one tile ---------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class _Brgemm:
         tile.a_at = [
             (pointers[i // per_pointer], i % per_pointer * self.a_row) for i in range(rows)
         ]
-        tile.b_at = [(self.frame["b_now"], offset) for offset in tile.offsets]
+        tile.b_at = [(self.frame["b_now"], j * self.unit) for j in tile.offsets]
         machine.program.section(f"tile {rows} x {columns}: start the accumulators")
         if tile.tail >= 0:
             machine.set_tail(tile.widths[-1], tile.tail)
@@ -203,7 +205,7 @@ class _Brgemm:
         """Will a later pass add to C? Known now, or unless these registers have these values."""
         conditions: list[tuple[int, int | str]] = []
         block = self.k_blocks[-1]
-        final = (block.end - block.size) * self.element
+        final = block.end - block.size
         if isinstance(k, int) and k != final:
             return True
         if isinstance(k, Register):
@@ -268,16 +270,17 @@ class _Brgemm:
 
     def _shift_a(self, tile: Tile, k: Position) -> None:
         a = self.frame["a_now"]
-        self.frame.shift(a, tile.row, self.a_row // self.element, "step")
-        self.frame.shift(a, k, self.a_step // self.element, "step")
+        self.frame.shift(a, tile.row, self.a_row, "step")
+        self.frame.shift(a, k, self.a_step // self.spec.ku, "step")
         for i, pointer in enumerate(self._pointers(tile)[1:], 1):
             self.machine.offset(pointer, a, i * self.rows_per_pointer * self.a_row)
 
     def _shift_b(self, tile: Tile, k: Position) -> None:
         b = self.frame["b_now"]
         # a panel holds k rows of its columns: column j begins j * k elements into the panels
-        self.frame.shift(b, tile.col, self.spec.k if self.spec.panel else 1, "step")
-        self.frame.shift(b, k, self.b_step // self.element, "step")
+        per_column = self.spec.k * self.element if self.spec.panel else self.unit
+        self.frame.shift(b, tile.col, per_column, "step")
+        self.frame.shift(b, k, self.b_step // self.spec.ku, "step")
 
     # ---- the inner loop ---------------------------------------------------------------------
 
@@ -421,16 +424,16 @@ class _Brgemm:
         else:
             machine.move(frame["index"], first.number)
             self._load_pointer(source, "b")
-        frame.shift(source, col, self.spec.ldb, "step")
-        frame.shift(source, k, 1, "step")
+        frame.shift(source, col, self.spec.ldb * self.element, "step")
+        frame.shift(source, k, self.element, "step")
         machine.move(to, machine.stack_pointer)
         machine.set(step, depth)
         label = machine.program.new_label()
         machine.place(label)
         for j in range(columns):
             from_at = (source, j * self.spec.ldb * self.element)
-            machine.copy_element((to, j * self.element), from_at, frame["index"])
-        machine.advance(source, self.element)
+            machine.copy_element((to, j * self.unit), from_at, frame["index"])
+        machine.advance(source, self.unit)
         machine.advance(to, self.b_step)
         machine.count_down(step, label)
         machine.place(done)

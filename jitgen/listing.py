@@ -15,7 +15,7 @@ from isa.program import LABEL, Line
 from isa.x86_rows import R32
 from isa.x86_vector import REGISTER
 from jitgen.frame import Tile
-from jitgen.plan import resolve_hold, tile_split
+from jitgen.plan import tile_split
 
 if TYPE_CHECKING:
     from jitgen.kernel import Kernel

@@ -132,7 +132,7 @@ def _strides(
 def _strided(
     spec: KernelSpec, a: Any, b: Any, inputs: list[tuple[str, np.ndarray]], words: dict[str, int]
 ) -> int:
-    counts = []
+    counts: list[int] = []
     for name, value, shape, leading, stride in (
         ("a", a, spec.a_shape, (spec.lda,), spec.stride_a),
         ("b", b, spec.b_shape, _b_leading(spec), spec.stride_b),

@@ -241,7 +241,7 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     else:
         widest = max(columns, key=lambda c: _demand(spec, facts, c))
         nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
-    plan = Plan(order, nest, "auto", 1, 0, spec.k, 0, 0)
+    plan = Plan(order, nest, "auto", 1, 0, spec.steps, 0, 0)
     plan, why = _choose_reduction(spec, facts, plan)
     reasons: tuple[str, ...] = (reason, why)
     if given:
@@ -365,7 +365,7 @@ class _Search:
         if cost is None:
             split = self.split or best_split(self.spec, self.facts, rows, columns, self.hold)
             cost = self._costs[rows, columns] = tile_cycles(
-                self.facts, self.spec.k, rows, columns, split, self.hold
+                self.facts, self.spec.steps, rows, columns, split, self.hold
             )
         return cost
 
@@ -376,7 +376,7 @@ def best_split(spec: KernelSpec, facts: Facts, rows: int, columns: int, hold: st
     split = 1
     while (
         size * split < facts.fma_latency * facts.fma_rate
-        and 2 * split <= spec.k
+        and 2 * split <= spec.steps
         and registers_needed(spec, facts, rows, columns, 2 * split, hold) <= facts.vectors
     ):
         split *= 2
@@ -388,10 +388,10 @@ def _choose_reduction(
 ) -> tuple[Plan, str]:
     columns = max(c.size for _, c in plan.tiles())
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
-    unroll = choose_unroll(spec.k, macs)
+    unroll = choose_unroll(spec.steps, macs)
     if spec.trans_b:
         packed = -(-columns // facts.lanes) * facts.lanes
-        k_block = min(spec.k, PACK_BYTES // (packed * spec.element))
+        k_block = min(spec.steps, PACK_BYTES // (packed * spec.ku * spec.element))
         why = "transposed B: each block is packed to the stack, one batch element a pass"
         return replace(plan, k_unroll=unroll, k_block=k_block, batch_chunk=1), why
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
@@ -406,7 +406,7 @@ def _choose_reduction(
     demand = columns * spec.element / max(macs / facts.fma_rate, 1.0)
     near = demand > facts.l2_rate
     room = int(0.9 * facts.l1) if near else facts.l2 // 2
-    chunk = max(1, room // size, -(-SHORTEST_PASS // spec.k))
+    chunk = max(1, room // size, -(-SHORTEST_PASS // spec.steps))
     why = (
         f"{chunk} batch elements a pass, {size} bytes each, kept in {'L1' if near else 'L2'}: a "
         f"tile asks for {demand:.0f} bytes of B a cycle"
@@ -432,13 +432,19 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
         low = 1 if field.name in ("k_unroll", "k_block") else 0
         if isinstance(value, int) and value < low:
             raise ValueError(f"plan option {field.name}={value} is too small")
+        if isinstance(value, int) and value >= MATRIX_BYTES:
+            raise ValueError(
+                f"plan option {field.name}={value} is larger than {MATRIX_BYTES - 1}"
+            )
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
-    if min(plan.k_unroll, spec.k) * macs > MOST_MACS:
+    unrolled = min(plan.k_unroll, spec.steps)
+    if unrolled * macs > MOST_MACS:
         raise ValueError(
-            f"plan option k_unroll={plan.k_unroll}: that is {min(plan.k_unroll, spec.k) * macs} "
+            f"plan option k_unroll={plan.k_unroll}: that is {unrolled * macs} "
             f"multiply-accumulates in line; at most {MOST_MACS}"
         )
-    ahead = (plan.prefetch + min(plan.k_unroll, spec.k)) * max(spec.ldb, spec.panel) * spec.element
+    ahead = plan.prefetch + unrolled
+    ahead *= max(spec.ldb, spec.panel) * spec.ku * spec.element
     if plan.prefetch and ahead >= MATRIX_BYTES:
         raise ValueError(
             f"plan option prefetch={plan.prefetch}: that is {ahead} bytes ahead; displacements "
@@ -464,7 +470,7 @@ def _check_packing(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
             "element a pass (1)"
         )
     vectors = max(-(-c.size // facts.lanes) for _, c in plan.tiles())
-    size = vectors * facts.lanes * spec.element * plan.k_block
+    size = vectors * facts.lanes * spec.ku * spec.element * plan.k_block
     if size > PACK_BYTES:
         raise ValueError(
             f"plan option k_block={plan.k_block}: a transposed B is packed to {size} bytes of "

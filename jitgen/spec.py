@@ -17,9 +17,20 @@ import math
 import operator
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-DTYPES = {"f32": 4, "f64": 8}
+
+class DType(NamedTuple):
+    """An element type: bytes of an element of A and B, bytes of one of C and of the accumulators,
+    and ku, the reduction steps that one multiply-accumulate takes (B then holds ku rows
+    interleaved, [k / ku][n][ku]; bf16 pairs would be (2, 4, 2), int8 quads (1, 4, 4))."""
+
+    element: int
+    result: int
+    ku: int
+
+
+DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
 BATCH_KINDS = ("stride", "offset", "address")
 #: largest size of one matrix, and of one stride, in bytes: displacements have 32 bits
 MATRIX_BYTES = 1 << 31
@@ -61,8 +72,23 @@ class KernelSpec:
 
     @property
     def element(self) -> int:
-        """Bytes of an element."""
-        return DTYPES[self.dtype]
+        """Bytes of an element of A and B."""
+        return DTYPES[self.dtype].element
+
+    @property
+    def result(self) -> int:
+        """Bytes of an element of C."""
+        return DTYPES[self.dtype].result
+
+    @property
+    def ku(self) -> int:
+        """Reduction steps of one multiply-accumulate."""
+        return DTYPES[self.dtype].ku
+
+    @property
+    def steps(self) -> int:
+        """Multiply-accumulates along the reduction of one product."""
+        return self.k // self.ku
 
     @property
     def a_shape(self) -> tuple[int, int]:
@@ -124,6 +150,12 @@ def make_spec(
             raise TypeError(f"{name}={flag!r} is no bool")
     if panel and (trans_b or ldb is not None):
         raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
+    element, result, ku = DTYPES[dtype]
+    if k % ku or (ku > 1 and trans_a):
+        raise ValueError(
+            f"k={k}, trans_a={trans_a}: {dtype} takes {ku} steps at once; k must be a multiple of "
+            f"{ku}, and those of a row of A must be neighbours"
+        )
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
     alpha, beta = _finite("alpha", alpha), _finite("beta", beta)
@@ -145,14 +177,13 @@ def make_spec(
         ldr = ldc
     ldr = _leading("ldr", ldr, n, f"the residual is {m} x {n}, row-major")
     b_size = -(-n // panel) * k * panel if panel else (b_rows - 1) * ldb + b_columns
-    element = DTYPES[dtype]
     for name, size in (
-        ("A", (a_rows - 1) * lda + a_columns), ("B", b_size),
-        ("C", (m - 1) * ldc + n), ("the residual", (m - 1) * ldr + n),
+        ("A", ((a_rows - 1) * lda + a_columns) * element), ("B", b_size * element),
+        ("C", ((m - 1) * ldc + n) * result), ("the residual", ((m - 1) * ldr + n) * result),
     ):  # fmt: skip
-        if size * element >= MATRIX_BYTES:
+        if size >= MATRIX_BYTES:
             raise ValueError(
-                f"{name} spans {size * element} bytes; one matrix of a kernel may span at most "
+                f"{name} spans {size} bytes; one matrix of a kernel may span at most "
                 f"{MATRIX_BYTES - 1}: split m, n or k"
             )
     return KernelSpec(

@@ -91,8 +91,8 @@ def summary_text(result: dict[str, Any]) -> str:
         which = f" (only {figures['rows']} of {result['rows']} shapes)" if some else ""
         lines.append(
             f"{_TITLES[name]:>9}{which}: GFLOP/s mean {_number(figures['gflops_mean'], 1, 0)}, "
-            f"geometric mean {_number(figures['gflops_geomean'], 1, 0)}; percent of peak: geometric mean "
-            f"{_number(figures['percent_geomean'], 1, 0)}, min "
+            f"geometric mean {_number(figures['gflops_geomean'], 1, 0)}; "
+            f"percent of peak: geometric mean {_number(figures['percent_geomean'], 1, 0)}, min "
             f"{_number(figures['percent_min'], 1, 0)}, geometric mean where m*n >= 1024 "
             f"{_number(figures['percent_large_geomean'], 1, 0)}"
         )

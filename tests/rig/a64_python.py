@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .job import RigError
-from .qemu import emulator
+from .qemu import _emulator
 
 DEBIAN_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 WHEELS = ("numpy", "cffi", "py-cpuinfo")
@@ -48,7 +48,7 @@ SETUP_SECONDS = 600.0
 @functools.lru_cache(maxsize=1)
 def available() -> str | None:
     """Return None if Python can run, else why not. Makes it if it is not there yet."""
-    if emulator() is None:
+    if _emulator() is None:
         return "qemu-aarch64 is not installed (Debian, Ubuntu: qemu-user)"
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
@@ -85,7 +85,7 @@ def run(
 
 
 def _command(home: Path, cpu: str) -> list[str]:
-    found = emulator()
+    found = _emulator()
     if found is None:
         raise RigError("qemu-aarch64 is not installed")
     root = home / "root"

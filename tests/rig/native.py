@@ -157,7 +157,7 @@ class _Memory:
             self._catch_signals()
             for job in jobs:
                 _send(writable, self._one(job))
-        except Exception as error:  # noqa: BLE001  (all that a child can do is tell)
+        except Exception as error:
             _send(writable, f"the child failed: {error!r}")
         finally:
             os._exit(0)
