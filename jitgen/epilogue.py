@@ -14,8 +14,8 @@ from collections.abc import Callable
 from isa.machine import Machine
 from jitgen import functions
 from jitgen.frame import Frame, Register, Tile
-from jitgen.plan import Facts
 from jitgen.spec import KernelSpec, Step
+from jitgen.tiles import Facts
 
 #: Steps that are one call of a function of jitgen.functions
 FUNCTIONS = {

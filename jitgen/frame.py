@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from isa.form import Record
 from isa.machine import At, Machine
-from jitgen.plan import Facts, operand_registers, overlaps, resolve_hold, tail_registers
 from jitgen.spec import KernelSpec
+from jitgen.tiles import Facts, operand_registers, overlaps, resolve_hold, tail_registers
 
 #: The argument struct (docs/abi.md): name -> byte offset. Every word has 8 bytes.
 ARGUMENTS = {

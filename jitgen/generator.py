@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from isa.machine import Machine
 from jitgen.epilogue import Finish
 from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
-from jitgen.plan import Facts, Plan, Segment, tail_registers, tile_split
+from jitgen.plan import Plan, tile_split
 from jitgen.spec import KernelSpec
+from jitgen.tiles import Facts, Segment, tail_registers
 
 
 def emit(spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> dict[str, int]:

@@ -16,25 +16,19 @@ from functools import cache
 
 import isa
 from isa.machine import Machine
-from jitgen.plan import Facts
+from jitgen.tiles import Facts, Rates
 
 
 @dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing
 class Target:
-    """One target. Rates are vector operations a cycle, caches bytes, l2_rate bytes a cycle."""
+    """One target: its code needs `features`; `rates` steer the plan."""
 
     name: str
     family: str
     vector_bits: int
     architecture: str
     features: tuple[str, ...]
-    fma_rate: float
-    load_rate: float
-    issue_rate: float
-    fma_latency: int
-    l1: int
-    l2: int
-    l2_rate: float
+    rates: Rates
 
     def machine(self, dtype: str, n: int) -> Machine:
         """A machine for kernels of n columns: the narrowest registers that hold them, if the
@@ -49,13 +43,11 @@ class Target:
         """What the plan may know of `machine` on this target."""
         tails = (0, *(machine.tail_vectors(lanes) for lanes in range(1, machine.lanes)))
         return Facts(
-            lanes=machine.lanes, vectors=machine.vectors, element=machine.element,
-            fused_broadcast=machine.fused_broadcast, fused_load=machine.fused_load,
-            tail_vectors=tails, constant_temps=machine.constant_registers,
-            broadcast_reach=machine.broadcast_reach, vector_reach=machine.vector_reach,
-            vector_granule=machine.vector_granule, fma_rate=self.fma_rate,
-            load_rate=self.load_rate, issue_rate=self.issue_rate, fma_latency=self.fma_latency,
-            l1=self.l1, l2=self.l2, l2_rate=self.l2_rate,
+            lanes=machine.lanes, vectors=machine.vectors, fused_broadcast=machine.fused_broadcast,
+            fused_load=machine.fused_load, tail_vectors=tails,
+            constant_temps=machine.constant_registers, broadcast_reach=machine.broadcast_reach,
+            vector_reach=machine.vector_reach, vector_granule=machine.vector_granule,
+            rates=self.rates,
         )  # fmt: skip
 
 
@@ -63,12 +55,13 @@ class Target:
 ANY_WIDTH = 1 << 20
 _KIB = 1024
 AVX2 = Target(
-    "avx2", "avx2", 256, "x86_64", ("avx2", "fma"), 2, 2, 5, 4, 32 * _KIB, 512 * _KIB, 10
-)
+    "avx2", "avx2", 256, "x86_64", ("avx2", "fma"),
+    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2=512 * _KIB, l2_bytes=10),
+)  # fmt: skip
 AVX512 = Target(
     "avx512", "avx512", 512, "x86_64",
     ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"),
-    2, 2, 5, 4, 32 * _KIB, 1024 * _KIB, 24,
+    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2=1024 * _KIB, l2_bytes=24),
 )  # fmt: skip
 
 
@@ -80,13 +73,14 @@ def sve(bits: int) -> Target:
     """
     if bits not in range(128, 2049, 128):
         raise ValueError(f"sve{bits}: SVE has 128 to 2048 bits in steps of 128")
-    rate, loads, issue, latency = (
-        (4, 3, 8, 4) if bits == 128 else (2, 2, 8, 4) if bits == 256 else (2, 2, 4, 9)
-    )
-    return Target(
-        f"sve{bits}", "sve", bits, "aarch64", ("sve",), rate, loads, issue, latency, 64 * _KIB,
-        1024 * _KIB, 16,
-    )  # fmt: skip
+    cache = {"l1": 64 * _KIB, "l2": 1024 * _KIB, "l2_bytes": 16}
+    if bits == 128:
+        rates = Rates(fma=4, loads=3, issue=8, latency=4, **cache)
+    elif bits == 256:
+        rates = Rates(fma=2, loads=2, issue=8, latency=4, **cache)
+    else:
+        rates = Rates(fma=2, loads=2, issue=4, latency=9, **cache)
+    return Target(f"sve{bits}", "sve", bits, "aarch64", ("sve",), rates)
 
 
 #: The targets that are listed by name; SVE at other lengths is named "sve<bits>".

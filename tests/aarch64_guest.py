@@ -2,8 +2,8 @@
 
     python aarch64_guest.py kernels 256 '["Case(3, 5, 7)"]'
 
-The last line of output is JSON: {"kernels": how many ran, "failures": [text, ...]}. Not here: pytest
-and hypothesis, which that Python does not have.
+The last line of output is JSON: {"kernels": how many ran, "failures": [text, ...]}. Not here:
+pytest and hypothesis, which that Python does not have.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ def test_peak_is_made_of_independent_chains(isa: str, dtype: str) -> None:
     machine = kernel.target.machine(dtype, 1 << 20)
     assert flops == 2 * len(macs) * machine.lanes * measure.PEAK_PASSES
     assert len({x.split()[1] for x in macs}) == machine.vectors - 2
-    assert machine.vectors - 2 >= kernel.target.fma_rate * kernel.target.fma_latency
+    assert machine.vectors - 2 >= kernel.target.rates.fma * kernel.target.rates.latency
     assert len(measure.empty_kernel(kernel).code) < 100
 
 

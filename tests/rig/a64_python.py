@@ -2,7 +2,7 @@
 
 It is made once, by apt (with directories of its own: the system's packages are left alone) and pip,
 from whatever archives they are configured for, and kept in a cache directory: JITGEN_CACHE, or
-jitgen-tests in the user's cache. Debian's archive is needed, because it has arm64 beside the others.
+jitgen-tests in the user's cache. apt's archive must have arm64 beside the others, as Debian's does.
 
     done = a64_python.run(["-c", "import numpy; print(numpy.__version__)"], "max")
 
@@ -145,13 +145,14 @@ def _make(home: Path, apt: Path) -> None:
             (root / name).symlink_to(f"usr/{name}")
     version = _interpreter(root).name.removeprefix("python").replace(".", "")
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    site = str(home / "site")
     _do([
-        sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(home / "site"),
+        sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", site,
         "--only-binary=:all:", "--implementation", "cp", "--python-version", version, *platforms,
         *WHEELS,
     ])  # fmt: skip
-    site = {**os.environ, "PYTHONPATH": str(home / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
-    _do([*_command(home, "max"), "-c", "import numpy, cffi; cffi.FFI().dlopen(None)"], site)
+    environment = {**os.environ, "PYTHONPATH": site, "PYTHONDONTWRITEBYTECODE": "1"}
+    _do([*_command(home, "max"), "-c", "import numpy, cffi; cffi.FFI().dlopen(None)"], environment)
 
 
 def _do(
