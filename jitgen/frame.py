@@ -103,8 +103,15 @@ class Tile:
         self.acc = self.sets[0]
         needed = operand_registers(facts, rows, vectors, hold)
         self.operands = list(range(split * size, split * size + needed))
-        self.tail = facts.vectors - 1 if tail_registers(spec, facts, columns) else -1
         self.hold = resolve_hold(rows, vectors, hold)
+        #: the registers of the operand that is held through a step, and of the other one (-1 where
+        #: the multiply-accumulate reads it from memory)
+        count = vectors if self.hold == "b" else rows
+        self.held = self.operands[:count]
+        self.moving = self.operands[count] if needed > count else -1
+        #: lanes of B to load: a panel is padded with zeros, so its vectors are whole
+        self.loaded = [lanes] * vectors if spec.panel else widths
+        self.tail = facts.vectors - 1 if tail_registers(spec, facts, columns) else -1
         #: where the reduction's first step reads A's rows and B's vectors
         self.a_at: list[At] = []
         self.b_at: list[At] = []

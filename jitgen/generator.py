@@ -357,58 +357,53 @@ class _Brgemm:
         """One reduction step: a rank-1 update of the tile."""
         machine = self.machine
         a_shift, b_shift = a_s * self.a_step, b_s * self.b_step
-        chosen = s % len(tile.sets)
-        acc, widths, rows = tile.sets[chosen], tile.widths, tile.rows
-        # a panel is padded with zeros, so its vectors are always whole
-        loaded = [self.facts.lanes] * len(widths) if self.spec.panel else widths
-        b_at = [(pointer, disp + b_shift) for pointer, disp in tile.b_at]
         if self.plan.prefetch:
             ahead = b_shift + self.plan.prefetch * self.b_step
             machine.prefetch((self.frame["b_now"], ahead))
-        *held, moving = tile.operands
+        chosen = s % len(tile.sets)
+        lanes = self.facts.lanes
+        held, moving = tile.held, tile.moving
         if tile.hold == "b":
-            fused = len(tile.operands) == len(widths)
-            held = tile.operands if fused else held
-            for register, at, width in zip(held, b_at, loaded, strict=True):
-                machine.load(register, at, width)
+            for register, (pointer, disp), width in zip(held, tile.b_at, tile.loaded, strict=True):
+                machine.load(register, (pointer, disp + b_shift), width)
             for i, (pointer, disp) in enumerate(tile.a_at):
-                if fused:
-                    machine.mac_broadcast(acc[i][0], held[0], (pointer, disp + a_shift), widths[0])
-                    continue
-                machine.broadcast(moving, (pointer, disp + a_shift))
-                self._macs(tile, (chosen, i), acc[i], [moving], held, widths)
+                at = (pointer, disp + a_shift)
+                if moving < 0:
+                    machine.mac_broadcast(tile.sets[chosen][i][0], held[0], at, tile.widths[0])
+                else:
+                    machine.broadcast(moving, at)
+                    self._macs(tile, chosen, i)
             return
         for register, (pointer, disp) in zip(held, tile.a_at, strict=True):
             machine.broadcast(register, (pointer, disp + a_shift))
-        for j, at in enumerate(b_at):
-            if rows == 1 and self.facts.fused_load and loaded[j] == self.facts.lanes:
-                machine.mac_load(acc[0][j], held[0], at, loaded[j])
-                continue
-            machine.load(moving, at, loaded[j])
-            column = [row[j] for row in acc]
-            self._macs(tile, (chosen, j), column, held, [moving], [widths[j]])
+        fused = tile.rows == 1 and self.facts.fused_load
+        for j, (pointer, disp) in enumerate(tile.b_at):
+            at = (pointer, disp + b_shift)
+            if fused and tile.loaded[j] == lanes:
+                machine.mac_load(tile.sets[chosen][0][j], held[0], at, lanes)
+            else:
+                machine.load(moving, at, tile.loaded[j])
+                self._macs(tile, chosen, j)
 
-    def _macs(
-        self, tile: Tile, key: tuple[int, int], acc: list[int], a: list[int], b: list[int],
-        widths: list[int],
-    ) -> None:  # fmt: skip
-        """acc += a * b for one row (one `a`) or one column (one `b`) of a tile.
+    def _macs(self, tile: Tile, chosen: int, position: int) -> None:
+        """Multiply the moving operand with all held ones: a row of the tile, or a column.
 
         These are the same in every step, so their records are made once and then repeated.
         """
         records = self.machine.program.records
-        made = tile.repeated.get(key)
-        if made is None:
-            start = len(records)
-            if len(a) == 1:
-                for register, vector, width in zip(acc, b, widths, strict=True):
-                    self.machine.mac(register, a[0], vector, width)
-            else:
-                for register, row in zip(acc, a, strict=True):
-                    self.machine.mac(register, row, b[0], widths[0])
-            tile.repeated[key] = records[start:]
-        else:
+        made = tile.repeated.get((chosen, position))
+        if made is not None:
             records += made
+            return
+        start = len(records)
+        acc = tile.sets[chosen]
+        if tile.hold == "b":
+            for j, b in enumerate(tile.held):
+                self.machine.mac(acc[position][j], tile.moving, b, tile.widths[j])
+        else:
+            for i, a in enumerate(tile.held):
+                self.machine.mac(acc[i][position], a, tile.moving, tile.widths[position])
+        tile.repeated[chosen, position] = records[start:]
 
     # ---- transposed B -----------------------------------------------------------------------
 

@@ -118,20 +118,19 @@ def _choose_reduction(
     if sum(r.repeat for r, _ in plan.tiles()) == 1:
         why = "one tile of rows: the whole batch stays in registers"
         return replace(plan, k_unroll=unroll), why
-    # Each tile of a pass reads one matrix again, beside its own rows or columns of the other.
-    # Narrow tiles ask for so many bytes a cycle that only L1 can serve them; for wide ones L2 does.
-    # A pass should also be long enough that storing and reloading C costs little beside it.
+    # Each tile reads one matrix again, beside its own rows or columns of the other. Wide tiles ask
+    # for so few bytes a cycle that L2 serves them; narrow ones want what is read again in L1, which
+    # takes passes over the batch. A pass should be long enough that storing and reloading C costs
+    # little beside it.
+    demand = columns * spec.element / max(macs / facts.rates.fma, 1.0)
+    asks = f"a tile asks for {demand:.0f} bytes of B a cycle"
+    if demand <= facts.rates.l2_bytes:
+        return replace(plan, k_unroll=unroll), f"{asks}: the whole batch stays in registers"
     rows = max(r.size for r, _ in plan.tiles())
     kept, moving = (spec.m, columns) if plan.order == "nm" else (spec.n, rows)
     size = (kept + 2 * moving) * spec.k * spec.element
-    demand = columns * spec.element / max(macs / facts.rates.fma, 1.0)
-    near = demand > facts.rates.l2_bytes
-    room = int(0.9 * facts.rates.l1) if near else facts.rates.l2 // 2
-    chunk = max(1, room // size, -(-SHORTEST_PASS // spec.steps))
-    why = (
-        f"{chunk} batch elements a pass, {size} bytes each, kept in {'L1' if near else 'L2'}: a "
-        f"tile asks for {demand:.0f} bytes of B a cycle"
-    )
+    chunk = max(1, int(0.9 * facts.rates.l1) // size, -(-SHORTEST_PASS // spec.steps))
+    why = f"{asks}: {chunk} batch elements a pass, {size} bytes each, for L1"
     return replace(plan, k_unroll=unroll, batch_chunk=chunk), why
 
 

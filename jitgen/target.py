@@ -56,12 +56,12 @@ ANY_WIDTH = 1 << 20
 _KIB = 1024
 AVX2 = Target(
     "avx2", "avx2", 256, "x86_64", ("avx2", "fma"),
-    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2=512 * _KIB, l2_bytes=10),
+    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2_bytes=10),
 )  # fmt: skip
 AVX512 = Target(
     "avx512", "avx512", 512, "x86_64",
     ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"),
-    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2=1024 * _KIB, l2_bytes=24),
+    Rates(fma=2, loads=2, issue=5, latency=4, l1=32 * _KIB, l2_bytes=24),
 )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def sve(bits: int) -> Target:
     """
     if bits not in range(128, 2049, 128):
         raise ValueError(f"sve{bits}: SVE has 128 to 2048 bits in steps of 128")
-    cache = {"l1": 64 * _KIB, "l2": 1024 * _KIB, "l2_bytes": 16}
+    cache = {"l1": 64 * _KIB, "l2_bytes": 24}
     if bits == 128:
         rates = Rates(fma=4, loads=3, issue=8, latency=4, **cache)
     elif bits == 256:

@@ -27,14 +27,13 @@ _IMPOSSIBLE = float("inf")
 
 @dataclass(frozen=True)
 class Rates:
-    """What a core does in a cycle, its latency in cycles, its caches in bytes."""
+    """What a core does in a cycle, its latency in cycles, its first cache in bytes."""
 
     fma: float
     loads: float
     issue: float
     latency: int  # of a multiply-accumulate
     l1: int
-    l2: int
     l2_bytes: float  # that L2 delivers a cycle beside everything else
 
 
@@ -193,14 +192,14 @@ class Search:
     def choose_columns(self) -> tuple[list[Segment], str]:
         """Cut n into tiles; the reason."""
         spec, lanes = self.spec, self.facts.lanes
-        if spec.panel:
-            columns = split_columns(spec.n, lanes, 0, spec.panel, False)
-            return columns, f"tile columns = panel width {spec.panel}"
         bits = spec.has("relu_mask")
         if bits and math.lcm(lanes, 8) > 64:
             raise ValueError(
                 f"epilogue step 'relu_mask': vectors of {lanes} elements cannot be packed in bytes"
             )
+        if spec.panel:
+            columns = split_columns(spec.n, lanes, 0, spec.panel, False)
+            return columns, f"tile columns = panel width {spec.panel}"
         if self.columns is not None:
             if self.columns < 1:
                 raise ValueError(f"plan option columns={self.columns} is smaller than 1")
@@ -267,7 +266,7 @@ class Search:
         if not most:
             return []
         fewest = -(-self.spec.m // most)
-        return sorted({-(-self.spec.m // blocks) for blocks in range(fewest, fewest + 3)})
+        return sorted({-(-self.spec.m // blocks) for blocks in (fewest, fewest + 1)})
 
     def _fits(self, rows: int, columns: int) -> bool:
         need = registers_needed(

@@ -50,7 +50,7 @@ TIERS = {
     "avx2 native": _native("avx2"),
     "avx512 native": _native("avx512"),
     "avx512 bochs": Tier("avx512", bochs.run, bochs.available, True),
-    **{f"sve{bits} qemu": _sve(bits) for bits in (128, 256, 512)},
+    **{f"sve{bits} qemu": _sve(bits) for bits in (128, 256, 384, 512, 2048)},
 }
 
 

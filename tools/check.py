@@ -23,7 +23,9 @@ ROOMS = ("isa", "jitgen", "primitives", "tools")
 MAY_IMPORT = {"isa": {"isa"}, "jitgen": {"isa", "jitgen"}, "primitives": {"jitgen", "primitives"}}
 #: Instruction sets may be named only where targets and CPUs are told apart
 INSTRUCTION_SETS = ("avx2", "avx512", "sve", "neon", "zmm", "ymm")
-ALGORITHM = ("generator.py", "epilogue.py", "plan.py", "tiles.py", "frame.py", "functions.py", "spec.py")
+ALGORITHM = (
+    "generator.py", "epilogue.py", "plan.py", "tiles.py", "frame.py", "functions.py", "spec.py",
+)  # fmt: skip
 FAST_TESTS = (
     "tests/test_rows.py", "tests/test_listing.py", "tests/test_cli.py", "tests/test_bad_input.py",
     "tests/test_kernels_python.py",
