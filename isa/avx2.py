@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from isa.form import Form
 from isa.machine import At, Constant
 from isa.x86_rows import parse_table
-from isa.x86_vector import X86VectorMachine
+from isa.x86_vector import TRANSPOSE, X86VectorMachine
 
 # mnemonic | operands | encoding | feature
 TABLE = """
@@ -181,5 +181,5 @@ def open_machine(dtype: str, vector_bits: int = 0) -> Avx2Machine:
 
 
 def tables() -> list[dict[str, Form]]:
-    """The tables of this file."""
-    return [FORMS]
+    """The tables that this machine uses."""
+    return [FORMS, TRANSPOSE]

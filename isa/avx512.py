@@ -14,7 +14,7 @@ from isa.form import Form
 from isa.machine import At, Constant
 from isa.x86 import RAX
 from isa.x86_rows import parse_table
-from isa.x86_vector import REGISTER, X86VectorMachine
+from isa.x86_vector import REGISTER, TRANSPOSE, X86VectorMachine
 
 # Rows for every width: {v} register, {L} its bits, {f} the feature (512 bits: F, less: VL).
 # mnemonic | operands | encoding | feature
@@ -191,5 +191,5 @@ def open_machine(dtype: str, vector_bits: int = 0) -> Avx512Machine:
 
 
 def tables() -> list[dict[str, Form]]:
-    """The tables of this file."""
-    return [FORMS]
+    """The tables that this machine uses."""
+    return [FORMS, TRANSPOSE]

@@ -46,6 +46,8 @@ class Machine(ABC):
     vector_reach: int
     #: displacements of vector loads are multiples of this many bytes
     vector_granule: int = 1
+    #: side of the square that `transpose` copies; 0 where there is no such verb
+    transpose_square: int = 0
     #: vector registers that verbs need for constant operands (`constant_temps`)
     constant_registers: int = 0
     #: bytes that the start of an inner loop is aligned to
@@ -185,6 +187,11 @@ class Machine(ABC):
     def mac_load(self, acc: int, a: int, at: At, lanes: int) -> None:
         """acc += a * load(at); only if `fused_load` and lanes is a whole register."""
         raise AssertionError(f"{self.name} has no fused load")
+
+    def transpose(self, to: At, to_row: int, source: At, source_row: int) -> None:
+        """Copy a square of `transpose_square` elements a side, transposed; rows are so many bytes
+        apart. Clobbers the first 2 * transpose_square vector registers."""
+        raise AssertionError(f"{self.name} has no transpose")
 
     @abstractmethod
     def prefetch(self, at: At) -> None:

@@ -8,9 +8,21 @@ masks, which differ; see isa.avx2 and isa.avx512.
 from __future__ import annotations
 
 from isa.form import Form
-from isa.machine import Constant
+from isa.machine import At, Constant
 from isa.x86 import X86Machine
+from isa.x86_rows import parse_table
 
+# Squares are transposed in 128-bit registers, which needs no permutation across lanes.
+# mnemonic | operands | encoding | feature
+TABLE = """
+vmovups   | xmm m128    | VEX.128.0F.WIG 10 /r    | avx
+vmovups   | m128 xmm    | VEX.128.0F.WIG 11 /r    | avx
+vunpcklps | xmm xmm xmm | VEX.128.0F.WIG 14 /r    | avx
+vunpckhps | xmm xmm xmm | VEX.128.0F.WIG 15 /r    | avx
+vunpcklpd | xmm xmm xmm | VEX.128.66.0F.WIG 14 /r | avx
+vunpckhpd | xmm xmm xmm | VEX.128.66.0F.WIG 15 /r | avx
+"""
+TRANSPOSE = parse_table(TABLE)
 #: register name by width in bits
 REGISTER = {128: "xmm", 256: "ymm", 512: "zmm"}
 
@@ -28,6 +40,7 @@ class X86VectorMachine(X86Machine):
         self.register = REGISTER[vector_bits]
         self.memory = self._memory_kind()
         self._out = self.program.records.append
+        self.transpose_square = 16 // self.element
 
     def _memory_kind(self) -> str:
         """Kind of a constant operand: "m256", "b32" ..."""
@@ -56,6 +69,24 @@ class X86VectorMachine(X86Machine):
 
     def _leave_vectors(self) -> None:
         self._out((self._form("vzeroupper"), ()))
+
+    def transpose(self, to: At, to_row: int, source: At, source_row: int) -> None:
+        n = self.transpose_square
+        for i in range(n):
+            memory = (source[0], None, 1, source[1] + i * source_row)
+            self._out((TRANSPOSE["vmovups xmm m128"], (i, memory)))
+        pairs = [(2, "l", 0, 1), (3, "h", 0, 1)]
+        columns: tuple[int, ...] = (2, 3)
+        if n == 4:  # interleave rows 0 and 1, 2 and 3; then pairs of elements make the columns
+            for d, name, a in ((4, "l", 0), (5, "h", 0), (6, "l", 2), (7, "h", 2)):
+                self._out((TRANSPOSE[f"vunpck{name}ps xmm xmm xmm"], (d, a, a + 1)))
+            pairs = [(0, "l", 4, 6), (1, "h", 4, 6), (2, "l", 5, 7), (3, "h", 5, 7)]
+            columns = (0, 1, 2, 3)
+        for d, name, a, b in pairs:
+            self._out((TRANSPOSE[f"vunpck{name}pd xmm xmm xmm"], (d, a, b)))
+        for i, column in enumerate(columns):
+            memory = (to[0], None, 1, to[1] + i * to_row)
+            self._out((TRANSPOSE["vmovups m128 xmm"], (memory, column)))
 
     # ---- arithmetic -----------------------------------------------------------------------
 

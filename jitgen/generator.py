@@ -22,6 +22,7 @@ from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
 from jitgen.plan import Plan, tile_split
 from jitgen.spec import KernelSpec
 from jitgen.tiles import Facts, Segment, tail_registers
+from jitgen.transpose import copy_transposed
 
 
 def emit(spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> dict[str, int]:
@@ -423,15 +424,10 @@ class _Brgemm:
         frame.shift(source, col, self.spec.ldb * self.element, "step")
         frame.shift(source, k, self.element, "step")
         machine.move(to, machine.stack_pointer)
-        machine.set(step, depth)
-        label = machine.program.new_label()
-        machine.place(label)
-        for j in range(columns):
-            from_at = (source, j * self.spec.ldb * self.element)
-            machine.copy_element((to, j * self.unit), from_at, frame["index"])
-        machine.advance(source, self.unit)
-        machine.advance(to, self.b_step)
-        machine.count_down(step, label)
+        copy_transposed(
+            machine, columns, depth, source, to, self.spec.ldb * self.element, self.b_step, step,
+            frame["index"],
+        )
         machine.place(done)
 
 

@@ -21,6 +21,7 @@ from jitgen.kernel import Kernel
 from jitgen.operands import NUMPY, address
 from jitgen.spec import MATRIX_BYTES
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.transpose import copy_transposed
 
 
 def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:
@@ -125,25 +126,29 @@ def emit_packer(
             machine.set(done, 0)
         each = machine.program.new_label()
         machine.place(each)
-        machine.set(step, k)
-        row = machine.program.new_label()
-        machine.place(row)
-        for j in range(0, panel, lanes):
-            width = max(0, min(lanes, columns - j))
-            if trans or not width:
-                if width < lanes:
-                    machine.zero(0)
-                    machine.store(0, (to, j * element), lanes)
-                for i in range(width):
-                    machine.copy_element(
-                        (to, (j + i) * element), (source, (j + i) * across), temp
-                    )
-            else:
+        copied = [] if trans else [(j, min(lanes, columns - j)) for j in range(0, columns, lanes)]
+        begin = columns // lanes * lanes if trans else -(-columns // lanes) * lanes
+        padding = range(begin, panel, lanes)
+        if copied or padding:
+            machine.set(step, k)
+            row = machine.program.new_label()
+            machine.place(row)
+            for j, width in copied:
                 machine.load(0, (source, j * element), width)
                 machine.store(0, (to, j * element), lanes)
-        machine.advance(source, down)
-        machine.advance(to, panel * element)
-        machine.count_down(step, row)
+            if padding:
+                machine.zero(0)
+            for j in padding:
+                machine.store(0, (to, j * element), lanes)
+            machine.advance(source, len(copied) and down)
+            machine.advance(to, panel * element)
+            machine.count_down(step, row)
+        if trans:
+            if padding:
+                machine.advance(to, -k * panel * element)
+            copy_transposed(
+                machine, columns, k, source, to, leading * element, panel * element, step, temp
+            )
         if repeat > 1:
             machine.advance(source, panel * across - k * down)
             machine.advance(done, 1)

@@ -122,7 +122,7 @@ def _choose_reduction(
     # for so few bytes a cycle that L2 serves them; narrow ones want what is read again in L1, which
     # takes passes over the batch. A pass should be long enough that storing and reloading C costs
     # little beside it.
-    demand = columns * spec.element / max(macs / facts.rates.fma, 1.0)
+    demand = columns * spec.ku * spec.element / max(macs / facts.rates.fma, 1.0)
     asks = f"a tile asks for {demand:.0f} bytes of B a cycle"
     if demand <= facts.rates.l2_bytes:
         return replace(plan, k_unroll=unroll), f"{asks}: the whole batch stays in registers"

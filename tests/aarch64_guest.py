@@ -125,8 +125,8 @@ def check_pack_b(bits: int) -> None:
 def check_flush(bits: int) -> None:
     """Our stub that flushes the instruction cache was called, and runs.
 
-    Nothing here runs code where other code ran before: emulators before QEMU 8.1 do not notice what
-    is written through a second mapping, whatever the stub does.
+    No check here runs code where other code ran before. QEMU 7.2 would run the old code: it does
+    nothing at `ic ivau` and does not notice what is written through a second mapping.
     """
     kernel = jitgen.brgemm(3, 4, 5)
     assert _right(kernel)

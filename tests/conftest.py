@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FILE] = Path(os.environ[count.FILE_VARIABLE])
 
 
+def pytest_report_header() -> str:
+    """Tell the seed before anything can hang."""
+    return f"JITGEN_SEED={os.environ['JITGEN_SEED']}"
+
+
 def _forget(name: str) -> None:
     os.environ.pop(count.FILE_VARIABLE, None)
     Path(name).unlink(missing_ok=True)

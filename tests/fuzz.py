@@ -24,9 +24,10 @@ ALLOWED = (TypeError, ValueError, RuntimeError, MemoryError)
 
 VALUES: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 8, 64, 1 << 20, (1 << 31) - 1, 1 << 31, 1 << 63, 1 << 70,
-    -(1 << 63), 0.0, -0.0, 0.5, 1.0, 2.5, 1e-320, 1e39, 1e308, float("inf"), float("nan"), 1j, "", "3",
+    -(1 << 63), 0.0, -0.0, 0.5, 1.0, 2.5, 1e-320, 1e39, 1e308, float("inf"), float("nan"), 1j, "",
     "f32", "f64", "stride", "offset", "address", "avx2", "avx512", "sve128", "sve0", "mmx", b"f32",
-    (), [], {}, {"rows": 2}, ("bias",), ["relu", "bias"], (("clip", 0, 1),), (("clip", 1),), ((), ()),
+    (), [], {}, {"rows": 2}, ("bias",), ["relu", "bias"], (("clip", 0, 1),), (("clip", 1),),
+    "3", ((), ()),
     (("scale", 1e300),), ("relu_mask",) * 2, [("leaky_relu", float("nan"))], [["bias", "relu"]],
     {"k_unroll": 1 << 40}, {"prefetch": 1 << 40}, {"columns": 1 << 40}, {"rows": 1 << 40},
     {"k_block": 1 << 40}, {"batch_chunk": 1 << 40}, {"k_split": 1 << 40}, {1: 2}, {"hold": 3},

@@ -18,7 +18,8 @@ INF, NAN = float("inf"), float("nan")
 #: options of jitgen.brgemm beside m = 3, n = 5, k = 4 -> error, texts that its message must hold
 REQUESTS: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     *(({name: bad}, ValueError, (f"{name}={bad}", rule))
-      for name in "mnk" for bad, rule in ((0, "smaller than 1"), (-3, "smaller"), (HUGE, "larger"))),
+      for name in "mnk"
+      for bad, rule in ((0, "smaller than 1"), (-3, "smaller than 1"), (HUGE, "larger than"))),
     *(({name: bad}, TypeError, (f"{name}={bad!r}", "integer"))
       for name in "mnk" for bad in (2.0, NAN, INF, "4", True, None, [3], np.array([1, 2]))),
     ({"m": 1 << 16, "n": 1 << 16}, ValueError, ("C spans", "2147483647")),
