@@ -1,45 +1,45 @@
 """The command line: `jitgen targets`, `jitgen kernel` and `jitgen show`.
 
-This file parses arguments, turns errors into messages and holds the two short commands. Not here:
-`jitgen kernel` (`jitgen.cli_kernel`) and the options of a kernel (`jitgen.cli_options`).
+This file parses arguments and files of shapes, turns errors into messages and holds the two short
+commands. Not here: what `jitgen kernel` does (`jitgen.cli_kernel`).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jitgen
-from jitgen import cpu, listing
-from jitgen.cli_kernel import kernel, use_one_thread
-from jitgen.cli_options import (
+from jitgen import cli_kernel, cpu, listing
+from jitgen.cli_kernel import (
     BAD,
     BAD_ARGUMENTS,
     CANNOT_RUN,
     GOOD,
     OK,
-    OPTIONS,
-    Style,
+    Request,
+    colour,
     print_json,
-    requests,
 )
 from jitgen.loader import ExecutableMemoryError
 
 INTERRUPTED = 128 + 2
 PIPE_CLOSED = 128 + 13
 
-EXIT_CODES = """\
+DESCRIPTION = """\
+Batch-reduce GEMM kernels, C = epilogue(beta C + alpha sum of A_i B_i), generated as machine code.
+"""
+EXIT_CODES = """
 exit codes:
   0  done
   1  a result differs from the one in float64 by more than the error bound
   2  bad arguments
   3  the target cannot run on this host: kernels were generated, but not run
-"""
-DESCRIPTION = """\
-Batch-reduce GEMM kernels, C = epilogue(beta C + alpha sum of A_i B_i), generated as machine code.
 """
 EXAMPLES = """\
 examples:
@@ -47,9 +47,7 @@ examples:
   jitgen kernel --shapes examples/resnet50.csv
   jitgen show 6 32 8 --isa avx512            the machine code with explanations
   jitgen targets                             what this CPU can run
-
 """
-KERNEL_USAGE = "%(prog)s M N K [options]\n       %(prog)s --shapes FILE [options]"
 KERNEL_EXAMPLES = """\
 examples:
   jitgen kernel 64 64 64 --batch 16
@@ -57,147 +55,232 @@ examples:
   jitgen kernel 56 64 64 --batch 9 --plan rows=4,columns=32 --json
   jitgen kernel --shapes examples/bert_base.csv --dtype f32
 
-A file for --shapes has a header line with name,m,n,k and any of batch, dtype, epilogue, alpha,
-beta, lda, ldb, ldc, trans_a, trans_b, packed_b, batch_kind, plan and count_in_network; options on
+A file for --shapes has a header line with m,n,k and any of name, count_in_network, batch, dtype,
+epilogue, alpha, beta, lda, ldb, ldc, trans_a, trans_b, packed_b, batch_kind and plan; options on
 the command line hold where the file says nothing. Lines that begin with # are comments.
 
 Percentages are of the peak of fused multiply-adds that the same run measures; a kernel's time is
 that of a call from Python less that of a call of an empty kernel (very short kernels: the whole
-call). The arrays are the same at each call, so small ones stay in the caches.
-
+call). The arrays are the same at each call, so small ones stay in the caches. NumPy has one
+thread, as the kernel has.
 """
 SHOW_EXAMPLES = """\
 examples:
   jitgen show 64 64 64 --isa avx512
-  jitgen show 6 32 8 --isa sve256 --epilogue bias,relu
-  jitgen show 6 32 8 --json
-
+  jitgen show 6 32 8 --isa sve256 --epilogue bias,relu --json
 """
 TARGETS_EXAMPLES = """\
 examples:
   jitgen targets
   JITGEN_ISA=avx2 jitgen targets             with the automatic choice capped
-
 """
+
+
+# ---- kernels asked for --------------------------------------------------------------------------
+
+
+def parse_epilogue(text: str) -> tuple[Any, ...]:
+    """The steps of "bias,relu,clip:0:6"."""
+    steps = []
+    for item in filter(None, text.split(",")):
+        name, *values = item.strip().split(":")
+        steps.append((name, *map(_number, values)))
+    return tuple(steps)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        message = f"epilogue parameter {text!r} is no number"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def parse_plan(text: str) -> dict[str, Any]:
+    """The overrides of "rows=6,order=mn"."""
+    result: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{item!r} is not of the form name=value")
+        result[name] = int(value) if value.lstrip("-").isdigit() else value
+    return result
+
+
+def parse_flag(text: str) -> bool:
+    """A yes or no in a file."""
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text == "yes"
+
+
+#: What a kernel can be asked: name -> (parser, what it takes, help); flags take nothing
+OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "batch": (int, "N", "how many products are summed (1)"),
+    "dtype": (str, "TYPE", "f32 (default) or f64"),
+    "epilogue": (parse_epilogue, "STEPS", "applied to C before the store: bias,relu,clip:0:6"),
+    "alpha": (float, "X", "factor of the products (1)"),
+    "beta": (float, "X", "factor of the old C (0)"),
+    "lda": (int, "N", "elements from a row of A to the next"),
+    "ldb": (int, "N", "elements from a row of B to the next"),
+    "ldc": (int, "N", "elements from a row of C to the next"),
+    "trans_a": (parse_flag, "", "A is stored k x m"),
+    "trans_b": (parse_flag, "", "B is stored n x k"),
+    "packed_b": (parse_flag, "", "B is stored in panels as wide as a register tile"),
+    "batch_kind": (str, "KIND", "stride (default), offset or address"),
+    "plan": (parse_plan, "PLAN", "overrides, to tune: rows=6,columns=16,k_unroll=4"),
+}
+
+
+def _request(
+    size: list[int], options: dict[str, Any], isa: str | None, name: str = "", times: int = 1
+) -> Request:
+    if len(size) != 3:
+        raise ValueError(f"a kernel has three sizes, M N K; got {len(size)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    count = given.pop("batch", 1)
+    kind = given.pop("batch_kind", "stride")
+    make = functools.partial(jitgen.brgemm, *size, batch=kind, target=isa, **given)
+    return Request(name, times, count, make)
+
+
+def _read_shapes(file: str, given: dict[str, Any], isa: str | None) -> Iterator[Request]:
+    with open(file, newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader([x for x in stream if x.strip() and not x.startswith("#")])
+    columns = rows.fieldnames or []
+    known = ["name", "m", "n", "k", "count_in_network", *OPTIONS]
+    for column in columns:
+        if column not in known:
+            raise ValueError(f"{file}: column {column!r} is not one of {', '.join(known)}")
+    for column in ("m", "n", "k"):
+        if column not in columns:
+            raise ValueError(f"{file}: column {column!r} is missing")
+    for row in rows:
+        where = f"{file}: {row.get('name') or f'row {rows.line_num - 1}'}"
+        try:
+            if None in row or None in row.values():
+                raise ValueError(f"the header has {len(columns)} columns, this line has not")
+            cells = {name: value.strip() for name, value in row.items() if value.strip()}
+            *size, times = (_whole(name, cells) for name in ("m", "n", "k", "count_in_network"))
+            options = {name: OPTIONS[name][0](cells[name]) for name in OPTIONS if name in cells}
+            request = _request(size, {**given, **options}, isa, cells.get("name", ""), times)
+            request.make()
+        except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        yield request
+
+
+def _whole(name: str, cells: dict[str, str]) -> int:
+    text = cells.get(name, "1" if name == "count_in_network" else "")
+    if not text.isdigit():
+        raise ValueError(f"{name}={text!r} is no whole number")
+    return int(text)
+
+
+# ---- commands -----------------------------------------------------------------------------------
+
+
+def kernel(arguments: argparse.Namespace) -> int:
+    """`jitgen kernel`: check and measure kernels."""
+    given = {name: getattr(arguments, name) for name in OPTIONS}
+    file, seconds = arguments.shapes, arguments.seconds
+    if not 0 < seconds < 3600:
+        raise ValueError(f"--seconds {seconds:g} is not between 0 and 3600")
+    if not file:
+        asked = [_request(arguments.size, given, arguments.isa)]
+        return cli_kernel.run(asked, seconds, False, arguments.json)
+    if arguments.size:
+        raise ValueError("give either M N K or --shapes, not both")
+    asked = list(_read_shapes(file, given, arguments.isa))
+    if not asked:
+        raise ValueError(f"{file}: the file has no line with a shape")
+    return cli_kernel.run(asked, seconds, True, arguments.json)
 
 
 def show(arguments: argparse.Namespace) -> int:
     """`jitgen show`: print the listing."""
-    kernel = requests(arguments)[0].kernel()
-    if not arguments.json:
+    given = {name: getattr(arguments, name) for name in OPTIONS}
+    kernel = _request(arguments.size, given, arguments.isa).make()
+    if arguments.json:
+        print_json(listing.as_values(kernel))
+    else:
         sys.stdout.write(kernel.listing())
-        return OK
-    rows = [
-        {
-            "kind": x.line.kind, "offset": x.line.offset, "bytes": x.line.code.hex(),
-            "text": x.line.text, "depth": x.depth, "roles": x.roles,
-        }
-        for x in listing.lines(kernel)
-    ]  # fmt: skip
-    names = {r: listing.general_name(kernel.target, n) for r, n in kernel.roles.items()}
-    print_json({
-        "target": kernel.target.name, "computes": listing.describe(kernel.spec),
-        "code_bytes": len(kernel.code), "plan": listing.plan_lines(kernel),
-        "general_registers": names, "tiles": listing.tile_registers(kernel), "lines": rows,
-    })  # fmt: skip
     return OK
 
 
 def targets(arguments: argparse.Namespace) -> int:
     """`jitgen targets`: what can run here."""
     usable = jitgen.targets()
-    cap = os.environ.get("JITGEN_ISA", "")
-    try:
-        chosen: str | None = cpu.host().name
-        reason = ""
-    except (RuntimeError, ValueError) as error:
-        chosen, reason = None, str(error)
+    cap = os.environ.get("JITGEN_ISA")
     features = sorted(cpu.features())
+    chosen, reason = None, ""
+    try:
+        chosen = cpu.host().name
+    except (RuntimeError, ValueError) as error:
+        reason = str(error)
     if arguments.json:
         print_json({
             "cpu": cpu.name(), "features": features, "chosen": chosen, "why_none": reason,
-            "JITGEN_ISA": cap or None,
+            "JITGEN_ISA": cap,
             "targets": {name: {"usable": not why, "why_not": why} for name, why in usable.items()},
         })  # fmt: skip
         return OK
-    style = Style()
-    print(f"{'CPU':10} {cpu.name()}")
-    print(f"{'features':10} {' '.join(features) or 'none that a target needs'}")
-    if cap:
-        print(f"{'JITGEN_ISA':10} {cap}: caps the automatic choice")
-    print()
+    print(f"CPU        {cpu.name()}")
+    print(f"features   {' '.join(features) or 'none that a target needs'}\n")
+    default = ", chosen by default" + (f" under JITGEN_ISA={cap}" if cap else "")
     for name, why in usable.items():
-        state = style(GOOD, "runs here") if not why else "generates only: " + why
-        mark = ", chosen by default" if name == chosen else ""
-        print(f"{name:10} {state}{mark}")
-    print(f"{'sve<bits>':10} SVE of any other length, 128 to 2048 bits in steps of 128")
+        state = "generates only: " + why if why else colour(GOOD, "runs here")
+        print(f"{name:10} {state}{default if name == chosen else ''}")
+    print("sve<bits>  SVE of any other length, 128 to 2048 bits in steps of 128")
     if reason:
-        print(f"\n{style(BAD, 'no default target')}: {reason}")
+        print(f"\n{colour(BAD, 'no default target')}: {reason}")
     return OK
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
-    return value
+# ---- arguments and errors -----------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    def formatter(prog: str) -> argparse.RawDescriptionHelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=98)
-
-    parser = argparse.ArgumentParser(
-        prog="jitgen", description=DESCRIPTION, epilog=EXAMPLES + EXIT_CODES,
-        formatter_class=formatter, allow_abbrev=False,
+    make = functools.partial(
+        argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )  # fmt: skip
+    parser = make(prog="jitgen", description=DESCRIPTION, epilog=EXAMPLES + EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"jitgen {jitgen.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=make
+    )
 
-    def command(name: str, what: str, epilog: str, usage: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=what, description=what[0].upper() + what[1:] + ".",
-            epilog=epilog + EXIT_CODES, formatter_class=formatter, allow_abbrev=False,
-            usage=usage,
+    def command(name: str, what: str, usage: str, epilog: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(
+            name, help=what, description=f"{what.capitalize()}.", usage=f"%(prog)s {usage}",
+            epilog=epilog + EXIT_CODES,
         )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    what = "generate a kernel, check it and measure it"
-    measuring = command("kernel", what, KERNEL_EXAMPLES, KERNEL_USAGE)
+    usage = "M N K [options]\n       %(prog)s --shapes FILE [options]"
+    measuring = command(
+        "kernel", "generate a kernel, check it and measure it", usage, KERNEL_EXAMPLES
+    )
     what = "print the machine code of a kernel, explained"
-    showing = command("show", what, SHOW_EXAMPLES, "%(prog)s M N K [options]")
-    command("targets", "list what this CPU can run", TARGETS_EXAMPLES, "%(prog)s [--json]")
+    showing = command("show", what, "M N K [options]", SHOW_EXAMPLES)
+    command("targets", "list what this CPU can run", "[--json]", TARGETS_EXAMPLES)
     for sub in (measuring, showing):
-        sub.add_argument(
-            "size", type=int, nargs="*", metavar="M N K", help="C is M x N, A_i M x K, B_i K x N"
-        )
+        what = "C is M x N, A_i M x K, B_i K x N"
+        sub.add_argument("size", type=int, nargs="*", metavar="M N K", help=what)
         sub.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (the best here)")
         for name, (parse, takes, what) in OPTIONS.items():
             option = "--" + name.replace("_", "-")
             if takes:
-                sub.add_argument(option, type=_checked(parse), metavar=takes, help=what)
+                sub.add_argument(option, type=parse, metavar=takes, help=what)
             else:
                 sub.add_argument(option, action="store_true", default=None, help=what)
     measuring.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
     measuring.add_argument(
-        "--seconds", type=_positive, metavar="S", help="time to measure for (0.5; 0.2 a shape)"
+        "--seconds", type=float, metavar="S", default=0.3, help="time to measure a kernel for (0.3)"
     )
     return parser
-
-
-def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse` with its own message as argparse's, where it has one."""
-    if parse in (int, float, str):
-        return parse
-
-    def checked(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         if argv is None and arguments.command == "kernel":
-            use_one_thread()
+            cli_kernel.use_one_thread()
         code = {"kernel": kernel, "show": show, "targets": targets}[arguments.command](arguments)
         sys.stdout.flush()
         return code
@@ -217,16 +300,13 @@ def main(argv: list[str] | None = None) -> int:
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except MemoryError as error:
-        return _error(f"not enough memory for the arrays: {error}", BAD_ARGUMENTS)
     except (RuntimeError, ExecutableMemoryError) as error:
-        return _error(str(error), CANNOT_RUN)
+        code, message = CANNOT_RUN, str(error)
+    except MemoryError as error:
+        code, message = BAD_ARGUMENTS, f"not enough memory for the arrays: {error}"
     except OSError as error:  # the file of shapes
-        return _error(f"{error.filename}: {error.strerror}", BAD_ARGUMENTS)
+        code, message = BAD_ARGUMENTS, f"{error.filename}: {error.strerror}"
     except (TypeError, ValueError) as error:
-        return _error(str(error), BAD_ARGUMENTS)
-
-
-def _error(message: str, code: int) -> int:
+        code, message = BAD_ARGUMENTS, str(error)
     print(f"jitgen: error: {message}", file=sys.stderr)
     return code

@@ -1,14 +1,16 @@
 """A kernel as text: what it computes, its plan and reasons, register roles, and every instruction.
 
-`lines` gives the same as values, for other tools. Not here: the text of one instruction
+`as_values` gives the same as values, for other tools. Not here: the text of one instruction
 (`isa.form.Form.text`) or any decision (`jitgen.plan`).
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isa import a64, x86
 from isa.program import LABEL, Line
@@ -62,28 +64,25 @@ def describe(spec: KernelSpec) -> str:
 def plan_lines(kernel: Kernel) -> list[str]:
     """The plan and why it was chosen, a sentence each."""
     plan = kernel.plan
-    counts: dict[tuple[int, int], int] = {}
-    for outer, inners in plan.nest:
-        for inner in inners:
-            size = (inner.size, outer.size) if plan.order == "nm" else (outer.size, inner.size)
-            counts[size] = counts.get(size, 0) + inner.repeat * outer.repeat
-    tiles = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in counts.items())
+    counts: Counter[str] = Counter()
+    for rows, columns in plan.tiles():
+        counts[f"{rows.size} x {columns.size}"] += rows.repeat * columns.repeat
+    tiles = ", ".join(f"{n} of {size}" for size, n in counts.items())
     blocks = "" if plan.k_block >= kernel.spec.k else f" in blocks of {plan.k_block}"
     chunk = plan.batch_chunk or "all"
-    facts = (
+    prefetch = f"; B prefetched {plan.prefetch} steps ahead" if plan.prefetch else ""
+    return [
         f"tiles of C: {tiles}; {'columns' if plan.order == 'nm' else 'rows'} in the outer loop",
         f"reduction: k = {kernel.spec.k}{blocks}, {plan.k_unroll} steps unrolled; "
-        f"{chunk} batch elements between stores of C"
-        + (f"; B prefetched {plan.prefetch} steps ahead" if plan.prefetch else ""),
-    )
-    return [*facts, *plan.reasons]
+        f"{chunk} batch elements between stores of C{prefetch}",
+        *plan.reasons,
+    ]
 
 
 def general_name(target: Target, number: int) -> str:
     """Name of a general-purpose register of `target`."""
-    if target.architecture == "x86_64":
-        return x86.register_name(number)
-    return a64.register_name(number)
+    family = x86 if target.architecture == "x86_64" else a64
+    return family.register_name(number)
 
 
 def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
@@ -98,63 +97,72 @@ def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
         size = (rows.size, columns.size)
         split = tile_split(plan, spec, facts, *size)
         tile = Tile(spec, facts, *size, 0, 0, split, plan.hold)
-        holds_b = tile.hold == "b"
-        held = len(tile.widths) if holds_b else size[0]
         name = [f"{prefix}{i}" for i in range(facts.vectors)]
-        parts = [[name[i] for i in some] for some in (tile.operands[:held], tile.operands[held:])]
-        a, b = reversed(parts) if holds_b else parts
+        operands = [name[i] for i in tile.operands]
+        held = len(tile.widths) if tile.hold == "b" else rows.size
+        a, b = operands[:held], operands[held:]
+        if tile.hold == "b":
+            a, b = b, a
         result[size] = {
-            "rows": size[0], "columns": size[1],
+            "rows": rows.size, "columns": columns.size,
             "accumulators": [[name[i] for row in s for i in row] for s in tile.sets],
             "a": a, "b": b, "tail": name[tile.tail] if tile.tail >= 0 else None,
         }  # fmt: skip
     return list(result.values())
 
 
-@dataclass(frozen=True)
-class ListedLine:
+class ListedLine(NamedTuple):
     """A line of the program with the number of loops around it and the roles it touches."""
 
     line: Line
     depth: int
-    roles: tuple[str, ...]
+    roles: list[str]
 
 
 def lines(kernel: Kernel) -> Iterator[ListedLine]:
     """The program line by line."""
     program = list(kernel.program.lines())
-    placed = {
-        line.record[1][0]: i for i, line in enumerate(program)
-        if line.record and line.record[0] is LABEL
-    }  # fmt: skip
-    depths = [0] * (len(program) + 1)
-    for i, line in enumerate(program):
-        form, operands = line.record or (LABEL, ())
-        if form.label_at < 0:
-            continue
-        begin = placed.get(operands[form.label_at], i)
+    records = [line.record or (LABEL, ()) for line in program]
+    placed = {x[0]: i for i, (form, x) in enumerate(records) if form is LABEL and x}
+    changes = [0] * (len(program) + 1)
+    for i, (form, operands) in enumerate(records):
+        begin = placed.get(operands[form.label_at], i) if form.label_at >= 0 else i
         if begin < i:  # a branch back is the end of a loop
-            depths[begin + 1] += 1
-            depths[i + 1] -= 1
+            changes[begin + 1] += 1
+            changes[i + 1] -= 1
     names = {general_name(kernel.target, number): role for role, number in kernel.roles.items()}
     if kernel.target.architecture == "x86_64":
         names |= {R32[number]: role for role, number in kernel.roles.items()}
-    depth = 0
-    for i, line in enumerate(program):
-        depth += depths[i]
-        words = line.text.replace("[", " ").replace("]", " ").replace(",", " ").split()
-        found = dict.fromkeys(names[word] for word in words if word in names)
+    for line, depth in zip(program, accumulate(changes), strict=False):
         # a save or restore of the caller's value has nothing to do with the role
-        named = line.kind == "instruction" and words[0] not in ("push", "pop")
-        yield ListedLine(line, depth, tuple(found) if named else ())
+        named = line.kind == "instruction" and not line.text.startswith(("push", "pop"))
+        words = re.findall(r"\w+", line.text) if named else []
+        roles = dict.fromkeys(names[word] for word in words if word in names)
+        yield ListedLine(line, depth, list(roles))
+
+
+def as_values(kernel: Kernel) -> dict[str, Any]:
+    """The listing as JSON has it."""
+    return {
+        "target": kernel.target.name, "computes": describe(kernel.spec),
+        "code_bytes": len(kernel.code), "plan": plan_lines(kernel),
+        "general_registers": {r: general_name(kernel.target, n) for r, n in kernel.roles.items()},
+        "tiles": tile_registers(kernel),
+        "lines": [
+            {
+                "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(),
+                "text": line.text, "depth": depth, "roles": roles,
+            }
+            for line, depth, roles in lines(kernel)
+        ],
+    }  # fmt: skip
 
 
 def listing(kernel: Kernel) -> str:
     """The whole kernel as text: header, register roles, sections, instructions, constants."""
     out = [f"; {line}".rstrip() for line in _header(kernel)]
     labels: list[str] = []  # printed below the headings of the same place
-    for listed in lines(kernel):
-        line, indent = listed.line, "  " * listed.depth
+    for line, depth, roles in lines(kernel):
         if line.kind == "section":
             out += ["", f"; {line.text}"]
         elif line.kind == "label":
@@ -162,11 +170,11 @@ def listing(kernel: Kernel) -> str:
         else:
             out += labels
             labels.clear()
-            roles = f"  ; {', '.join(listed.roles)}" if listed.roles else ""
-            text = f"{line.offset:6x}  {line.code[:LINE_BYTES].hex():22}  {indent}{line.text}"
-            out.append(f"{text:<78}{roles}".rstrip())
-            for at in range(LINE_BYTES, len(line.code), LINE_BYTES):
-                out.append(f"{line.offset + at:6x}  {line.code[at : at + LINE_BYTES].hex()}")
+            text, comment = "  " * depth + line.text, f"  ; {', '.join(roles)}" if roles else ""
+            for at in range(0, len(line.code), LINE_BYTES):
+                code = line.code[at : at + LINE_BYTES].hex()
+                out.append(f"{line.offset + at:6x}  {code:22}  {text:<46}{comment}".rstrip())
+                text = comment = ""
     return "\n".join(out + labels) + "\n"
 
 
@@ -180,20 +188,15 @@ def _header(kernel: Kernel) -> Iterator[str]:
     yield f"{len(kernel.code)} bytes with constants; needs {', '.join(needs)}"
     if kernel.code != kernel.program.encode():
         yield "another assembler made the code that runs; the bytes below are jitgen's own"
-    yield ""
-    yield "plan"
-    for sentence in plan_lines(kernel):
-        yield f"  {sentence}"
-    yield ""
-    yield "general-purpose registers"
-    argument = kernel.target.machine(spec.dtype, spec.n).argument
+    yield from ("", "plan", *(f"  {sentence}" for sentence in plan_lines(kernel)))
+    yield from ("", "general-purpose registers")
+    argument = target.machine(spec.dtype, spec.n).argument
     yield f"  {general_name(target, argument):4} the argument struct"
     for role, number in kernel.roles.items():
         further = "where A is read, for rows further down"  # a_now1, a_now2 ...
         meaning = further if role.startswith("a_now") and role != "a_now" else ROLES[role]
         yield f"  {general_name(target, number):4} {role:10} {meaning}"
-    yield ""
-    yield "vector registers"
+    yield from ("", "vector registers")
     for tile in tile_registers(kernel):
         sets = " + ".join(_span(names) for names in tile["accumulators"])
         a = _span(tile["a"]) or "broadcast from memory"

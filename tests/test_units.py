@@ -1,8 +1,9 @@
 """Units with ku > 1: a pretend element type of 16-bit integer pairs runs through the one generator.
 
-AVX2's vpmaddwd multiplies pairs of 16-bit integers and adds them into 32 bits, which is a unit with
-ku = 2. Two rows and three verbs make a machine of it; spec, plan and generator are the project's own.
-That is all that bf16 pairs and int8 quads would need. Not here: a supported integer type.
+AVX2's vpmaddwd multiplies pairs of 16-bit integers and adds them into 32 bits, which is a unit
+with ku = 2. Two rows and three verbs make a machine of it; spec, plan and generator are the
+project's own. That is all that bf16 pairs and int8 quads would need. Not here: a supported integer
+type.
 """
 
 from __future__ import annotations
