@@ -111,13 +111,11 @@ class A64Machine(Machine):
         return Program(nops)
 
     def _emit(self, signature: str, *operands: int) -> None:
-        self._scalar(FORMS[signature], *operands)
-
-    def _scalar(self, form: Form, *operands: int) -> None:
         """Emit an instruction whose first operand may be a general-purpose destination."""
-        if self._near is not None and operands and operands[0] == self._near[0]:
+        near = self._near
+        if near is not None and operands and operands[0] == near[0]:
             self._near = None
-        self._out((form, operands))
+        self._out((FORMS[signature], operands))
 
     # ---- structure ------------------------------------------------------------------------
 

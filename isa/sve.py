@@ -100,7 +100,7 @@ class SveMachine(A64Machine):
 
     def begin(self, used: Sequence[int], stack: int = 0) -> None:
         good = self.program.new_label()
-        self._scalar(FORMS["rdvl x imm"], X16, 1)
+        self._out((FORMS["rdvl x imm"], (X16, 1)))
         self._emit("cmp xsp imm", X16, self.bytes)
         self._emit("b.eq label", good)
         self._emit("movz x imm lsl imm", 0, 1, 0)
@@ -237,7 +237,8 @@ class SveMachine(A64Machine):
         self._vector("dup z.T imm", bit, 1)
         self._vector("lsl z.T p/m z.T z.T", bit, ALL, number)
         self._vector(f"orv {self.t} p z.T", bit, SCRATCH, bit)
-        self._scalar(FORMS["fmov w s" if self.element == 4 else "fmov x d"], d, bit)
+        self._near = None  # d may be the base of the address that x17 holds
+        self._out((FORMS["fmov w s" if self.element == 4 else "fmov x d"], (d, bit)))
 
 
 def open_machine(dtype: str, vector_bits: int) -> SveMachine:

@@ -41,7 +41,7 @@ class Plan:
 #: Fields of a plan that a caller may override, besides rows and columns of the register tile.
 TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "prefetch")
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
-UNROLL_MACS = 100
+UNROLL_MACS = 60
 #: Multiply-accumulates in line that anyone may ask for
 MOST_MACS = 1 << 15
 #: Reduction steps between two stores of C, at least
