@@ -201,6 +201,9 @@ class A64Machine(Machine):
     # ---- scalar ---------------------------------------------------------------------------
 
     def set(self, d: int, value: int) -> None:
+        if 0 <= value < 1 << 16:
+            self._emit("movz x imm lsl imm", d, value, 0)
+            return
         parts = [value >> 16 * i & 0xFFFF for i in range(4)]
         # the parts that the first instruction does not leave right
         name, rest = "movz", 0

@@ -63,6 +63,8 @@ for _t, _size in (("s", "10"), ("d", "11")):
     FORMS.update(parse_table(_rows))
 
 ALL, TAIL, SCRATCH = 0, 1, 2  # predicates
+WHOLE_LOAD = FORMS["ldr z [xsp imm mul vl]"]
+WHOLE_STORE = FORMS["str z [xsp imm mul vl]"]
 
 
 class SveMachine(A64Machine):
@@ -121,22 +123,22 @@ class SveMachine(A64Machine):
     def load(self, v: int, at: At, lanes: int) -> None:
         near = self._near_vectors.get(at[1])
         if near is None:
-            self._far_transfer(self._load, "ldr", v, at, lanes == self.lanes)
+            self._far_transfer(self._load, WHOLE_LOAD, v, at, lanes == self.lanes)
         else:
             self._out((self._load, (v, ALL if lanes == self.lanes else TAIL, at[0], near)))
 
     def store(self, v: int, at: At, lanes: int) -> None:
         near = self._near_vectors.get(at[1])
         if near is None:
-            self._far_transfer(self._store, "str", v, at, lanes == self.lanes)
+            self._far_transfer(self._store, WHOLE_STORE, v, at, lanes == self.lanes)
         else:
             self._out((self._store, (v, ALL if lanes == self.lanes else TAIL, at[0], near)))
 
-    def _far_transfer(self, form: Form, whole: str, v: int, at: At, full: bool) -> None:
+    def _far_transfer(self, form: Form, whole: Form, v: int, at: At, full: bool) -> None:
         """Load or store far from a pointer: ldr and str of whole registers reach further."""
         count, rest = divmod(at[1], self.bytes)
         if full and not rest and -256 <= count <= 255:
-            self._out((FORMS[f"{whole} z [xsp imm mul vl]"], (v, at[0], count)))
+            self._out((whole, (v, at[0], count)))
             return
         base, disp = self._reach(at, self._near_vectors.__contains__)
         self._out((form, (v, ALL if full else TAIL, base, self._near_vectors[disp])))

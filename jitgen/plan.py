@@ -9,7 +9,7 @@ for tiles (`jitgen.tiles`) and emission (`jitgen.generator`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jitgen.spec import MATRIX_BYTES, KernelSpec
@@ -83,13 +83,15 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     else:
         widest = max(columns, key=lambda c: _demand(spec, facts, c))
         nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
-    plan = Plan(order, nest, "auto", 1, 0, spec.steps, 0, 0)
-    plan, why = _choose_reduction(spec, facts, plan)
-    reasons: tuple[str, ...] = (reason, why)
-    if given:
-        plan = replace(plan, **{name: given[name] for name in TUNABLE if name in given})
-        reasons += (f"overridden: {given}",)
-    plan = replace(plan, reasons=reasons)
+    tiles = [
+        (inner, outer) if order == "nm" else (outer, inner)
+        for outer, inners in nest for inner in inners
+    ]  # fmt: skip
+    chosen, why = _choose_reduction(spec, facts, order, tiles)
+    if not given:
+        return Plan(order, nest, reasons=(reason, why), **chosen)
+    chosen |= {name: given[name] for name in TUNABLE[1:] if name in given}
+    plan = Plan(order, nest, reasons=(reason, why, f"overridden: {given}"), **chosen)
     _check(spec, facts, plan)
     return plan
 
@@ -105,19 +107,23 @@ def tile_split(plan: Plan, spec: KernelSpec, facts: Facts, rows: int, columns: i
 
 
 def _choose_reduction(
-    spec: KernelSpec, facts: Facts, plan: Plan
-) -> tuple[Plan, str]:
-    columns = max(c.size for _, c in plan.tiles())
-    macs = max(r.size * -(-c.size // facts.lanes) for r, c in plan.tiles())
-    unroll = choose_unroll(spec.steps, macs)
+    spec: KernelSpec, facts: Facts, order: str, tiles: list[tuple[Segment, Segment]]
+) -> tuple[dict[str, Any], str]:
+    """The fields of a plan that say how the reduction runs; the reason."""
+    columns = max(c.size for _, c in tiles)
+    macs = max(r.size * -(-c.size // facts.lanes) for r, c in tiles)
+    chosen = {
+        "hold": "auto", "k_unroll": choose_unroll(spec.steps, macs), "k_split": 0,
+        "k_block": spec.steps, "batch_chunk": 0, "prefetch": 0,
+    }  # fmt: skip
     if spec.trans_b:
         packed = -(-columns // facts.lanes) * facts.lanes
         k_block = min(spec.steps, PACK_BYTES // (packed * spec.ku * spec.element))
         why = "transposed B: each block is packed to the stack, one batch element a pass"
-        return replace(plan, k_unroll=unroll, k_block=k_block, batch_chunk=1), why
-    if sum(r.repeat for r, _ in plan.tiles()) == 1:
+        return chosen | {"k_block": k_block, "batch_chunk": 1}, why
+    if sum(r.repeat for r, _ in tiles) == 1:
         why = "one tile of rows: the whole batch stays in registers"
-        return replace(plan, k_unroll=unroll), why
+        return chosen, why
     # Each tile reads one matrix again, beside its own rows or columns of the other. Wide tiles ask
     # for so few bytes a cycle that L2 serves them; narrow ones want what is read again in L1, which
     # takes passes over the batch. A pass should be long enough that storing and reloading C costs
@@ -125,13 +131,13 @@ def _choose_reduction(
     demand = columns * spec.ku * spec.element / max(macs / facts.rates.fma, 1.0)
     asks = f"a tile asks for {demand:.0f} bytes of B a cycle"
     if demand <= facts.rates.l2_bytes:
-        return replace(plan, k_unroll=unroll), f"{asks}: the whole batch stays in registers"
-    rows = max(r.size for r, _ in plan.tiles())
-    kept, moving = (spec.m, columns) if plan.order == "nm" else (spec.n, rows)
+        return chosen, f"{asks}: the whole batch stays in registers"
+    rows = max(r.size for r, _ in tiles)
+    kept, moving = (spec.m, columns) if order == "nm" else (spec.n, rows)
     size = (kept + 2 * moving) * spec.k * spec.element
     chunk = max(1, int(0.9 * facts.rates.l1) // size, -(-SHORTEST_PASS // spec.steps))
     why = f"{asks}: {chunk} batch elements a pass, {size} bytes each, for L1"
-    return replace(plan, k_unroll=unroll, batch_chunk=chunk), why
+    return chosen | {"batch_chunk": chunk}, why
 
 
 def choose_unroll(k: int, macs: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jitgen.functions import TEMPS
 from jitgen.spec import KernelSpec
@@ -53,8 +53,7 @@ class Facts:
     rates: Rates
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """`repeat` blocks of `size` rows or columns each, beginning at `start`."""
 
     start: int
