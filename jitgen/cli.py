@@ -16,63 +16,38 @@ from typing import Any
 
 import jitgen
 from jitgen import cli_kernel, cpu, listing
-from jitgen.cli_kernel import (
-    BAD,
-    BAD_ARGUMENTS,
-    CANNOT_RUN,
-    GOOD,
-    OK,
-    Request,
-    colour,
-    print_json,
-)
+from jitgen.cli_kernel import BAD, BAD_ARGUMENTS, CANNOT_RUN, GOOD, OK, Request, colour, print_json
 from jitgen.loader import ExecutableMemoryError
 
-INTERRUPTED = 128 + 2
-PIPE_CLOSED = 128 + 13
+INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
 
 DESCRIPTION = """\
 Batch-reduce GEMM kernels, C = epilogue(beta C + alpha sum of A_i B_i), generated as machine code.
 """
-EXIT_CODES = """
+EPILOG = """\
+examples:
+  jitgen kernel 64 64 64 --batch 16          generate, check against float64, measure
+  jitgen kernel 128 3072 64 --batch 12 --epilogue bias,gelu --isa avx2 --json
+  jitgen kernel --shapes examples/resnet50.csv --dtype f64
+  jitgen show 6 32 8 --isa sve256            the machine code with explanations
+  JITGEN_ISA=avx2 jitgen targets             what this CPU can run, the automatic choice capped
+
 exit codes:
   0  done
   1  a result differs from the one in float64 by more than the error bound
   2  bad arguments
   3  the target cannot run on this host: kernels were generated, but not run
 """
-EXAMPLES = """\
-examples:
-  jitgen kernel 64 64 64 --batch 16          generate, check against float64, measure
-  jitgen kernel --shapes examples/resnet50.csv
-  jitgen show 6 32 8 --isa avx512            the machine code with explanations
-  jitgen targets                             what this CPU can run
-"""
-KERNEL_EXAMPLES = """\
-examples:
-  jitgen kernel 64 64 64 --batch 16
-  jitgen kernel 128 3072 64 --batch 12 --epilogue bias,gelu --isa avx2
-  jitgen kernel 56 64 64 --batch 9 --plan rows=4,columns=32 --json
-  jitgen kernel --shapes examples/bert_base.csv --dtype f32
-
+KERNEL_NOTES = """\
 A file for --shapes has a header line with m,n,k and any of name, count_in_network, batch, dtype,
 epilogue, alpha, beta, lda, ldb, ldc, trans_a, trans_b, packed_b, batch_kind and plan; options on
 the command line hold where the file says nothing. Lines that begin with # are comments.
 
 Percentages are of the peak of fused multiply-adds that the same run measures; a kernel's time is
 that of a call from Python less that of a call of an empty kernel (very short kernels: the whole
-call). The arrays are the same at each call, so small ones stay in the caches. NumPy has one
-thread, as the kernel has.
-"""
-SHOW_EXAMPLES = """\
-examples:
-  jitgen show 64 64 64 --isa avx512
-  jitgen show 6 32 8 --isa sve256 --epilogue bias,relu --json
-"""
-TARGETS_EXAMPLES = """\
-examples:
-  jitgen targets
-  JITGEN_ISA=avx2 jitgen targets             with the automatic choice capped
+call). The arrays are the same at each call, so small ones stay in the caches. NumPy, on one
+thread as the kernel, does one matmul of A and B joined along k and the epilogue without gelu.
+
 """
 
 
@@ -132,46 +107,45 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 }
 
 
-def _request(
-    size: list[int], options: dict[str, Any], isa: str | None, name: str = "", times: int = 1
-) -> Request:
+def _request(size: list[Any], asked: dict[str, Any], name: str = "", times: int = 1) -> Request:
+    """`asked` holds isa and any of OPTIONS."""
     if len(size) != 3:
         raise ValueError(f"a kernel has three sizes, M N K; got {len(size)}")
-    given = {name: value for name, value in options.items() if value is not None}
-    count = given.pop("batch", 1)
-    kind = given.pop("batch_kind", "stride")
-    make = functools.partial(jitgen.brgemm, *size, batch=kind, target=isa, **given)
+    given = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
+    count, kind = given.pop("batch", 1), given.pop("batch_kind", "stride")
+    make = functools.partial(jitgen.brgemm, *size, batch=kind, target=asked["isa"], **given)
     return Request(name, times, count, make)
 
 
-def _read_shapes(file: str, given: dict[str, Any], isa: str | None) -> Iterator[Request]:
+def _read_shapes(file: str, asked: dict[str, Any]) -> Iterator[Request]:
     with open(file, newline="", encoding="utf-8") as stream:
         rows = csv.DictReader([x for x in stream if x.strip() and not x.startswith("#")])
     columns = rows.fieldnames or []
     known = ["name", "m", "n", "k", "count_in_network", *OPTIONS]
-    for column in columns:
-        if column not in known:
-            raise ValueError(f"{file}: column {column!r} is not one of {', '.join(known)}")
-    for column in ("m", "n", "k"):
+    for column in ("m", "n", "k", *columns):
         if column not in columns:
             raise ValueError(f"{file}: column {column!r} is missing")
+        if column not in known:
+            raise ValueError(f"{file}: column {column!r} is not one of {', '.join(known)}")
     for row in rows:
-        where = f"{file}: {row.get('name') or f'row {rows.line_num - 1}'}"
         try:
             if None in row or None in row.values():
                 raise ValueError(f"the header has {len(columns)} columns, this line has not")
             cells = {name: value.strip() for name, value in row.items() if value.strip()}
-            *size, times = (_whole(name, cells) for name in ("m", "n", "k", "count_in_network"))
+            *size, times = (
+                _whole(name, cells.get(name, default))
+                for name, default in (("m", ""), ("n", ""), ("k", ""), ("count_in_network", "1"))
+            )
             options = {name: OPTIONS[name][0](cells[name]) for name in OPTIONS if name in cells}
-            request = _request(size, {**given, **options}, isa, cells.get("name", ""), times)
+            request = _request(size, {**asked, **options}, cells.get("name", ""), times)
             request.make()
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
+            where = row.get("name") or f"row {rows.line_num - 1}"
+            raise ValueError(f"{file}: {where}: {error}") from None
         yield request
 
 
-def _whole(name: str, cells: dict[str, str]) -> int:
-    text = cells.get(name, "1" if name == "count_in_network" else "")
+def _whole(name: str, text: str) -> int:
     if not text.isdigit():
         raise ValueError(f"{name}={text!r} is no whole number")
     return int(text)
@@ -182,25 +156,21 @@ def _whole(name: str, cells: dict[str, str]) -> int:
 
 def kernel(arguments: argparse.Namespace) -> int:
     """`jitgen kernel`: check and measure kernels."""
-    given = {name: getattr(arguments, name) for name in OPTIONS}
     file, seconds = arguments.shapes, arguments.seconds
     if not 0 < seconds < 3600:
         raise ValueError(f"--seconds {seconds:g} is not between 0 and 3600")
-    if not file:
-        asked = [_request(arguments.size, given, arguments.isa)]
-        return cli_kernel.run(asked, seconds, False, arguments.json)
-    if arguments.size:
+    if file and arguments.size:
         raise ValueError("give either M N K or --shapes, not both")
-    asked = list(_read_shapes(file, given, arguments.isa))
+    given = vars(arguments)
+    asked = list(_read_shapes(file, given)) if file else [_request(arguments.size, given)]
     if not asked:
         raise ValueError(f"{file}: the file has no line with a shape")
-    return cli_kernel.run(asked, seconds, True, arguments.json)
+    return cli_kernel.run(asked, seconds, bool(file), arguments.json)
 
 
 def show(arguments: argparse.Namespace) -> int:
     """`jitgen show`: print the listing."""
-    given = {name: getattr(arguments, name) for name in OPTIONS}
-    kernel = _request(arguments.size, given, arguments.isa).make()
+    kernel = _request(arguments.size, vars(arguments)).make()
     if arguments.json:
         print_json(listing.as_values(kernel))
     else:
@@ -213,14 +183,13 @@ def targets(arguments: argparse.Namespace) -> int:
     usable = jitgen.targets()
     cap = os.environ.get("JITGEN_ISA")
     features = sorted(cpu.features())
-    chosen, reason = None, ""
     try:
-        chosen = cpu.host().name
+        chosen, reason = cpu.host().name, ""
     except (RuntimeError, ValueError) as error:
-        reason = str(error)
+        chosen, reason = "", str(error)
     if arguments.json:
         print_json({
-            "cpu": cpu.name(), "features": features, "chosen": chosen, "why_none": reason,
+            "cpu": cpu.name(), "features": features, "chosen": chosen or None, "why_none": reason,
             "JITGEN_ISA": cap,
             "targets": {name: {"usable": not why, "why_not": why} for name, why in usable.items()},
         })  # fmt: skip
@@ -241,46 +210,41 @@ def targets(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    make = functools.partial(
-        argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser = make(prog="jitgen", description=DESCRIPTION, epilog=EXAMPLES + EXIT_CODES)
+    raw = argparse.RawDescriptionHelpFormatter
+    style: dict[str, Any] = {"formatter_class": raw, "allow_abbrev": False}
+    parser = argparse.ArgumentParser("jitgen", None, DESCRIPTION, EPILOG, **style)
     parser.add_argument("--version", action="version", version=f"jitgen {jitgen.__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=make
-    )
-
-    def command(name: str, what: str, usage: str, epilog: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = commands.add_parser(
-            name, help=what, description=f"{what.capitalize()}.", usage=f"%(prog)s {usage}",
-            epilog=epilog + EXIT_CODES,
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    one, many = "%(prog)s M N K [options]", "\n       %(prog)s --shapes FILE [options]"
+    for name, usage, notes, what in (
+        ("kernel", one + many, KERNEL_NOTES, "generate a kernel, check it and measure it"),
+        ("show", one, "", "print the machine code of a kernel, explained"),
+        ("targets", "%(prog)s [--json]", "", "list what this CPU can run"),
+    ):
+        sub = commands.add_parser(
+            name, help=what, description=f"{what.capitalize()}.", usage=usage,
+            epilog=notes + EPILOG, **style,
         )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="print JSON")
-        return sub
-
-    usage = "M N K [options]\n       %(prog)s --shapes FILE [options]"
-    measuring = command(
-        "kernel", "generate a kernel, check it and measure it", usage, KERNEL_EXAMPLES
-    )
-    what = "print the machine code of a kernel, explained"
-    showing = command("show", what, "M N K [options]", SHOW_EXAMPLES)
-    command("targets", "list what this CPU can run", "[--json]", TARGETS_EXAMPLES)
-    for sub in (measuring, showing):
-        what = "C is M x N, A_i M x K, B_i K x N"
-        sub.add_argument("size", type=int, nargs="*", metavar="M N K", help=what)
-        sub.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (the best here)")
-        for name, (parse, takes, what) in OPTIONS.items():
-            option = "--" + name.replace("_", "-")
-            if takes:
-                sub.add_argument(option, type=parse, metavar=takes, help=what)
-            else:
-                sub.add_argument(option, action="store_true", default=None, help=what)
-    measuring.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
-    measuring.add_argument(
-        "--seconds", type=float, metavar="S", default=0.3, help="time to measure a kernel for (0.3)"
-    )
+        if name != "targets":
+            _add_options(sub)
+        if name == "kernel":
+            sub.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
+            what = "time to measure a kernel for (0.3)"
+            sub.add_argument("--seconds", type=float, metavar="S", default=0.3, help=what)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    what = "C is M x N, A_i M x K, B_i K x N"
+    parser.add_argument("size", type=int, nargs="*", metavar="M N K", help=what)
+    parser.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (the best here)")
+    for name, (parse, takes, what) in OPTIONS.items():
+        option = "--" + name.replace("_", "-")
+        if takes:
+            parser.add_argument(option, type=parse, metavar=takes, help=what)
+        else:
+            parser.add_argument(option, action="store_true", default=None, help=what)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -302,11 +266,9 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except (RuntimeError, ExecutableMemoryError) as error:
         code, message = CANNOT_RUN, str(error)
-    except MemoryError as error:
-        code, message = BAD_ARGUMENTS, f"not enough memory for the arrays: {error}"
     except OSError as error:  # the file of shapes
         code, message = BAD_ARGUMENTS, f"{error.filename}: {error.strerror}"
-    except (TypeError, ValueError) as error:
+    except (MemoryError, TypeError, ValueError) as error:
         code, message = BAD_ARGUMENTS, str(error)
     print(f"jitgen: error: {message}", file=sys.stderr)
     return code

@@ -1,7 +1,6 @@
 """`jitgen kernel`: generate, check against float64, measure, compare with NumPy, report.
 
-Not here: arguments (`jitgen.cli`), arrays and bounds (`jitgen.problem`), timing
-(`jitgen.measure`).
+Not here: arguments (`jitgen.cli`), arrays, bounds and timing (`jitgen.measure`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jitgen import cpu, listing, measure
 from jitgen.kernel import Kernel
-from jitgen.problem import Problem
+from jitgen.measure import Problem
 
 OK, WRONG, BAD_ARGUMENTS, CANNOT_RUN = range(4)
 STRONG, GOOD, BAD = "1", "32", "1;31"
@@ -41,7 +40,6 @@ def use_one_thread() -> None:
     read the variables when they load, which is over. Does nothing if they are set so."""
     if any(os.environ.get(name) != "1" for name in THREADS) and sys.executable:
         os.environ.update(dict.fromkeys(THREADS, "1"))
-        sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -86,11 +84,10 @@ def _measured(request: Request, seconds: float) -> dict[str, Any]:
         "computes": listing.describe(spec), "flops": kernel.flops(request.batch),
         "code_bytes": len(kernel.code), "plan": listing.plan_lines(kernel),
         "generation_seconds": measure.generation(kernel, request.make),
-        "why_not_run": cpu.why_not(kernel.target),
+        "cpu": cpu.name(), "why_not_run": cpu.why_not(kernel.target),
     }  # fmt: skip
     if not result["why_not_run"]:
         problem = Problem(kernel, request.batch)
-        result["cpu"] = cpu.name()
         result["check"] = problem.check()._asdict()
         result["speed"] = _speed(problem, seconds)
     return result
@@ -99,12 +96,9 @@ def _measured(request: Request, seconds: float) -> dict[str, Any]:
 def _speed(problem: Problem, seconds: float) -> dict[str, Any]:
     kernel = problem.kernel
     peak, peak_flops = measure.peak_kernel(kernel)
-    by_numpy, how = problem.numpy_call()
-    contestants = {
-        "kernel": problem.bind(kernel), "peak": problem.bind(peak),
-        "empty": problem.bind(measure.empty_kernel(kernel)), "numpy": by_numpy,
-    }  # fmt: skip
-    times = measure.interleave(contestants, seconds)
+    calls = {"kernel": kernel, "peak": peak, "empty": measure.empty_kernel(kernel)}
+    contestants = {name: problem.bind(some) for name, some in calls.items()}
+    times = measure.interleave({**contestants, "numpy": problem.numpy_call()}, seconds)
     best = {name: min(some) for name, some in times.items()}
     flops, overhead = kernel.flops(problem.count), best["empty"]
     # the core runs a short kernel beside the instructions of its call, so the difference would be
@@ -117,11 +111,9 @@ def _speed(problem: Problem, seconds: float) -> dict[str, Any]:
         "rounds": len(times["kernel"]), "call_overhead_seconds": overhead,
         "flops_per_second": flops / (best["kernel"] - overhead),
         "peak_flops_per_second": peak_flops / best["peak"],
-        "numpy": {
-            "how": how, "best_seconds": best["numpy"], "flops_per_second": flops / best["numpy"],
-            # both with the cost of their call from Python
-            "jitgen_times_as_fast": best["numpy"] / best["kernel"],
-        },
+        "numpy_seconds": best["numpy"], "numpy_flops_per_second": flops / best["numpy"],
+        # both with the cost of their call from Python
+        "times_as_fast_as_numpy": best["numpy"] / best["kernel"],
     }  # fmt: skip
 
 
@@ -134,14 +126,12 @@ def _total(results: list[dict[str, Any]]) -> dict[str, Any]:
         seconds = sum(n * s["best_seconds"] for n, s in ran)
         at_peak = sum(n * s["best_seconds"] * s["of_peak"] for n, s in ran)
         overhead = sum(n * s["call_overhead_seconds"] for n, s in ran)
-        by_numpy = sum(n * s["numpy"]["best_seconds"] for n, s in ran)
+        by_numpy = sum(n * s["numpy_seconds"] for n, s in ran)
         total["speed"] = {
             "best_seconds": seconds, "call_overhead_seconds": overhead,
             "flops_per_second": flops / seconds, "of_peak": at_peak / seconds,
-            "numpy": {
-                "best_seconds": by_numpy, "flops_per_second": flops / by_numpy,
-                "jitgen_times_as_fast": by_numpy / (seconds + overhead),
-            },
+            "numpy_seconds": by_numpy, "numpy_flops_per_second": flops / by_numpy,
+            "times_as_fast_as_numpy": by_numpy / (seconds + overhead),
         }  # fmt: skip
     return total
 
@@ -163,20 +153,18 @@ def print_json(value: Any) -> None:
 
 def _print_one(r: dict[str, Any]) -> None:
     width = min(shutil.get_terminal_size((98, 24)).columns, 98)
-    where = f" ({r['cpu']})" if "cpu" in r else ""
+    where = f" ({r['cpu']})" if "speed" in r else ""
     head = colour(STRONG, f"{r['m']} x {r['n']} x {r['k']}, batch {r['batch']}, {r['dtype']}")
     print(f"{head} on {r['target']}{where}: {r['computes']}\n")
     for title, text in _report(r):
-        paragraph = textwrap.fill(
-            text, width, initial_indent=f"  {title:10} ", subsequent_indent=" " * 13
-        )
+        paragraph = textwrap.fill(f"  {title:10} {text}", width, subsequent_indent=" " * 13)
         print(colour(BAD, paragraph) if title == "WRONG" else paragraph)
 
 
 def _report(r: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Titles and paragraphs on one kernel."""
     if "speed" in r:
-        s, check, by_numpy = r["speed"], r["check"], r["speed"]["numpy"]
+        s, check = r["speed"], r["check"]
         yield "speed", (
             f"{_giga(s['flops_per_second'])} GFLOP/s, {100 * s['of_peak']:.0f} % of the FMA peak "
             f"of {_giga(s['peak_flops_per_second'])} (measured in turns)"
@@ -189,13 +177,14 @@ def _report(r: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{s['rounds']} rounds; {call}"
         )
         yield "NumPy", (
-            f"{_giga(by_numpy['flops_per_second'])} GFLOP/s on one thread ({by_numpy['how']}): "
-            f"jitgen is {by_numpy['jitgen_times_as_fast']:.2f} times as fast"
+            f"{_giga(s['numpy_flops_per_second'])} GFLOP/s on one thread (a matmul, then the "
+            f"epilogue except gelu): jitgen is {s['times_as_fast_as_numpy']:.2f} times as fast"
         )
         bits = f"; {check['mask_bits_wrong']} mask bits differ" if check["mask_bits_wrong"] else ""
         yield "checked" if check["passed"] else "WRONG", (
             f"against float64: largest error {check['largest_error']:.1e} where the bound is "
-            f"{check['bound_there']:.1e}; errors take up to {_percent(check)} of their bound{bits}"
+            f"{check['bound_there']:.1e}; errors take up to "
+            f"{100 * check['of_bound']:.2g} % of their bound{bits}"
         )
     cold, warm = r["generation_seconds"]["cold"], r["generation_seconds"]["warm"]
     yield "code", (
@@ -215,43 +204,36 @@ def _print_table(results: list[dict[str, Any]], total: dict[str, Any]) -> None:
     if "speed" in total:
         rows[0] += ["time", "GFLOP/s", "peak", "NumPy", "ratio", "bound"]
         for row, r in zip(rows[1:], results, strict=True):
-            passed = r["check"]["passed"]
-            row += [*_rates(r["speed"]), _percent(r["check"]) if passed else "WRONG"]
+            part = f"{100 * r['check']['of_bound']:.2g} %"
+            row += [*_rates(r["speed"]), part if r["check"]["passed"] else "WRONG"]
         rows.append(["total", total["kernels"], *[""] * 4, *_rates(total["speed"]), ""])
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         line = f"{name:{widths[0]}}"
         for cell, width in zip(cells, widths[1:], strict=True):
             line += f" {cell:>{width}}"
-        whole = name == "total" or not name
-        line = line.rstrip()
-        print(colour(STRONG, line) if whole else line.replace("WRONG", colour(BAD, "WRONG")))
+        print(line.rstrip().replace("WRONG", colour(BAD, "WRONG")))
     if "speed" in total:
         peak = max(r["speed"]["peak_flops_per_second"] for r in results)
         print(
             f"\n{results[0]['target']} on {results[0]['cpu']}"
-            f"\ntime   best; with * it includes the call from Python: too short to tell apart"
-            f"\npeak   share of the FMA peak of {_giga(peak)} GFLOP/s, measured by turns in this run"
+            "\ntime   best; with * it includes the call from Python: too short to tell apart"
+            f"\npeak   share of the FMA peak of {_giga(peak)} GFLOP/s, measured in the same run"
             "\nNumPy  GFLOP/s of the same work (gelu left out) on one thread; ratio: jitgen over it"
             "\nbound  share of its error bound that the largest error against float64 takes"
         )
 
 
 def _rates(s: dict[str, Any]) -> list[str]:
-    by_numpy = s["numpy"]
     return [
         _time(s["best_seconds"]) + ("" if s["call_overhead_seconds"] else "*"),
         _giga(s["flops_per_second"]), f"{100 * s['of_peak']:.0f} %",
-        _giga(by_numpy["flops_per_second"]), f"{by_numpy['jitgen_times_as_fast']:.2f}",
+        _giga(s["numpy_flops_per_second"]), f"{s['times_as_fast_as_numpy']:.2f}",
     ]  # fmt: skip
 
 
 def _giga(rate: float) -> str:
     return f"{rate / 1e9:.1f}"
-
-
-def _percent(check: dict[str, Any]) -> str:
-    return f"{100 * check['of_bound']:.2g} %"
 
 
 def _time(seconds: float) -> str:

@@ -81,8 +81,8 @@ def plan_lines(kernel: Kernel) -> list[str]:
 
 def general_name(target: Target, number: int) -> str:
     """Name of a general-purpose register of `target`."""
-    family = x86 if target.architecture == "x86_64" else a64
-    return family.register_name(number)
+    x86_64 = target.architecture == "x86_64"
+    return x86.register_name(number) if x86_64 else a64.register_name(number)
 
 
 def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
@@ -143,18 +143,18 @@ def lines(kernel: Kernel) -> Iterator[ListedLine]:
 
 def as_values(kernel: Kernel) -> dict[str, Any]:
     """The listing as JSON has it."""
+    listed = [
+        {
+            "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(),
+            "text": line.text, "depth": depth, "roles": roles,
+        }
+        for line, depth, roles in lines(kernel)
+    ]  # fmt: skip
+    registers = {role: general_name(kernel.target, n) for role, n in kernel.roles.items()}
     return {
         "target": kernel.target.name, "computes": describe(kernel.spec),
         "code_bytes": len(kernel.code), "plan": plan_lines(kernel),
-        "general_registers": {r: general_name(kernel.target, n) for r, n in kernel.roles.items()},
-        "tiles": tile_registers(kernel),
-        "lines": [
-            {
-                "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(),
-                "text": line.text, "depth": depth, "roles": roles,
-            }
-            for line, depth, roles in lines(kernel)
-        ],
+        "general_registers": registers, "tiles": tile_registers(kernel), "lines": listed,
     }  # fmt: skip
 
 

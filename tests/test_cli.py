@@ -15,8 +15,8 @@ import pytest
 import jitgen
 from jitgen import cli_kernel, measure
 from jitgen.cli import main
-from jitgen.cli_options import OK, WRONG
-from jitgen.problem import Problem
+from jitgen.cli_kernel import OK, WRONG
+from jitgen.measure import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in jitgen.targets().items() if not why]
@@ -109,8 +109,8 @@ def test_kernel(capsys: Captured, isa: str, options: str) -> None:
     assert found["flops"] == 2 * found["m"] * found["n"] * found["k"] * found["batch"]
     assert found["speed"]["of_peak"] > 0
     assert found["speed"]["best_seconds"] > 0
-    assert found["speed"]["numpy"]["best_seconds"] > 0
-    assert found["generation_seconds"].keys() == {"cold", "warm", "cached"}
+    assert found["speed"]["numpy_seconds"] > 0
+    assert found["generation_seconds"].keys() == {"cold", "warm"}
     assert main(["kernel", *options.split(), "--isa", isa, *FAST]) == OK
     text = capsys.readouterr().out
     for word in ("GFLOP/s", "FMA peak", "NumPy", "float64", "bytes, generated in", "plan"):
@@ -323,7 +323,9 @@ def test_progress_on_a_terminal(
 
 def test_module_entry_and_closed_pipe() -> None:
     """`python -m jitgen` works, and a reader that stops early is no error message."""
-    command = [sys.executable, "-m", "jitgen", "show", "64", "64", "64", "--isa", "avx2", "--json"]
+    # far more text than a pipe holds, so that the writer is still at it when the reader stops
+    shape = ["64", "64", "64", "--isa", "avx2", "--epilogue", "gelu"]
+    command = [sys.executable, "-m", "jitgen", "show", *shape, "--json"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -370,5 +372,5 @@ def test_peak_is_made_of_independent_chains(isa: str, dtype: str) -> None:
 def test_interleave_counts_rounds() -> None:
     """Every contestant has a sample of each round."""
     times = measure.interleave({"a": lambda: None, "b": lambda: None}, 0.001)
-    assert len(times["a"].seconds) == len(times["b"].seconds) >= measure.FEWEST_ROUNDS
-    assert 0 < times["a"].best <= times["a"].median
+    assert len(times["a"]) == len(times["b"]) >= measure.FEWEST_ROUNDS
+    assert min(times["a"]) > 0
