@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jitgen
+from jitgen.kernel import generate
+from jitgen.spec import make_spec
+from jitgen.target import parse_target
 from tools.bench_problem import Problem, Shape
 from tools.bench_timing import CompiledCall, Contestant, Cursor, PythonCall, calls_for
 
 _GENERATION_SHAPE = (64, 64, 64)
-# Generated first for a "warm" generation: fills the caches of encoded rows, is another kernel.
-_OTHER_SHAPES = ((60, 64, 64), (48, 48, 48), (63, 61, 59))
 
 
 def check_target(isa: str) -> None:
@@ -60,25 +61,20 @@ def _milliseconds(prepare: Callable[[], Any], action: Callable[[], Any], rounds:
 def generation_times(dtype: str, rounds: int) -> dict[str, Any]:
     """Return per target the milliseconds to generate 64x64x64: cold and warm, best and median.
 
-    Cold: right after ``jitgen.clear_caches()``. Warm: after that, other kernels of the same
-    target were generated, so rows are encoded already but this kernel is not there.
-    A target that fails yields {"error": text}.
+    Past the kernel cache. Cold: right after ``jitgen.clear_caches()``. Warm: the bytes of its
+    instructions are cached, because the same kernel was generated before. A target that fails
+    yields {"error": text}.
     """
     result: dict[str, Any] = {}
     for name in jitgen.targets():
 
-        def generate(shape: tuple[int, int, int] = _GENERATION_SHAPE, target: str = name) -> Any:
-            return jitgen.brgemm(*shape, dtype, target=target)
-
-        def fill(generate: Callable[..., Any] = generate) -> None:
-            jitgen.clear_caches()
-            for shape in _OTHER_SHAPES:
-                generate(shape)
+        def make(target: str = name) -> Any:
+            return generate(make_spec(*_GENERATION_SHAPE, dtype), parse_target(target))
 
         try:
             result[name] = {
-                "cold": _milliseconds(jitgen.clear_caches, generate, rounds),
-                "warm": _milliseconds(fill, generate, rounds),
+                "cold": _milliseconds(jitgen.clear_caches, make, rounds),
+                "warm": _milliseconds(make, make, rounds),
             }
         except Exception as error:
             result[name] = {"error": f"{type(error).__name__}: {error}"}
