@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from isa.machine import Machine
+from jitgen.copying import copy_rows, copy_transposed
 from jitgen.epilogue import Finish
 from jitgen.frame import ARGUMENTS, Frame, Position, Register, Tile
 from jitgen.plan import Plan, tile_split
 from jitgen.spec import KernelSpec
 from jitgen.tiles import Facts, Segment, tail_registers
-from jitgen.transpose import copy_transposed
 
 
 def emit(spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> dict[str, int]:
@@ -54,10 +54,9 @@ class _Brgemm:
             self.a_row, self.a_step = self.element, spec.lda * self.element
         else:
             self.a_row, self.a_step = spec.lda * self.element, self.unit
-        # op(B) as a tile reads it has contiguous columns; a transposed B is read from its packed
-        # copy on the stack
+        # op(B) as a tile reads it has contiguous columns; they may be a packed copy on the stack
         self.packed = 0
-        if spec.trans_b:
+        if plan.pack:
             self.packed = max(-(-c.size // facts.lanes) for _, c in plan.tiles()) * facts.lanes
         self.b_step = (self.packed or spec.panel or spec.ldb) * self.unit
         self.chunked = plan.batch_chunk > 0
@@ -406,13 +405,13 @@ class _Brgemm:
                 self.machine.mac(acc[i][position], a, tile.moving, tile.widths[position])
         tile.repeated[chosen, position] = records[start:]
 
-    # ---- transposed B -----------------------------------------------------------------------
+    # ---- packing of B -----------------------------------------------------------------------
 
     def _pack(self, columns: int, col: Position, depth: int, k: Position, first: Position) -> None:
         """Copy op(B)'s columns of this pass to the stack, so that they become contiguous."""
         machine, frame = self.machine, self.frame
-        assert isinstance(first, Register), "a transposed B is chunked"
-        machine.program.section(f"pack {depth} x {columns} of transposed B to the stack")
+        assert isinstance(first, Register), "a packed B is chunked"
+        machine.program.section(f"pack {depth} x {columns} of op(B) to the stack")
         done = machine.program.new_label()
         machine.jump_if_equal(first.number, frame["last"], done)
         source, to, step = frame["b_now"], frame["a_now"], frame["step"]
@@ -421,13 +420,21 @@ class _Brgemm:
         else:
             machine.move(frame["index"], first.number)
             self._load_pointer(source, "b")
-        frame.shift(source, col, self.spec.ldb * self.element, "step")
-        frame.shift(source, k, self.element, "step")
+        leading = self.spec.ldb * self.element
+        down, across = (self.element, leading) if self.spec.trans_b else (leading, self.unit)
+        frame.shift(source, col, across, "step")
+        frame.shift(source, k, down, "step")
         machine.move(to, machine.stack_pointer)
-        copy_transposed(
-            machine, columns, depth, source, to, self.spec.ldb * self.element, self.b_step, step,
-            frame["index"],
-        )
+        if self.spec.trans_b:
+            temp = frame["index"]
+            copy_transposed(machine, columns, depth, source, to, leading, self.b_step, step, temp)
+        else:
+            tile = Tile(self.spec, self.facts, 1, columns, 0, 0, 1, "b")
+            if tile.tail >= 0:
+                machine.set_tail(tile.widths[-1], tile.tail)
+            displacements = [j * self.unit for j in tile.offsets]
+            parts = list(zip(displacements, tile.widths, strict=True))
+            copy_rows(machine, parts, depth, source, to, leading * self.spec.ku, self.b_step, step)
         machine.place(done)
 
 

@@ -71,10 +71,11 @@ def plan_lines(kernel: Kernel) -> list[str]:
     blocks = "" if plan.k_block >= kernel.spec.k else f" in blocks of {plan.k_block}"
     chunk = plan.batch_chunk or "all"
     prefetch = f"; B prefetched {plan.prefetch} steps ahead" if plan.prefetch else ""
+    packed = "; B copied to the stack first" if plan.pack else ""
     return [
         f"tiles of C: {tiles}; {'columns' if plan.order == 'nm' else 'rows'} in the outer loop",
         f"reduction: k = {kernel.spec.k}{blocks}, {plan.k_unroll} steps unrolled; "
-        f"{chunk} batch elements between stores of C{prefetch}",
+        f"{chunk} batch elements between stores of C{prefetch}{packed}",
         *plan.reasons,
     ]
 

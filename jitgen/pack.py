@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu, loader
+from jitgen.copying import copy_transposed
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
 from jitgen.operands import NUMPY, address
 from jitgen.spec import MATRIX_BYTES
 from jitgen.target import ANY_WIDTH, Target
-from jitgen.transpose import copy_transposed
 
 
 def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ class Plan:
     k_block: int  # reduction steps between stores of C (k: all)
     batch_chunk: int  # batch elements between stores of C (0: the whole batch)
     prefetch: int  # reduction steps that B is prefetched ahead (0: not)
+    pack: int  # 1: a tile's columns of B are copied to the stack first, where they lie densely
     reasons: tuple[str, ...] = ()
 
     def tiles(self) -> Iterator[tuple[Segment, Segment]]:
@@ -39,15 +40,19 @@ class Plan:
 
 
 #: Fields of a plan that a caller may override, besides rows and columns of the register tile.
-TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "prefetch")
+TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "prefetch", "pack")
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 60
 #: Multiply-accumulates in line that anyone may ask for
 MOST_MACS = 1 << 15
 #: Reduction steps between two stores of C, at least
 SHORTEST_PASS = 64
-#: bytes of stack a transposed B may be packed into
+#: Bytes of stack that B may be packed into, and how many of them a plan takes by itself
 PACK_BYTES = 32768
+PACK_NEAR = 16384
+#: Rows of B so many bytes apart fall into few sets of L1 and many pages: worth packing for as many
+#: rows of C; a multiple of SAME_SET, where all fall into one set, already for the second number
+PACK_STRIDE, SAME_SET, PACK_ROWS = 2048, 4096, (32, 12)
 
 
 def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], ...] = ()) -> Plan:
@@ -69,25 +74,31 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
         raise ValueError(f"plan option hold={given['hold']!r} is not 'auto', 'a' or 'b'")
     search = Search(spec, facts, given)
     columns, reason = search.choose_columns()
-    if spec.trans_b and order == "mn":
-        raise ValueError("plan option order='mn': a transposed B is packed by columns ('nm')")
+    demand = _demand(spec, facts, columns[0].size, search.choose_rows(columns[0])[0].size)
+    pack = given.get("pack", int(_packing_pays(spec, demand > facts.rates.l2_bytes)))
+    if pack not in (0, 1) or (spec.trans_b and not pack) or (spec.panel and pack):
+        raise ValueError(
+            f"plan option pack={pack}: it is 0 or 1; a transposed B needs 1, panels need 0"
+        )
+    if pack and order == "mn":
+        raise ValueError("plan option order='mn': B is packed by columns ('nm')")
     if not order:
         # B should stay in L1 while A streams, or else the smaller of both; columns that differ in
         # the registers they need want rows of their own, which only the order "nm" gives them
-        uniform = len({_demand(spec, facts, c) for c in columns}) == 1
+        uniform = len({_registers(spec, facts, c) for c in columns}) == 1
         small = spec.k * spec.n * spec.element <= facts.rates.l1 or spec.n <= spec.m
-        order = "mn" if uniform and small and not spec.trans_b else "nm"
+        order = "mn" if uniform and small and not pack else "nm"
     nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
         nest = tuple((c, search.choose_rows(c)) for c in columns)
     else:
-        widest = max(columns, key=lambda c: _demand(spec, facts, c))
+        widest = max(columns, key=lambda c: _registers(spec, facts, c))
         nest = tuple((r, tuple(columns)) for r in search.choose_rows(widest))
     tiles = [
         (inner, outer) if order == "nm" else (outer, inner)
         for outer, inners in nest for inner in inners
     ]  # fmt: skip
-    chosen, why = _choose_reduction(spec, facts, order, tiles)
+    chosen, why = _choose_reduction(spec, facts, order, tiles, pack, demand)
     if not given:
         return Plan(order, nest, reasons=(reason, why), **chosen)
     chosen |= {name: given[name] for name in TUNABLE[1:] if name in given}
@@ -96,7 +107,21 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
     return plan
 
 
-def _demand(spec: KernelSpec, facts: Facts, column: Segment) -> int:
+def _demand(spec: KernelSpec, facts: Facts, columns: int, rows: int) -> float:
+    """Bytes of B that a tile asks for a cycle."""
+    macs = rows * -(-columns // facts.lanes)
+    return columns * spec.ku * spec.element / max(macs / facts.rates.fma, 1.0)
+
+
+def _packing_pays(spec: KernelSpec, near: bool) -> bool:
+    """Whether B is copied to the stack: it must be if transposed, and is if tiles want it near
+    (in L1) and its rows lie badly for that."""
+    apart = spec.ldb * spec.ku * spec.element
+    badly = apart >= PACK_STRIDE and spec.m >= PACK_ROWS[apart % SAME_SET == 0]
+    return spec.trans_b or (near and badly and not spec.panel)
+
+
+def _registers(spec: KernelSpec, facts: Facts, column: Segment) -> int:
     """Vector registers that a row of a tile with these columns needs, to compare columns."""
     return registers_needed(spec, facts, 1, column.size, 1, "b")
 
@@ -107,19 +132,21 @@ def tile_split(plan: Plan, spec: KernelSpec, facts: Facts, rows: int, columns: i
 
 
 def _choose_reduction(
-    spec: KernelSpec, facts: Facts, order: str, tiles: list[tuple[Segment, Segment]]
+    spec: KernelSpec, facts: Facts, order: str, tiles: list[tuple[Segment, Segment]], pack: int,
+    demand: float,
 ) -> tuple[dict[str, Any], str]:
     """The fields of a plan that say how the reduction runs; the reason."""
     columns = max(c.size for _, c in tiles)
     macs = max(r.size * -(-c.size // facts.lanes) for r, c in tiles)
     chosen = {
         "hold": "auto", "k_unroll": choose_unroll(spec.steps, macs), "k_split": 0,
-        "k_block": spec.steps, "batch_chunk": 0, "prefetch": 0,
+        "k_block": spec.steps, "batch_chunk": 0, "prefetch": 0, "pack": pack,
     }  # fmt: skip
-    if spec.trans_b:
+    if pack:
         packed = -(-columns // facts.lanes) * facts.lanes
-        k_block = min(spec.steps, PACK_BYTES // (packed * spec.ku * spec.element))
-        why = "transposed B: each block is packed to the stack, one batch element a pass"
+        k_block = min(spec.steps, PACK_NEAR // (packed * spec.ku * spec.element))
+        what = "transposed" if spec.trans_b else f"{spec.ldb * spec.element} bytes from row to row"
+        why = f"B is {what}: {k_block} steps at once are packed to the stack"
         return chosen | {"k_block": k_block, "batch_chunk": 1}, why
     if sum(r.repeat for r, _ in tiles) == 1:
         why = "one tile of rows: the whole batch stays in registers"
@@ -128,7 +155,6 @@ def _choose_reduction(
     # for so few bytes a cycle that L2 serves them; narrow ones want what is read again in L1, which
     # takes passes over the batch. A pass should be long enough that storing and reloading C costs
     # little beside it.
-    demand = columns * spec.ku * spec.element / max(macs / facts.rates.fma, 1.0)
     asks = f"a tile asks for {demand:.0f} bytes of B a cycle"
     if demand <= facts.rates.l2_bytes:
         return chosen, f"{asks}: the whole batch stays in registers"
@@ -176,7 +202,7 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
             f"plan option prefetch={plan.prefetch}: that is {ahead} bytes ahead; displacements "
             f"reach {MATRIX_BYTES - 1}"
         )
-    if spec.trans_b:
+    if plan.pack:
         _check_packing(spec, facts, plan)
     for rows, columns in plan.tiles():
         split = tile_split(plan, spec, facts, rows.size, columns.size)
@@ -189,16 +215,15 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
 
 
 def _check_packing(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
-    """The stack holds one batch element's block of a transposed B, of PACK_BYTES at most."""
+    """The stack holds one batch element's block of B, of PACK_BYTES at most."""
     if plan.batch_chunk != 1:
         raise ValueError(
-            f"plan option batch_chunk={plan.batch_chunk}: a transposed B is packed one batch "
-            "element a pass (1)"
+            f"plan option batch_chunk={plan.batch_chunk}: B is packed one batch element a pass (1)"
         )
     vectors = max(-(-c.size // facts.lanes) for _, c in plan.tiles())
     size = vectors * facts.lanes * spec.ku * spec.element * plan.k_block
     if size > PACK_BYTES:
         raise ValueError(
-            f"plan option k_block={plan.k_block}: a transposed B is packed to {size} bytes of "
-            f"stack; there are {PACK_BYTES}"
+            f"plan option k_block={plan.k_block}: B is packed to {size} bytes of stack; there are "
+            f"{PACK_BYTES}"
         )

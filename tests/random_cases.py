@@ -123,6 +123,9 @@ def _plan(rng: random.Random, k: int) -> tuple[tuple[str, Any], ...]:
         "k_block": rng.choice((1, k, k + 5, rng.randint(1, k), rng.randint(1, k))),
         "batch_chunk": rng.randint(0, 4),
         "prefetch": rng.choice((0, 1, 4, 32)),
+        "pack": 1,
     }
     names = rng.sample(sorted(options), rng.choice((1, 1, 2, 3)))
+    if "pack" in names:  # a packed B leaves these no choice
+        names = [name for name in names if name not in ("order", "batch_chunk")]
     return tuple((name, options[name]) for name in names)

@@ -87,9 +87,12 @@ REQUESTS: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ({"plan": {"hold": []}}, (TypeError, ValueError), ("plan", "hold=[]")),
     ({"plan": {"prefetch": HUGE}}, ValueError, ("prefetch", str(HUGE))),
     ({"k": 1 << 28, "m": 1, "n": 1, "plan": {"k_unroll": 1 << 28}}, ValueError, ("k_unroll",)),
-    ({"trans_b": True, "plan": {"batch_chunk": 2}}, ValueError, ("batch_chunk=2", "transposed")),
+    ({"trans_b": True, "plan": {"batch_chunk": 2}}, ValueError, ("batch_chunk=2", "packed")),
     ({"trans_b": True, "plan": {"k_block": 1 << 20}}, ValueError, ("k_block=", "stack")),
-    ({"trans_b": True, "plan": {"order": "mn"}}, ValueError, ("order='mn'", "transposed")),
+    ({"trans_b": True, "plan": {"order": "mn"}}, ValueError, ("order='mn'", "packed")),
+    ({"trans_b": True, "plan": {"pack": 0}}, ValueError, ("pack=0", "transposed")),
+    ({"plan": {"pack": 2}}, ValueError, ("pack=2",)),
+    ({"packed_b": True, "plan": {"pack": 1}}, ValueError, ("pack=1", "panels")),
     ({"assembler": "nasm"}, ValueError, ("assembler='nasm'", "peachpy")),
 ]  # fmt: skip
 

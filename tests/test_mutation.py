@@ -23,7 +23,8 @@ import jitgen
 #: than one pass of the inner loop, and something of everything around it. No step of the epilogue
 #: may hide a wrong number, as relu would
 CASE = Case(
-    13, 37, 41, 3, seed=SEED, lda=43, ldb=40, ldc=39, beta=0.5, epilogue=("bias", ("leaky_relu", 0.5)),
+    13, 37, 41, 3, seed=SEED, lda=43, ldb=40, ldc=39, beta=0.5,
+    epilogue=("bias", ("leaky_relu", 0.5)),
     plan=(("k_unroll", 4), ("batch_chunk", 2)),
 )  # fmt: skip
 RANDOM_FLIPS = 100

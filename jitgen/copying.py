@@ -1,7 +1,7 @@
-"""Copying a matrix transposed, in emitted code: for a transposed B, on the stack or into panels.
+"""Copying a matrix in emitted code, transposed or not: B to the stack, or into panels.
 
-Squares go through vector registers where the machine has a verb for it; the edges, and machines
-without it, element by element. Not here: why it is done (`jitgen.generator`, `jitgen.pack`).
+Transposed squares go through vector registers where the machine has a verb for it; the edges, and
+machines without it, element by element. Not here: why it is done (`jitgen.plan`, `jitgen.pack`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from isa.machine import Machine
+
+
+def copy_rows(
+    machine: Machine, parts: list[tuple[int, int]], depth: int, source: int, to: int, down: int,
+    row: int, step: int,
+) -> None:  # fmt: skip
+    """Copy `depth` rows, each as vectors: `parts` holds (displacement in bytes, lanes).
+
+    `source` and `to` are registers that move by `down` and `row` bytes a row; `step` is clobbered,
+    and the first vector registers are too.
+    """
+    with _loop(machine, step, depth):
+        for register, (at, lanes) in enumerate(parts):
+            machine.load(register, (source, at), lanes)
+        for register, (at, lanes) in enumerate(parts):
+            machine.store(register, (to, at), lanes)
+        machine.advance(source, down)
+        machine.advance(to, row)
 
 
 def copy_transposed(
