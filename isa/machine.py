@@ -139,7 +139,7 @@ class Machine(ABC):
 
     @abstractmethod
     def multiply(self, d: int, s: int, value: int) -> None:
-        """d = s * value."""
+        """d = s * value (of 32 bits)."""
 
     @abstractmethod
     def shift_right(self, d: int, bits: int) -> None:

@@ -35,7 +35,6 @@ add        | rax+ imm32      | REX.W 05           |
 sub        | r64+ r64        | REX.W 29 /r MR     |
 imul       | r64 r64/m64 imm8  | REX.W 6B /r      |
 imul       | r64 r64/m64 imm32 | REX.W 69 /r      |
-imul       | r64+ r64        | REX.W 0F AF /r     |
 cmp        | r64 r64         | REX.W 39 /r MR     |
 cmp        | r64 imm8        | REX.W 83 /7        |
 cmp        | r64 imm32       | REX.W 81 /7        |
@@ -191,8 +190,6 @@ class X86Machine(Machine):
     def sum(self, d: int, a: int, b: int, shift: int = 0) -> None:
         if d == a and shift == 0:
             self._emit("add r64 r64", d, b)
-        elif d == b and shift == 0:
-            self._emit("add r64 r64", d, a)
         else:
             self._emit("lea r64 m", d, (a, b, 1 << shift, 0))
 
@@ -204,12 +201,8 @@ class X86Machine(Machine):
             self.move(d, s)
         elif -128 <= value <= 127:
             self._emit("imul r64 r64 imm8", d, s, value)
-        elif -(1 << 31) <= value < 1 << 31:
-            self._emit("imul r64 r64 imm32", d, s, value)
         else:
-            assert d != s, "a large constant needs a second register"
-            self.set(d, value)
-            self._emit("imul r64 r64", d, s)
+            self._emit("imul r64 r64 imm32", d, s, value)
 
     def shift_right(self, d: int, bits: int) -> None:
         if bits:

@@ -21,7 +21,7 @@ from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
 from jitgen.operands import NUMPY, address
 from jitgen.spec import MATRIX_BYTES
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.target import ANY_WIDTH, TARGETS, Target
 
 
 def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:
@@ -48,12 +48,7 @@ def pack_b(
         raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")
     dtype = next(name for name, kind in NUMPY.items() if kind == b.dtype)
     width = panel.spec.panel if isinstance(panel, Kernel) else panel
-    target = cpu.host()
-    lanes = target.machine(dtype, ANY_WIDTH).lanes
-    if type(width) is not int or width < 1 or width % lanes:
-        raise ValueError(
-            f"panel={width!r} is no multiple of {lanes}, the {dtype} lanes of {target.name}"
-        )
+    target = _target(width, dtype)
     batch = b if b.ndim == 3 else b[np.newaxis]
     rows, columns = batch.shape[1:]
     k, n = (columns, rows) if trans else (rows, columns)
@@ -80,6 +75,16 @@ def pack_b(
         if function(struct):
             raise RuntimeError("this thread's SVE vector length is not the host's")
     return out
+
+
+def _target(width: Any, dtype: str) -> Target:
+    """The widest target of this host whose vectors fill panels of `width` columns."""
+    usable = [cpu.host(), *(TARGETS[name] for name, reason in cpu.targets().items() if not reason)]
+    lanes = [target.machine(dtype, ANY_WIDTH).lanes for target in usable]
+    for target, n in zip(usable, lanes, strict=True):
+        if type(width) is int and width > 0 and width % n == 0:
+            return target
+    raise ValueError(f"panel={width!r} is no multiple of {min(lanes)}, the {dtype} lanes here")
 
 
 def _packer(*shape: Any) -> Any:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cases import DTYPES, Case, build, views
+from cases import Case, build, views
 from child import run_child
 from hypothesis import HealthCheck, given, note, seed, settings
 from numpy.lib.stride_tricks import as_strided
@@ -85,24 +85,6 @@ def test_readme_sized_example() -> None:
     c = np.full((13, 34), np.nan, np.float32)
     packed(a, jitgen.pack_b(b, packed), c)
     np.testing.assert_allclose(c, want, atol=1e-4)
-
-
-@pytest.mark.parametrize("trans", [False, True], ids=["plain", "transposed"])
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_pack_b_gives_the_documented_panels(dtype: str, trans: bool) -> None:
-    """[count][ceil(n / p)][k][p], zero beyond n, whatever the strides of B."""
-    random = np.random.default_rng(SEED)
-    lanes = jitgen.host().vector_bits // 8 // DTYPES[dtype].itemsize
-    for _ in range(60):
-        count, k, n = (int(random.integers(1, high)) for high in (4, 20, 70))
-        panel = int(random.integers(1, 4)) * lanes
-        whole = random.standard_normal((count, k + 2, n + 5)).astype(DTYPES[dtype])
-        plain = whole[:, :k, 3 : 3 + n]
-        padded = np.zeros((count, k, -(-n // panel) * panel), DTYPES[dtype])
-        padded[:, :, :n] = plain
-        want = padded.reshape(count, k, -1, panel).transpose(0, 2, 1, 3)
-        given = np.ascontiguousarray(plain.transpose(0, 2, 1)) if trans else plain
-        np.testing.assert_array_equal(jitgen.pack_b(given, panel, trans=trans), want)
 
 
 def test_strides_beyond_two_gigabytes() -> None:
