@@ -33,7 +33,7 @@ _cache: Cache[Kernel] = Cache(CACHE_SIZE)
 class Bound(functools.partial):  # type: ignore[type-arg]
     """A kernel bound to its arrays: call it without arguments.
 
-    `args` is the cffi pointer to the argument struct; the arrays stay alive with this object.
+    `args_struct` is the argument struct (cffi); the arrays stay alive with this object.
     """
 
     args_struct: Any
@@ -48,19 +48,24 @@ class Kernel:
     """
 
     def __init__(
-        self, spec: KernelSpec, target: Target, plan: Plan, program: isa.Program, code: bytes,
-        roles: dict[str, int],
-    ) -> None:  # fmt: skip
+        self, spec: KernelSpec, target: Target, plan: Plan, code: bytes, roles: dict[str, int]
+    ) -> None:
         self.spec = spec
         self.target = target
         self.plan = plan
-        self.program = program
         #: the machine code with its constants
         self.code = code
         #: role -> general-purpose register
         self.roles = roles
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
+
+    @property
+    def program(self) -> isa.Program:
+        """The instructions, emitted anew: some 100 KB that a cached kernel need not keep."""
+        machine = self.target.machine(self.spec.dtype, self.spec.n)
+        generator.emit(self.spec, self.plan, self.target.facts(machine), machine)
+        return machine.program
 
     @property
     def address(self) -> int:
@@ -152,7 +157,7 @@ def generate(
             f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
             "choose a smaller k_unroll, or apply fewer functions to C"
         )
-    return Kernel(spec, target, plan, machine.program, code, roles)
+    return Kernel(spec, target, plan, code, roles)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -252,7 +257,7 @@ def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
     from jitgen.peachpy import assemble
 
     code = assemble(kernel.program, kernel.target)
-    return Kernel(kernel.spec, kernel.target, kernel.plan, kernel.program, code, kernel.roles)
+    return Kernel(kernel.spec, kernel.target, kernel.plan, code, kernel.roles)
 
 
 def clear_caches() -> None:
