@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jitgen.kernel
-from isa.machine import Machine
+from isa.program import Program
 from jitgen.kernel import Bound, Kernel
 from jitgen.operands import NUMPY
 from jitgen.spec import Step
-from jitgen.target import ANY_WIDTH
+from jitgen.target import ANY_WIDTH, Target
 
 Array = np.ndarray
 #: Arrays begin at multiples of so many bytes
@@ -203,13 +203,19 @@ def empty_kernel(kernel: Kernel) -> Kernel:
     machine = kernel.target.machine(kernel.spec.dtype, ANY_WIDTH)
     machine.begin(())
     machine.end()
-    return _stand_in(kernel, machine)
+    return _stand_in(kernel, machine.program)
 
 
 def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
-    """A kernel of the same face that does nothing but independent multiply-accumulates on the
-    widest registers of the target; and its floating-point operations."""
-    machine = kernel.target.machine(kernel.spec.dtype, ANY_WIDTH)
+    """A kernel of the same face that does `peak_program`; and its floating-point operations."""
+    program, flops = peak_program(kernel.target, kernel.spec.dtype)
+    return _stand_in(kernel, program), flops
+
+
+def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
+    """Nothing but independent multiply-accumulates on the widest registers of the target; and its
+    floating-point operations."""
+    machine = target.machine(dtype, ANY_WIDTH)
     chains, passes = machine.vectors - 2, machine.gprs[0]
     machine.begin((passes,))
     for v in range(machine.vectors):
@@ -224,12 +230,11 @@ def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
     machine.count_down(passes, label)
     machine.end()
     macs = PEAK_PASSES * PEAK_UNROLL * chains * machine.lanes
-    return _stand_in(kernel, machine), 2 * macs
+    return machine.program, 2 * macs
 
 
-def _stand_in(kernel: Kernel, machine: Machine) -> Kernel:
-    program = machine.program
-    return Kernel(kernel.spec, kernel.target, kernel.plan, program, program.encode(), {})
+def _stand_in(kernel: Kernel, program: Program) -> Kernel:
+    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {})
 
 
 def interleave(
