@@ -7,6 +7,8 @@ masks, which differ; see isa.avx2 and isa.avx512.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from isa.form import Form
 from isa.machine import At, Constant
 from isa.x86 import X86Machine
@@ -42,9 +44,9 @@ class X86VectorMachine(X86Machine):
         self._out = self.program.records.append
         self.transpose_square = 16 // self.element
 
+    @abstractmethod
     def _memory_kind(self) -> str:
         """Kind of a constant operand: "m256", "b32" ..."""
-        raise NotImplementedError
 
     def _form(self, signature: str) -> Form:
         return self.table[signature]
