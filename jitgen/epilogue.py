@@ -84,10 +84,18 @@ class Finish:
 
     def _load_c(self, tile: Tile) -> None:
         pointer = self._matrix(tile, "a_now", "c", self.spec.ldc)
-        for i, row in enumerate(tile.acc):
-            for j, acc in enumerate(row):
-                at = (pointer, (i * self.spec.ldc + tile.offsets[j]) * self.spec.result)
-                self.machine.load(acc, at, tile.widths[j])
+        for acc, disp, width in self._parts(tile, self.spec.ldc):
+            self.machine.load(acc, (pointer, disp), width)
+
+    def _parts(self, tile: Tile, leading: int) -> list[tuple[int, int, int]]:
+        """(accumulator, displacement in an m x n matrix, active lanes) of a tile's vectors."""
+        size = self.spec.result
+        columns = list(zip(tile.offsets, tile.widths, strict=True))
+        return [
+            (acc, (i * leading + offset) * size, width)
+            for i, row in enumerate(tile.acc)
+            for acc, (offset, width) in zip(row, columns, strict=True)
+        ]
 
     def _matrix(self, tile: Tile, role: str, argument: str, leading: int) -> int:
         """Point `role` at the tile's corner in an m x n matrix."""
@@ -121,10 +129,8 @@ class Finish:
             for step in self.spec.epilogue:
                 self._apply(step, tile)
             machine.place(skip)
-        for i, row in enumerate(tile.acc):
-            for j, acc in enumerate(row):
-                at = (c, (i * self.spec.ldc + tile.offsets[j]) * self.spec.result)
-                machine.store(acc, at, tile.widths[j])
+        for acc, disp, width in self._parts(tile, self.spec.ldc):
+            machine.store(acc, (c, disp), width)
 
     def _scale_and_add(self, tile: Tile, c: int, earlier: Earlier) -> None:
         """acc = alpha * acc + (C of an earlier pass, else beta * C)."""
@@ -157,11 +163,9 @@ class Finish:
         self, tile: Tile, pointer: int, leading: int, t: int, apply: Callable[[int], None]
     ) -> None:
         """For every accumulator: t = its part of an m x n matrix, then `apply(acc)`."""
-        for i, row in enumerate(tile.acc):
-            for j, acc in enumerate(row):
-                at = (pointer, (i * leading + tile.offsets[j]) * self.spec.result)
-                self.machine.load(t, at, tile.widths[j])
-                apply(acc)
+        for acc, disp, width in self._parts(tile, leading):
+            self.machine.load(t, (pointer, disp), width)
+            apply(acc)
 
     # ---- the steps of an epilogue -----------------------------------------------------------
 

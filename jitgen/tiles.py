@@ -259,7 +259,12 @@ class Search:
         if self.rows is not None:
             return [self.rows] if self.rows >= 1 and self._fits(self.rows, column.size) else []
         vectors = -(-column.size // self.facts.lanes)
-        most = min(self.spec.m, (self.facts.vectors - min(vectors, 2)) // vectors)
+        registers = self.facts.vectors
+        # no tile is taller than one that holds B, or, if it is wider than tall, one that holds A
+        most = (registers - vectors - 1) // vectors + self.facts.fused_broadcast * (vectors == 1)
+        if most < vectors:
+            most = max(most, (registers - 1) // (vectors + 1))
+        most = min(self.spec.m, most)
         while most and not self._fits(most, column.size):
             most -= 1
         if not most:
