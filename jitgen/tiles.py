@@ -206,8 +206,10 @@ class Search:
             return columns, f"tile columns = {self.columns} as given"
         total = -(-spec.n // lanes)
         most = min(total, self.facts.vectors // 4)
-        # one width for every number of blocks: others differ only in where the remainder is
-        widths = sorted({-(-total // (-(-total // v))) for v in range(1, most + 1)})
+        # one width for every number of blocks: others differ only in where the remainder is; single
+        # vectors load too much where there are two
+        blocks = {-(-total // v) for v in range(min(2, most), most + 1)}
+        widths = sorted(-(-total // n) for n in blocks)
         best: tuple[float, list[Segment]] | None = None
         for vectors in widths:
             columns = split_columns(spec.n, lanes, vectors, 0, bits)
