@@ -15,6 +15,10 @@ Operands = tuple[Any, ...]
 Record = tuple["Form", Operands]
 
 
+#: Encodings that a form keeps; beyond that it begins anew
+CACHE_SIZE = 4096
+
+
 class EncodingError(ValueError):
     """An operand does not fit its field: the message names row, operand and rule."""
 

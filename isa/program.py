@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from isa.form import Form, Operands, Record
+from isa.form import CACHE_SIZE, Form, Operands, Record
 
 
 def _unencodable(operands: Operands) -> bytes:
@@ -132,6 +132,8 @@ class Program:
                     else:
                         pieces.append(record)
                     continue
+                if len(form.cache) >= CACHE_SIZE:
+                    form.cache.clear()
                 code = form.cache[operands] = form.encode(operands)
             run.append(code)
         if run:
