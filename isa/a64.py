@@ -96,8 +96,6 @@ class A64Machine(Machine):
     argument = 0
     #: x16 and x17 are scratch of the verbs; x18 belongs to the platform
     gprs = (*range(1, 16), *CALLEE_SAVED)
-    #: vector registers in use are numbers below this; set before `begin`
-    vectors_used = 32
 
     def __init__(self, dtype: str, vector_bits: int) -> None:
         super().__init__(dtype, vector_bits)
@@ -125,8 +123,6 @@ class A64Machine(Machine):
             self._saved.append(FRAME_POINTER)
         if len(self._saved) % 2:
             self._saved.append(XZR)
-        even = self.vectors_used + self.vectors_used % 2
-        self._saved_vectors = [v for v in CALLEE_SAVED_VECTORS if v < even]
         self._stack = -(-stack // 64) * 64
         self._save("stp")
         if not stack:
@@ -149,15 +145,15 @@ class A64Machine(Machine):
 
     def _save(self, pair: str) -> None:
         """Store ("stp") or load ("ldp") the registers of the caller."""
-        size = 8 * (len(self._saved) + len(self._saved_vectors))
-        if size and pair == "stp":
+        size = 8 * (len(self._saved) + len(CALLEE_SAVED_VECTORS))
+        if pair == "stp":
             self._emit("sub xsp xsp imm", SP, SP, size)
         at = 0
-        for kind, registers in (("x", self._saved), ("d", self._saved_vectors)):
+        for kind, registers in (("x", self._saved), ("d", CALLEE_SAVED_VECTORS)):
             for first, second in zip(registers[::2], registers[1::2], strict=True):
                 self._emit(f"{pair} {kind} {kind} [xsp imm]", first, second, SP, at)
                 at += 16
-        if size and pair == "ldp":
+        if pair == "ldp":
             self._emit("add xsp xsp imm", SP, SP, size)
 
     @property
