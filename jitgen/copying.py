@@ -21,11 +21,10 @@ def copy_rows(
     `source` and `to` are registers that move by `down` and `row` bytes a row; `step` is clobbered,
     and the first vector registers are too.
     """
-    with _loop(machine, step, depth):
-        for register, (at, lanes) in enumerate(parts):
-            machine.load(register, (source, at), lanes)
-        for register, (at, lanes) in enumerate(parts):
-            machine.store(register, (to, at), lanes)
+    with repeated(machine, step, depth):
+        for i, (at, lanes) in enumerate(parts):
+            machine.load(i % 8, (source, at), lanes)
+            machine.store(i % 8, (to, at), lanes)
         machine.advance(source, down)
         machine.advance(to, row)
 
@@ -45,7 +44,7 @@ def copy_transposed(
     wide = columns // square * square if square else 0
     passes = depth // square if wide else 0
     if passes:
-        with _loop(machine, step, passes):
+        with repeated(machine, step, passes):
             for j in range(0, wide, square):
                 machine.transpose((to, j * element), row, (source, j * leading), leading)
             _edge(machine, range(wide, columns), square, source, to, leading, row, temp)
@@ -53,7 +52,7 @@ def copy_transposed(
             machine.advance(to, square * row)
     rest = depth - passes * square
     if rest:
-        with _loop(machine, step, rest):
+        with repeated(machine, step, rest):
             _edge(machine, range(columns), 1, source, to, leading, row, temp)
             machine.advance(source, element)
             machine.advance(to, row)
@@ -70,7 +69,7 @@ def _edge(
 
 
 @contextmanager
-def _loop(machine: Machine, counter: int, count: int) -> Iterator[None]:
+def repeated(machine: Machine, counter: int, count: int) -> Iterator[None]:
     """Repeat what is emitted inside `count` times."""
     label = machine.program.new_label()
     machine.set(counter, count)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu, loader
-from jitgen.copying import copy_transposed
+from jitgen.copying import copy_rows, copy_transposed, repeated
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
 from jitgen.operands import NUMPY, address
@@ -131,29 +131,19 @@ def emit_packer(
             machine.set(done, 0)
         each = machine.program.new_label()
         machine.place(each)
-        copied = [] if trans else [(j, min(lanes, columns - j)) for j in range(0, columns, lanes)]
-        begin = columns // lanes * lanes if trans else -(-columns // lanes) * lanes
-        padding = range(begin, panel, lanes)
-        if copied or padding:
-            machine.set(step, k)
-            row = machine.program.new_label()
-            machine.place(row)
-            for j, width in copied:
-                machine.load(0, (source, j * element), width)
-                machine.store(0, (to, j * element), lanes)
-            if padding:
+        row = panel * element
+        if columns < panel:
+            with repeated(machine, step, k):
                 machine.zero(0)
-            for j in padding:
-                machine.store(0, (to, j * element), lanes)
-            machine.advance(source, len(copied) and down)
-            machine.advance(to, panel * element)
-            machine.count_down(step, row)
+                for j in range(columns // lanes * lanes, panel, lanes):
+                    machine.store(0, (to, j * element), lanes)
+                machine.advance(to, row)
+            machine.advance(to, -k * row)
         if trans:
-            if padding:
-                machine.advance(to, -k * panel * element)
-            copy_transposed(
-                machine, columns, k, source, to, leading * element, panel * element, step, temp
-            )
+            copy_transposed(machine, columns, k, source, to, across, row, step, temp)
+        else:
+            parts = [(j * element, min(lanes, columns - j)) for j in range(0, columns, lanes)]
+            copy_rows(machine, parts, k, source, to, down, row, step)
         if repeat > 1:
             machine.advance(source, panel * across - k * down)
             machine.advance(done, 1)

@@ -59,6 +59,12 @@ def test_views_and_out() -> None:
     assert jitgen.pack_b(whole[:0], 16).shape == (0, 3, 9, 16)
 
 
+@pytest.mark.parametrize("panel", [64, 512])
+def test_panels_wider_than_all_registers(panel: int) -> None:
+    b = np.random.default_rng().standard_normal((2, 3, 700))
+    np.testing.assert_array_equal(jitgen.pack_b(b, panel), pack_panels(b, panel))
+
+
 B = np.zeros((5, 20), np.float32)
 
 
