@@ -5,7 +5,7 @@ system has no memory files, each kernel gets pages of its own that are written f
 executable then. Not here: what the code does (`jitgen.kernel`).
 
 Forking: an arena is shared memory, so after a fork neither side may reuse a place that the other
-may still run. A fork therefore seals all arenas; both sides begin new ones.
+may still run. A fork therefore gives the arena up; both sides begin a new one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.sealed = False
         self.pid = os.getpid()
         self._c = libc()
         self._free: list[tuple[int, int]] = [(0, size)]
@@ -139,8 +138,6 @@ class Pages(Arena):
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // 4096) * 4096
-        self.sealed = False
-        self.pid = os.getpid()
         self._c = libc()
         self._free = [(0, self.size)]
         self._dead = deque()
@@ -184,7 +181,8 @@ def _memory_file(size: int) -> int:
 
 #: Guards loading. A fork waits for it, so that a child never inherits it taken.
 lock = threading.RLock()
-_arenas: list[Arena] = []
+#: The arena that takes the next kernels; an older one lives as long as its kernels do
+_arena: Arena | None = None
 
 
 def load(code: bytes) -> Code:
@@ -203,32 +201,23 @@ def load(code: bytes) -> Code:
 
 
 def _place(code: bytes) -> Code:
-    if _arenas and not _arenas[-1].sealed and _arenas[-1].pid == os.getpid():
-        placed = _arenas[-1].place(code)
-        if placed:
-            return placed
+    global _arena
+    # a process that was forked past Python's hooks still shares its parent's arena
+    if _arena and _arena.pid == os.getpid() and (placed := _arena.place(code)):
+        return placed
     try:
-        arena = Arena(max(ARENA_BYTES, -(-len(code) // 4096) * 4096))
+        arena = _arena = Arena(max(ARENA_BYTES, -(-len(code) // 4096) * 4096))
     except OSError:
         arena = Pages(len(code))
-    else:
-        # only the newest arena is kept here: an older one lives as long as its kernels do
-        _arenas[:] = [arena]
     placed = arena.place(code)
     assert placed is not None, "a new arena has room"
     return placed
 
 
-def _seal() -> None:
-    """Give up all arenas: what comes next gets a new one."""
-    for arena in _arenas:
-        arena.sealed = True
-    _arenas.clear()
-
-
 def _before_fork() -> None:
+    global _arena
     lock.acquire()
-    _seal()
+    _arena = None
 
 
 _flush: Any = None

@@ -27,13 +27,12 @@ STEP_OF = {
 class Arguments:
     """The argument struct of one call, and all that must stay alive while it is used."""
 
-    __slots__ = ("count", "keep", "struct")
+    __slots__ = ("keep", "struct")
 
-    def __init__(self, words: dict[str, int], count: int, keep: list[Any]) -> None:
+    def __init__(self, words: dict[str, int], keep: list[Any]) -> None:
         self.struct = ffi.new("uint64_t[]", len(ARGUMENTS))
         for name, word in words.items():
             self.struct[ARGUMENTS[name] // 8] = word
-        self.count = count
         self.keep = keep
 
 
@@ -57,7 +56,6 @@ def make_arguments(
     for name in ("a_offsets", "b_offsets"):
         if spec.batch != "offset" and extra[name] is not None:
             raise ValueError(f"{name}: batch={spec.batch!r} takes none")
-    words["count"] = count
     shape = (spec.m, spec.n)
     _matrix("c", c, shape, spec.ldc, spec, "ldc")
     outputs = [("c", c)]
@@ -83,7 +81,7 @@ def make_arguments(
     _no_overlap(inputs, outputs)
     keep.extend(array for _, array in (*inputs, *outputs))
     words["count"] = count
-    return Arguments(words, count, keep)
+    return Arguments(words, keep)
 
 
 def address(array: np.ndarray) -> int:

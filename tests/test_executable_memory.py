@@ -113,7 +113,7 @@ def no_memory_file(*arguments):
 def test_without_executable_memory_files_pages_of_its_own_do(refusal: str) -> None:
     run_child(f"""{COMMON}{REFUSE}
 jitgen.host()
-loader._seal()  # the probe of the processor has begun an arena
+loader._arena = None  # the probe of the processor has begun an arena
 {refusal}
 kernels = [make(i + 1) for i in range(20)]
 assert all(right(k, i + 1) for i, k in enumerate(kernels))
@@ -131,7 +131,7 @@ def test_refused_executable_memory_is_an_error_with_its_reason() -> None:
     """The kernel still has its code; nothing is left mapped."""
     run_child(COMMON + REFUSE + """
 jitgen.host()
-loader._seal()  # the probe of the processor has begun an arena
+loader._arena = None  # the probe of the processor has begun an arena
 os.memfd_create = no_memory_file
 libc, refusing = loader.libc, Refusing("mmap", "mprotect")
 loader.libc = lambda: refusing

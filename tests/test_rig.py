@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 from rig import bochs, bochs_rom, count, native, qemu
 from rig.controls import (
     A64,
@@ -43,15 +44,6 @@ class Machine:
     fault: str  # what it calls a memory fault
 
 
-def need(reason: str | None, emulator: bool = True) -> None:
-    """Skip where a machine is not available; under CI an absent emulator is a failure."""
-    if reason is None:
-        return
-    if emulator and os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(params=["qemu", "bochs", "native"])
 def machine(request: pytest.FixtureRequest) -> Machine:
     """Each machine in turn."""
@@ -61,7 +53,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     if request.param == "bochs":
         need(bochs.available())
         return Machine(bochs.run, X86, "#UD", "#PF")
-    need(native.available(), emulator=False)
+    need(native.available(), installable=False)
     arm = platform.machine().lower() in ("aarch64", "arm64")
     return Machine(native.run, A64 if arm else X86, "SIGILL", "SIGSEGV")
 
@@ -247,7 +239,7 @@ def test_counts_of_several_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("runner", [bochs, native], ids=["bochs", "native"])
 def test_avx512_registers_are_poisoned(runner: object) -> None:
     """Vector registers hold NaN before a call, mask registers a pattern."""
-    need(runner.available(), emulator=runner is bochs)
+    need(runner.available(), installable=runner is bochs)
     if runner is native and "avx512f" not in native.x86_flags():
         pytest.skip("this processor has no AVX-512")
     buffer = Buffer(np.zeros(33, np.float32), write=True)

@@ -8,11 +8,13 @@ type.
 
 from __future__ import annotations
 
+import needs
 import numpy as np
 import pytest
 from rig import native
 from rig.job import Buffer, Job
 
+import jitgen
 from isa.avx2 import FORMS, Avx2Machine
 from isa.machine import At
 from isa.x86_rows import parse_table
@@ -53,8 +55,7 @@ def interleave(b: np.ndarray, ku: int) -> np.ndarray:
 @pytest.mark.parametrize("trans_b", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 2), (5, 7, 6), (13, 16, 64), (6, 29, 34), (64, 40, 66)])
 def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], trans_b: bool) -> None:
-    if reason := native.available():
-        pytest.skip(reason)
+    needs.need(jitgen.targets()["avx2"] or native.available(), installable=False)
     monkeypatch.setitem(spec.DTYPES, "s16", spec.DType(element=2, result=4, ku=2))
     m, n, k = shape
     jobs, wanted = [], []

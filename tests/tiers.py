@@ -9,11 +9,10 @@ Not here: the machines themselves (`rig`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import pytest
+import needs
 from cases import Arrays, Case, build, job
 from oracle import compare
 from rig import bochs, native, qemu
@@ -56,12 +55,7 @@ TIERS = {
 
 def need(tier: Tier) -> None:
     """Skip where a tier cannot run; under CI an absent emulator is a failure."""
-    reason = tier.available()
-    if reason is None:
-        return
-    if tier.emulated and os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    needs.need(tier.available(), installable=tier.emulated)
 
 
 @dataclass

@@ -5,12 +5,11 @@ A `Check` is a job and what it must leave in memory; `verify` runs many in one e
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import needs
 import numpy as np
-import pytest
 from rig import qemu
 from rig.job import Job
 
@@ -22,12 +21,7 @@ Body = Callable[[SveMachine], None]
 
 def need_qemu() -> None:
     """Skip where there is no emulator; under CI that is a failure."""
-    reason = qemu.available()
-    if reason is None:
-        return
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    needs.need(qemu.available())
 
 
 @dataclass
