@@ -120,7 +120,7 @@ class Kernel:
 
     def listing(self) -> str:
         """The machine code as text: sections, addresses, bytes, instructions, register roles."""
-        from jitgen.listing import listing
+        from jitgen.inspect.listing import listing
 
         return listing(self)
 

@@ -4,7 +4,7 @@ The error bound holds for any order of summation: (k count + 4) eps sum |A||B| f
 the products, carried through the epilogue. Times are taken in short samples by turns, so that a
 change of clock or a busy neighbour meets all. The FMA peak and an empty call are machine code from
 the same verbs as kernels, so they exist on every target. Not here: what is reported
-(`jitgen.cli_kernel`).
+(`jitgen.cli.kernel`).
 """
 
 from __future__ import annotations

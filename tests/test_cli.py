@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import jitgen
-from jitgen import cli_kernel, measure
+from jitgen import measure
+from jitgen.cli import kernel as kernel_command
 from jitgen.cli import main
-from jitgen.cli_kernel import OK, WRONG
+from jitgen.cli.terminal import OK, WRONG
 from jitgen.measure import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -343,13 +344,13 @@ def test_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "jitgen", "kernel", "4", "4", "4"])
-    for name in cli_kernel.THREADS:
+    for name in kernel_command.THREADS:
         monkeypatch.setenv(name, "1")
         monkeypatch.delenv(name)
-    cli_kernel.use_one_thread()
+    kernel_command.use_one_thread()
     assert calls == [(sys.executable, [sys.executable, "-m", "jitgen", "kernel", "4", "4", "4"])]
-    assert all(os.environ[name] == "1" for name in cli_kernel.THREADS)
-    cli_kernel.use_one_thread()
+    assert all(os.environ[name] == "1" for name in kernel_command.THREADS)
+    kernel_command.use_one_thread()
     assert len(calls) == 1
 
 

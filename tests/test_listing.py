@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import jitgen
-from jitgen import listing
+from jitgen.inspect import listing
 from jitgen.spec import make_spec
 
 SHAPES: list[tuple[tuple[int, int, int], dict[str, Any]]] = [

@@ -34,7 +34,7 @@ FAST_TESTS = (
 
 def sources(room: str) -> list[Path]:
     """The Python files of a room."""
-    return sorted((ROOT / room).glob("*.py"))
+    return sorted((ROOT / room).rglob("*.py"))
 
 
 def house_rules() -> list[str]:

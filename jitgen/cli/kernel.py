@@ -1,38 +1,65 @@
 """`jitgen kernel`: generate, check against float64, measure, compare with NumPy, report.
 
-Not here: arguments (`jitgen.cli`), arrays, bounds and timing (`jitgen.measure`).
+Not here: shapes and options (`jitgen.cli.requests`), arrays, bounds and timing (`jitgen.measure`).
 """
 
 from __future__ import annotations
 
-import functools
-import json
+import argparse
 import os
 import shutil
 import statistics
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from jitgen import cpu, listing, measure
-from jitgen.kernel import Kernel
+from jitgen import cpu, measure
+from jitgen.cli import requests
+from jitgen.cli.requests import Request, make_request, read_shapes
+from jitgen.cli.terminal import BAD, CANNOT_RUN, OK, STRONG, WRONG, colour, print_json
+from jitgen.inspect import listing
 from jitgen.measure import Problem
 
-OK, WRONG, BAD_ARGUMENTS, CANNOT_RUN = range(4)
-STRONG, GOOD, BAD = "1", "32", "1;31"
 #: Variables by which BLAS libraries learn how many threads they may use
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-class Request(NamedTuple):
-    """A kernel that the user wants: how often a network has it, the batch it is called with, and
-    the call of `jitgen.brgemm` that makes it."""
+SUMMARY = "generate a kernel, check it and measure it"
+USAGE = "%(prog)s M N K [options]\n       %(prog)s --shapes FILE [options]"
+NOTES = """\
+A file for --shapes has a header line with m,n,k and any of name, count_in_network, batch, dtype,
+epilogue, alpha, beta, lda, ldb, ldc, trans_a, trans_b, packed_b, batch_kind and plan; options on
+the command line hold where the file says nothing. Lines that begin with # are comments.
 
-    name: str
-    times: int
-    batch: int
-    make: functools.partial[Kernel]
+Percentages are of the peak of fused multiply-adds that the same run measures; a kernel's time is
+that of a call from Python less that of a call of an empty kernel (very short kernels: the whole
+call). The arrays are the same at each call, so small ones stay in the caches. NumPy, on one
+thread as the kernel, does one matmul of A and B joined along k and the epilogue without gelu.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    requests.add_options(parser)
+    parser.add_argument("--shapes", metavar="FILE", help="a table of kernels, as CSV")
+    what = "time to measure a kernel for (0.3)"
+    parser.add_argument("--seconds", type=float, metavar="S", default=0.3, help=what)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`jitgen kernel`: check and measure kernels."""
+    file, seconds = arguments.shapes, arguments.seconds
+    if not 0 < seconds < 3600:
+        raise ValueError(f"--seconds {seconds:g} is not between 0 and 3600")
+    if file and arguments.size:
+        raise ValueError("give either M N K or --shapes, not both")
+    given = vars(arguments)
+    asked = list(read_shapes(file, given)) if file else [make_request(arguments.size, given)]
+    if not asked:
+        raise ValueError(f"{file}: the file has no line with a shape")
+    return measure_all(asked, seconds, bool(file), arguments.json)
 
 
 def use_one_thread() -> None:
@@ -43,7 +70,7 @@ def use_one_thread() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(requests: list[Request], seconds: float, table: bool, as_json: bool) -> int:
+def measure_all(asked: list[Request], seconds: float, table: bool, as_json: bool) -> int:
     """Measure each kernel for `seconds` and print what was found; returns the exit code."""
 
     def progress(text: str) -> None:
@@ -51,8 +78,8 @@ def run(requests: list[Request], seconds: float, table: bool, as_json: bool) -> 
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     results = []
-    for i, request in enumerate(requests, 1):
-        progress(f"{i}/{len(requests)} {request.name}")
+    for i, request in enumerate(asked, 1):
+        progress(f"{i}/{len(asked)} {request.name}")
         results.append(_measured(request, seconds))
     progress("")
     # all kernels of a dtype are compared with the best peak of the run, not each with its own
@@ -137,18 +164,6 @@ def _total(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 # ---- text -------------------------------------------------------------------------------------
-
-
-def colour(code: str, text: str) -> str:
-    """`text` in the colour of an SGR code (STRONG, GOOD or BAD): on a terminal only, and not with
-    NO_COLOR."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return f"\x1b[{code}m{text}\x1b[0m" if sys.stdout.isatty() and not plain else text
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print_one(r: dict[str, Any]) -> None:

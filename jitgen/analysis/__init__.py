@@ -1,0 +1,1 @@
+"""How fast a kernel can be: machine facts, counts, bounds."""

@@ -1,0 +1,1 @@
+"""Names for profilers and debuggers."""

@@ -1,0 +1,1 @@
+"""Kernels as files: ELF objects, libraries, headers."""
