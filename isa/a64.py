@@ -63,6 +63,7 @@ b.lo {l}                             | 01010100 l:19s*4 0 0011               |
 b.lt {l}                             | 01010100 l:19s*4 0 1011               |
 cbz x{t}, {l}                        | 10110100 l:19s*4 t:5                  |
 cbnz x{t}, {l}                       | 10110101 l:19s*4 t:5                  |
+blr x{n}                             | 1101011000111111000000 n:5 00000      |
 ret                                  | 11010110010111110000001111000000      |
 nop                                  | 11010101000000110010000000011111      |
 mrs x{t}, ctr_el0                    | 110101010011101100000000001 t:5       |
@@ -75,7 +76,7 @@ FORMS = parse_table(TABLE)
 
 #: Scratch of the verbs: large constants and values, and legalised addresses.
 X16, X17 = 16, 17
-FRAME_POINTER = 29
+FRAME_POINTER, LINK = 29, 30
 CALLEE_SAVED = range(19, 29)
 CALLEE_SAVED_VECTORS = range(8, 16)  # their low 64 bits
 PAGE = 4096
@@ -93,9 +94,10 @@ class A64Machine(Machine):
     from there; it is forgotten at labels and when its base moves.
     """
 
-    argument = 0
+    argument = result = 0
     #: x16 and x17 are scratch of the verbs; x18 belongs to the platform
     gprs = (*range(1, 16), *CALLEE_SAVED)
+    kept = tuple(CALLEE_SAVED)
 
     def __init__(self, dtype: str, vector_bits: int) -> None:
         super().__init__(dtype, vector_bits)
@@ -117,8 +119,11 @@ class A64Machine(Machine):
 
     # ---- structure ------------------------------------------------------------------------
 
-    def begin(self, used: Sequence[int], stack: int = 0) -> None:
+    def begin(self, used: Sequence[int], stack: int = 0, calls: bool = False) -> None:
+        assert stack or not calls, "the stack is aligned for calls where scratch is taken"
         self._saved = [r for r in CALLEE_SAVED if r in used]
+        if calls:
+            self._saved.append(LINK)
         if stack:
             self._saved.append(FRAME_POINTER)
         if len(self._saved) % 2:
@@ -136,11 +141,14 @@ class A64Machine(Machine):
         self._emit("sub xsp xsp imm", X16, SP, self._stack % PAGE)
         self._emit("and xsp x #-64", SP, X16)
 
-    def end(self) -> None:
+    def end(self, status: int | None = None) -> None:
+        if status is None:
+            self._emit("movz x imm lsl imm", 0, 0, 0)
+        else:
+            self.move(0, status)
         if self._stack:
             self._emit("add xsp xsp imm", SP, FRAME_POINTER, 0)
         self._save("ldp")
-        self._emit("movz x imm lsl imm", 0, 0, 0)
         self._emit("ret")
 
     def _save(self, pair: str) -> None:
@@ -155,6 +163,11 @@ class A64Machine(Machine):
                 at += 16
         if pair == "ldp":
             self._emit("add xsp xsp imm", SP, SP, size)
+
+    def call(self, function: int, argument: int) -> None:
+        self._near = None
+        self.move(self.argument, argument)
+        self._emit("blr x", function)
 
     @property
     def stack_pointer(self) -> int:
@@ -295,6 +308,12 @@ class A64Machine(Machine):
             self._emit("ldur x [xsp imm]", d, *at)
         else:
             self._access("ldr", "x", d, at, 8)
+
+    def load_half(self, d: int, at: At) -> None:
+        self._access("ldr", "w", d, at, 4)
+
+    def store_word(self, s: int, at: At) -> None:
+        self._access("str", "x", s, at, 8)
 
     def copy_element(self, to: At, source: At, temp: int) -> None:
         kind = "w" if self.element == 4 else "x"

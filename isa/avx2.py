@@ -6,10 +6,12 @@ mask vector (vmaskmov) and stored in two or three pieces, because masked stores 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 from isa.form import Form
-from isa.machine import At, Constant
+from isa.machine import ELEMENTS, At, Constant
+from isa.x86 import RAX
 from isa.x86_rows import parse_table
 from isa.x86_vector import TRANSPOSE, X86VectorMachine
 
@@ -40,6 +42,8 @@ vmulps       | ymm ymm ymm/m256       | VEX.256.0F.WIG 59 /r         | avx
 vmulpd       | ymm ymm ymm/m256       | VEX.256.66.0F.WIG 59 /r      | avx
 vdivps       | ymm ymm ymm/m256       | VEX.256.0F.WIG 5E /r         | avx
 vdivpd       | ymm ymm ymm/m256       | VEX.256.66.0F.WIG 5E /r      | avx
+vsqrtps      | ymm ymm/m256           | VEX.256.0F.WIG 51 /r         | avx
+vsqrtpd      | ymm ymm/m256           | VEX.256.66.0F.WIG 51 /r      | avx
 vmaxps       | ymm ymm ymm/m256       | VEX.256.0F.WIG 5F /r         | avx
 vmaxpd       | ymm ymm ymm/m256       | VEX.256.66.0F.WIG 5F /r      | avx
 vminps       | ymm ymm ymm/m256       | VEX.256.0F.WIG 5D /r         | avx
@@ -56,6 +60,12 @@ vblendvps    | ymm ymm ymm/m256 ymm   | VEX.256.66.0F3A.W0 4A /r /is4 | avx
 vblendvpd    | ymm ymm ymm/m256 ymm   | VEX.256.66.0F3A.W0 4B /r /is4 | avx
 vcmpps       | ymm ymm ymm/m256 uimm8 | VEX.256.0F.WIG C2 /r         | avx
 vcmppd       | ymm ymm ymm/m256 uimm8 | VEX.256.66.0F.WIG C2 /r      | avx
+vmovd        | xmm r32                | VEX.128.66.0F.W0 6E /r       | avx
+vmovq        | xmm r64                | VEX.128.66.0F.W1 6E /r       | avx
+vpbroadcastd | ymm xmm                | VEX.256.66.0F38.W0 58 /r     | avx2
+vpbroadcastq | ymm xmm                | VEX.256.66.0F38.W0 59 /r     | avx2
+vpsllvd      | ymm ymm ymm/m256       | VEX.256.66.0F38.W0 47 /r     | avx2
+vpsllvq      | ymm ymm ymm/m256       | VEX.256.66.0F38.W1 47 /r     | avx2
 vmovmskps    | r32 ymm                | VEX.256.0F.WIG 50 /r         | avx
 vmovmskpd    | r32 ymm                | VEX.256.66.0F.WIG 50 /r      | avx
 vzeroupper   |                        | VEX.128.0F.WIG 77            | avx
@@ -163,6 +173,10 @@ class Avx2Machine(X86VectorMachine):
         form = FORMS[f"vblendv{self.p} ymm ymm ymm ymm"]
         self._out((form, (d, b, a, condition)))
 
+    def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
+        self._vector(f"vcmp{self.p}", d, x, y, immediate=GREATER_THAN)
+        self.select_negative(d, d, a, b)
+
     # ---- bits -------------------------------------------------------------------------------
 
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
@@ -171,6 +185,17 @@ class Avx2Machine(X86VectorMachine):
         self._vector(f"vcmp{self.p}", t, v, t, immediate=GREATER_THAN)
         self._out((FORMS[f"vmovmsk{self.p} r32 ymm"], (d, t)))
         self.keep_bits(d, lanes)
+
+    def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
+        self.move(RAX, r)
+        self.shift_right(RAX, position)
+        letter, register = ("d", "r32") if self.element == 4 else ("q", "r64")
+        self._out((FORMS[f"vmov{letter} xmm {register}"], (d, RAX)))
+        self._out((FORMS[f"vpbroadcast{letter} ymm xmm"], (d, d)))
+        top, (_, form, size) = 8 * self.element - 1, ELEMENTS[self.dtype]
+        shifts = b"".join(struct.pack(form, top - i) for i in range(self.lanes))
+        constant = (-1, None, 1, self.program.constant(shifts))
+        self._vector(f"vpsllv{letter}", d, d, constant)
 
 
 def open_machine(dtype: str, vector_bits: int = 0) -> Avx2Machine:

@@ -37,6 +37,8 @@ vmulps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 59 /r         | {f
 vmulpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 59 /r      | {f}
 vdivps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5E /r         | {f}
 vdivpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5E /r      | {f}
+vsqrtps      | {v} {v}/m{L}/b32              | EVEX.{L}.0F.W0 51 /r         | {f}
+vsqrtpd      | {v} {v}/m{L}/b64              | EVEX.{L}.66.0F.W1 51 /r       | {f}
 vmaxps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5F /r         | {f}
 vmaxpd       | {v} {v} {v}/m{L}/b64          | EVEX.{L}.66.0F.W1 5F /r      | {f}
 vminps       | {v} {v} {v}/m{L}/b32          | EVEX.{L}.0F.W0 5D /r         | {f}
@@ -55,6 +57,8 @@ vcmpps       | k{{k}} {v} {v}/m{L}/b32 uimm8 | EVEX.{L}.0F.W0 C2 /r         | {f
 vcmppd       | k{{k}} {v} {v}/m{L}/b64 uimm8 | EVEX.{L}.66.0F.W1 C2 /r      | {f}
 vpmovd2m     | k {v}                         | EVEX.{L}.F3.0F38.W0 39 /r    | {dq}
 vpmovq2m     | k {v}                         | EVEX.{L}.F3.0F38.W1 39 /r    | {dq}
+vpmovm2d     | {v} k                         | EVEX.{L}.F3.0F38.W0 38 /r    | {dq}
+vpmovm2q     | {v} k                         | EVEX.{L}.F3.0F38.W1 38 /r    | {dq}
 """
 TABLE = """
 vbroadcastsd | zmm m64    | EVEX.512.66.0F38.W1 19 /r | avx512f
@@ -62,6 +66,11 @@ vbroadcastsd | ymm m64    | EVEX.256.66.0F38.W1 19 /r | avx512vl
 vmovddup     | xmm m64    | EVEX.128.F2.0F.W1 12 /r   | avx512vl
 kmovw        | k r32      | VEX.L0.0F.W0 92 /r        | avx512f
 kmovw        | r32 k      | VEX.L0.0F.W0 93 /r        | avx512f
+vunpcklps    | zmm zmm zmm | EVEX.512.0F.W0 14 /r     | avx512f
+vunpckhps    | zmm zmm zmm | EVEX.512.0F.W0 15 /r     | avx512f
+vunpcklpd    | zmm zmm zmm | EVEX.512.66.0F.W1 14 /r  | avx512f
+vunpckhpd    | zmm zmm zmm | EVEX.512.66.0F.W1 15 /r  | avx512f
+vshuff32x4   | zmm zmm zmm uimm8 | EVEX.512.66.0F3A.W0 23 /r | avx512f
 vzeroupper   |            | VEX.128.0F.WIG 77         | avx
 """
 FORMS = parse_table(TABLE)
@@ -71,6 +80,7 @@ for _v, _bits in (("zmm", 512), ("ymm", 256), ("xmm", 128)):
     FORMS.update(parse_table(WIDTHS.format(v=_v, L=_bits, **_features)))
 
 GREATER_THAN = "30"  # vcmp predicate GT_OQ (SDM, CMPPS)
+EVEN_PIECES, ODD_PIECES = 0x88, 0xDD  # vshuff32x4: pieces 0 and 2, or 1 and 3, of both operands
 TAIL = 1  # k1 holds the tail mask
 SCRATCH = 2  # k2 is for comparisons
 
@@ -119,6 +129,7 @@ class Avx512Machine(X86VectorMachine):
         broadcast = "vmovddup" if (dtype, vector_bits) == ("f64", 128) else f"vbroadcast{self.s}"
         self._broadcast = FORMS[f"{broadcast} {self.register} m{8 * self.element}"]
         self._zero = FORMS["vpxord xmm xmm xmm"]
+        self.transpose_squares = (64 // self.element, *self.transpose_squares[1:])
 
     def _memory_kind(self) -> str:
         return f"b{8 * self.element}"
@@ -171,6 +182,35 @@ class Avx512Machine(X86VectorMachine):
         self._out((FORMS[f"vpmov{self.q}2m k {v}"], (SCRATCH, condition)))
         self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))
 
+    def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
+        v = self.register
+        compare = FORMS[f"vcmp{self.p} k {v} {v} uimm8"]
+        self._out((compare, (SCRATCH, x, y, int(GREATER_THAN))))
+        self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))
+
+    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
+        if 64 // self.element != side:
+            super().transpose(side, to, to_row, source, source_row)
+            return
+        # whole cache lines in and out. Pieces of 128 bits are transposed within registers, then
+        # moved: register n of group g has columns n, n + group, ... of the group's rows
+        self.transfer_rows("vmovups zmm m512", range(side), source, source_row)
+        group = side // 4
+        for first in range(0, side, group):
+            rows = range(first, first + group)
+            self.transpose_pieces("zmm", rows, range(16 + first, 16 + first + group))
+        shuffle = FORMS["vshuff32x4 zmm zmm zmm uimm8"]
+        for n in range(group):
+            a, b, c, d = range(n, side, group)
+            spare = range(16 + n, 16 + side, group)
+            for i, (x, y) in enumerate(((a, b), (c, d))):
+                self._out((shuffle, (spare[i], x, y, EVEN_PIECES)))
+                self._out((shuffle, (spare[2 + i], x, y, ODD_PIECES)))
+            for x, even, i in ((a, True, 0), (c, False, 0), (b, True, 2), (d, False, 2)):
+                pieces = EVEN_PIECES if even else ODD_PIECES
+                self._out((shuffle, (x, spare[i], spare[i + 1], pieces)))
+        self.transfer_rows("vmovups m512 zmm", range(side), to, to_row)
+
     # ---- bits -------------------------------------------------------------------------------
 
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
@@ -181,6 +221,12 @@ class Avx512Machine(X86VectorMachine):
         self._out((form, (SCRATCH, v, t, int(GREATER_THAN))))
         self._out((FORMS["kmovw r32 k"], (d, SCRATCH)))
         self.keep_bits(d, lanes)
+
+    def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
+        self.move(RAX, r)
+        self.shift_right(RAX, position)
+        self._out((FORMS["kmovw k r32"], (SCRATCH, RAX)))
+        self._out((FORMS[f"vpmovm2{self.q} {self.register} k"], (d, SCRATCH)))
 
 
 def open_machine(dtype: str, vector_bits: int = 0) -> Avx512Machine:

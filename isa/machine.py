@@ -34,8 +34,11 @@ class Machine(ABC):
     name: str
     #: general-purpose registers for the algorithm's use, those that need no saving first
     gprs: tuple[int, ...]
-    #: register that holds the one argument on entry
+    #: register that holds the one argument on entry, and of the result of a call
     argument: int
+    result: int
+    #: those of `gprs` that a call keeps
+    kept: tuple[int, ...]
     #: number of vector registers
     vectors: int
     #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
@@ -46,8 +49,8 @@ class Machine(ABC):
     vector_reach: int
     #: displacements of vector loads are multiples of this many bytes
     vector_granule: int = 1
-    #: side of the square that `transpose` copies; 0 where there is no such verb
-    transpose_square: int = 0
+    #: sides of the squares that `transpose` copies, the largest first
+    transpose_squares: tuple[int, ...] = ()
     #: vector registers that verbs need for constant operands (`constant_temps`)
     constant_registers: int = 0
     #: bytes that the start of an inner loop is aligned to
@@ -72,18 +75,25 @@ class Machine(ABC):
 
     # ---- structure ------------------------------------------------------------------------
     @abstractmethod
-    def begin(self, used: Sequence[int], stack: int = 0) -> None:
+    def begin(self, used: Sequence[int], stack: int = 0, calls: bool = False) -> None:
         """Function entry: save those of `used` registers that the ABI wants kept; take `stack`
-        bytes of zero-initialised-or-not scratch at `stack_pointer`."""
+        bytes of scratch at `stack_pointer`, of any content. `calls`: the function calls others
+        (and has a stack)."""
 
     @abstractmethod
-    def end(self) -> None:
-        """Return 0 to the caller, undoing `begin`."""
+    def end(self, status: int | None = None) -> None:
+        """Return 0 to the caller, or what register `status` (one of `kept`) holds, undoing
+        `begin`."""
 
     @property
     @abstractmethod
     def stack_pointer(self) -> int:
         """Register that addresses the scratch taken by `begin`."""
+
+    @abstractmethod
+    def call(self, function: int, argument: int) -> None:
+        """Call the function whose address is in a register, with one argument; `kept` registers
+        stay, `result` is set, all others are lost."""
 
     def place(self, label: int) -> None:
         """Put a label here."""
@@ -154,6 +164,14 @@ class Machine(ABC):
         """Load 8 bytes."""
 
     @abstractmethod
+    def load_half(self, d: int, at: At) -> None:
+        """Load 4 bytes, unsigned."""
+
+    @abstractmethod
+    def store_word(self, s: int, at: At) -> None:
+        """Store 8 bytes."""
+
+    @abstractmethod
     def copy_element(self, to: At, source: At, temp: int) -> None:
         """One element from `source` to `to` through a general-purpose register."""
 
@@ -188,9 +206,9 @@ class Machine(ABC):
         """acc += a * load(at); only if `fused_load` and lanes is a whole register."""
         raise AssertionError(f"{self.name} has no fused load")
 
-    def transpose(self, to: At, to_row: int, source: At, source_row: int) -> None:
-        """Copy a square of `transpose_square` elements a side, transposed; rows are so many bytes
-        apart. Clobbers the first 2 * transpose_square vector registers."""
+    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
+        """Copy a square of `side` elements a side (one of `transpose_squares`), transposed; rows
+        are so many bytes apart. Clobbers all vector registers."""
         raise AssertionError(f"{self.name} has no transpose")
 
     @abstractmethod
@@ -232,6 +250,9 @@ class Machine(ABC):
         """d = a / b."""
 
     @abstractmethod
+    def sqrt(self, d: int, a: int) -> None: ...
+
+    @abstractmethod
     def max(self, d: int, a: int, b: int | Constant) -> None:
         """d = the greater of a and b; where one of them is NaN, b or NaN."""
 
@@ -268,6 +289,10 @@ class Machine(ABC):
         """d = a where the sign bit of `condition` is set, else b."""
 
     @abstractmethod
+    def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
+        """d = a where x > y, else b (also where x or y is NaN); d is neither a nor b."""
+
+    @abstractmethod
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
         """d = bit i set where lane i of v is > 0, for the first `lanes` (at most 64) lanes."""
 
@@ -278,3 +303,12 @@ class Machine(ABC):
     @abstractmethod
     def store_bits(self, r: int, at: At, count: int) -> None:
         """Store the low `count` bytes (1 to 8) of r; may clobber r."""
+
+    @abstractmethod
+    def load_bits(self, d: int, at: At, count: int) -> None:
+        """d = `count` bytes (1 to 8), the first one lowest, and zeros (d is not the base)."""
+
+    @abstractmethod
+    def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
+        """The sign bit of lane i of d = bit position + i of general-purpose register r; the lanes
+        other bits may be anything. position + lanes is at most 64."""

@@ -34,6 +34,7 @@ fmax z{d+}.T, p{g}/m, z{d}.T, z{m}.T   | 01100101 sz 000110100 g:3 m:5 d:5      
 fmin z{d+}.T, p{g}/m, z{d}.T, z{m}.T   | 01100101 sz 000111100 g:3 m:5 d:5        | sve
 fdivr z{d+}.T, p{g}/m, z{d}.T, z{m}.T  | 01100101 sz 001100100 g:3 m:5 d:5        | sve
 fdiv z{d+}.T, p{g}/m, z{d}.T, z{m}.T   | 01100101 sz 001101100 g:3 m:5 d:5        | sve
+fsqrt z{d}.T, p{g}/m, z{n}.T         | 01100101 sz 001101101 g:3 n:5 d:5        | sve
 cmplt p{d}.T, p{g}/z, z{n}.T, #{i}     | 00100101 sz 0 i:5s 001 g:3 n:5 0 d:4     | sve
 fcmgt p{d}.T, p{g}/z, z{n}.T, #0.0     | 01100101 sz 010000001 g:3 n:5 1 d:4      | sve
 sel z{d}.T, p{g}, z{n}.T, z{m}.T       | 00000101 sz 1 m:5 11 g:4 n:5 d:5         | sve
@@ -100,7 +101,7 @@ class SveMachine(A64Machine):
 
     # ---- structure --------------------------------------------------------------------------
 
-    def begin(self, used: Sequence[int], stack: int = 0) -> None:
+    def begin(self, used: Sequence[int], stack: int = 0, calls: bool = False) -> None:
         good = self.program.new_label()
         self._out((FORMS["rdvl x imm"], (X16, 1)))
         self._emit("cmp xsp imm", X16, self.bytes)
@@ -108,7 +109,7 @@ class SveMachine(A64Machine):
         self._emit("movz x imm lsl imm", 0, 1, 0)
         self._emit("ret")
         self.place(good)
-        super().begin(used, stack)
+        super().begin(used, stack, calls)
         self._vector("ptrue p.T", ALL)
 
     def set_tail(self, lanes: int, vector: int) -> None:
@@ -181,6 +182,9 @@ class SveMachine(A64Machine):
 
     def div(self, d: int, a: int, b: int | Constant) -> None:
         self._destructive("fdiv", "fdivr", d, a, self._register(b))
+
+    def sqrt(self, d: int, a: int) -> None:
+        self._vector("fsqrt z.T p/m z.T", d, ALL, a)
 
     def max(self, d: int, a: int, b: int | Constant) -> None:
         self._destructive("fmax", "fmax", d, a, self._register(b))

@@ -22,6 +22,8 @@ mov        | r32 uimm32      | B8+r               |
 movabs     | r64 imm64       | REX.W B8+r         |
 mov        | r64 m64         | REX.W 8B /r        |
 mov        | r32 m32         | 8B /r              |
+movzx      | r32 m16         | 0F B7 /r           |
+movzx      | r32 m8          | 0F B6 /r           |
 mov        | m64 r64         | REX.W 89 /r        |
 mov        | m32 r32         | 89 /r              |
 mov        | m16 r16         | 66 89 /r           |
@@ -67,6 +69,8 @@ NOPS = [bytes.fromhex(x) for x in (
     "90", "6690", "0f1f00", "0f1f4000", "0f1f440000", "660f1f440000", "0f1f8000000000",
     "0f1f840000000000", "660f1f840000000000")]  # fmt: skip
 
+#: loads of so many bytes that clear the rest of the register
+LOADS = {8: "mov r64 m64", 4: "mov r32 m32", 2: "movzx r32 m16", 1: "movzx r32 m8"}
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 CALLEE_SAVED = (RBX, RBP, 12, 13, 14, 15)
 PAGE = 4096
@@ -80,9 +84,10 @@ def nops(n: int) -> bytes:
 class X86Machine(Machine):
     """Scalar verbs of x86-64 and the System V calling convention."""
 
-    argument = RDI
+    argument, result = RDI, RAX
     #: rax is scratch of the verbs
     gprs = (RCX, RDX, RSI, 8, 9, 10, 11, *CALLEE_SAVED)
+    kept = CALLEE_SAVED
     broadcast_reach = vector_reach = (1 << 31) - 1
 
     def _new_program(self) -> Program:
@@ -93,7 +98,8 @@ class X86Machine(Machine):
 
     # ---- structure ------------------------------------------------------------------------
 
-    def begin(self, used: Sequence[int], stack: int = 0) -> None:
+    def begin(self, used: Sequence[int], stack: int = 0, calls: bool = False) -> None:
+        assert stack or not calls, "the stack is aligned for calls where scratch is taken"
         self._saved = [r for r in CALLEE_SAVED if r in used]
         self._stack = -(-stack // 64) * 64
         if self._stack and RBP not in self._saved:
@@ -114,14 +120,21 @@ class X86Machine(Machine):
             self._emit("and r64 r64", RSP, RBP)
             self._emit("mov m64 r64", (RSP, None, 1, self._stack), RAX)
 
-    def end(self) -> None:
+    def end(self, status: int | None = None) -> None:
+        if status is None:
+            self._emit("xor r32 r32", RAX, RAX)
+        else:
+            self.move(RAX, status)
         if self._stack:
             self._emit("mov r64 m64", RSP, (RSP, None, 1, self._stack))
         for r in reversed(self._saved):
             self._emit("pop r64", r)
         self._leave_vectors()
-        self._emit("xor r32 r32", RAX, RAX)
         self._emit("ret")
+
+    def call(self, function: int, argument: int) -> None:
+        self.move(self.argument, argument)
+        self._emit("call r64", function)
 
     def _leave_vectors(self) -> None:
         """Whatever the calling convention wants of the vector registers."""
@@ -222,6 +235,12 @@ class X86Machine(Machine):
     def load_word(self, d: int, at: At) -> None:
         self._emit("mov r64 m64", d, (at[0], None, 1, at[1]))
 
+    def load_half(self, d: int, at: At) -> None:
+        self._emit("mov r32 m32", d, (at[0], None, 1, at[1]))
+
+    def store_word(self, s: int, at: At) -> None:
+        self._emit("mov m64 r64", (at[0], None, 1, at[1]), s)
+
     def copy_element(self, to: At, source: At, temp: int) -> None:
         size = 8 * self.element
         self._emit(f"mov r{size} m{size}", temp, (source[0], None, 1, source[1]))
@@ -256,6 +275,16 @@ class X86Machine(Machine):
                 count -= size
                 if count:
                     self._emit("shr r64 uimm8", r, 8 * size)
+
+    def load_bits(self, d: int, at: At, count: int) -> None:
+        base, disp = at
+        done = 0
+        for size, row in LOADS.items():
+            if count - done >= size:
+                self._emit(row, RAX if done else d, (base, None, 1, disp + done))
+                if done:
+                    self.merge_bits(d, RAX, 8 * done)
+                done += size
 
 
 def register_name(r: int) -> str:

@@ -104,6 +104,9 @@ class X86VectorMachine(X86Machine):
     def div(self, d: int, a: int, b: int | Constant) -> None:
         self._vector(f"vdiv{self.p}", d, a, b)
 
+    def sqrt(self, d: int, a: int) -> None:
+        self._vector(f"vsqrt{self.p}", d, a)
+
     def max(self, d: int, a: int, b: int | Constant) -> None:
         self._vector(f"vmax{self.p}", d, a, b)
 

@@ -1,0 +1,1 @@
+"""Deep-learning primitives as loops around one kernel (Georganas et al., arXiv:1906.06440)."""

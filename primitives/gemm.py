@@ -1,0 +1,170 @@
+"""One matrix product as a stream: the blocks that threads share, and B packed first if it is plain.
+
+C (m x n) = epilogue(A (m x k) B (k x n)). B is read in panels [n / width][k][width]; a plain B is
+packed by a part of the stream of its own. All three passes of a fully connected layer are such
+products. Not here: which (`primitives.fully_connected`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jitgen.kernel import brgemm
+from jitgen.pack import emit_packer
+from jitgen.spec import DTYPES, Step
+from jitgen.target import Target
+from primitives.loops import Loop
+from primitives.stream import MakeCode, Part, Ref
+
+#: Rows of a kernel call: enough to use a panel of B well, few enough for A to stay in L2
+MOST_ROWS = 256
+#: What a call costs beside its work, in units of a row's work on one column of B
+CALL_COST = 2000
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product, and how its operands are stored.
+
+    a: "rows" (m x k), "columns" (k x m), "row panels" [k / a_width][m][a_width] or "column
+    panels" [m / a_width][k][a_width]; b: "panels" [n / width][k][width], "rows" (k x n) or
+    "columns" (n x k); c: "rows" (m x n) or "panels" [n / width][m][width]. `blocks` are rows and
+    columns of a kernel call, `order` the order of the loops over them ("m", "n"), see
+    primitives.loops.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    target: Target
+    threads: int
+    width: int
+    a: str = "rows"
+    b: str = "panels"
+    c: str = "rows"
+    a_width: int = 0
+    epilogue: tuple[Step, ...] = ()
+    blocks: tuple[int, int] | None = None
+    order: str | None = None
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype].element
+
+    @property
+    def packed_elements(self) -> int:
+        """Elements of the panels of B."""
+        return -(-self.n // self.width) * self.width * self.k
+
+
+def pack_part(product: Product, source: str, to: str) -> Part:
+    """Pack a plain B (tensor `source`) into panels (tensor `to`), a call for each panel."""
+    p, width = product, product.width
+    trans = p.b == "columns"
+    leading = p.k if trans else p.n
+
+    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        packer = _packer(p.k, size["n"], leading, width, p.dtype, trans, p.target)
+        return packer, {"count": 1}
+
+    words = {
+        "a": Ref(source, {"n": p.k if trans else 1}, p.element),
+        "c": Ref(to, {"n": p.k}, p.element),
+    }
+    return Part("pack B in panels", "N", {"n": Loop(p.n, (width,))}, code, words)
+
+
+@lru_cache(maxsize=1024)
+def _packer(
+    k: int, n: int, leading: int, width: int, dtype: str, trans: bool, target: Target
+) -> bytes:
+    return emit_packer(k, n, leading, 0, width, dtype, trans, target)
+
+
+def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
+    """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
+    p = product
+    rows, columns = p.blocks or choose_blocks(p)
+    loops = {"m": Loop(p.m, (rows,)), "n": Loop(p.n, (columns,))}
+    steps = {"rows": {"m": p.k}, "columns": {"m": 1}, "row panels": {"m": p.a_width},
+             "column panels": {"m": p.k}}  # fmt: skip
+    c_steps = {"m": p.n, "n": 1} if p.c == "rows" else {"m": p.width, "n": p.m}
+    words = {
+        "a": Ref(a, steps[p.a], p.element),
+        "b": Ref(panels, {"n": p.k}, p.element),
+        "c": Ref(c, c_steps, p.element),
+    }
+    if bias:
+        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    order, reduction = p.order or ("MN" if p.m > p.n else "NM"), ""
+    if p.a == "row panels":
+        # whole panels of A are a batch; what is left of the last one is a call of its own
+        whole = p.k // p.a_width * p.a_width
+        loops["k"] = Loop(p.k, (whole or p.k,))
+        words["a"] = Ref(a, {"m": p.a_width, "k": p.m}, p.element)
+        words["b"] = Ref(panels, {"n": p.k, "k": p.width}, p.element)
+        order, reduction = order + "k", "k"
+    return Part("multiply", order, loops, _kernels(p), words, reduction)
+
+
+def _kernels(p: Product) -> MakeCode:
+    ldc = p.n if p.c == "rows" else p.width
+    lda = {"rows": p.k, "columns": p.m}.get(p.a, p.a_width)
+    trans_a = p.a in ("columns", "column panels")
+
+    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        m, n = size["m"], size["n"]
+        if p.a != "row panels":
+            kernel = brgemm(
+                m, n, p.k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a, packed_b=p.width,
+                epilogue=p.epilogue, target=p.target,
+            )  # fmt: skip
+            return kernel.code, {"count": 1}
+        count = size["k"] // p.a_width
+        depth = p.a_width if count else size["k"]
+        kernel = brgemm(
+            m, n, depth, p.dtype, lda=lda, ldc=ldc, stride_a=p.m * p.a_width,
+            stride_b=p.a_width * p.width, packed_b=p.width, beta=0.0 if first else 1.0,
+            epilogue=p.epilogue if last else (), target=p.target,
+        )  # fmt: skip
+        return kernel.code, {"count": max(count, 1)}
+
+    return code
+
+
+def choose_blocks(p: Product) -> tuple[int, int]:
+    """Rows and columns of a kernel call: the grid whose slowest thread has least to do.
+
+    A row of a block costs as much as its panels are wide, whether they are full or not.
+    """
+    best = (float("inf"), 0, 0)
+    for rows in _row_blocks(p):
+        for columns in _column_blocks(p):
+            grid = -(-p.m // rows), -(-p.n // columns)
+            calls = -(-grid[0] * grid[1] // p.threads)
+            # threads take consecutive blocks: the slowest has as many as any, all of them whole
+            work = calls * (rows * -(-columns // p.width) * p.width + CALL_COST / p.k)
+            # among equals the larger blocks
+            best = min(best, (work, -rows, -columns))
+    return -best[1], -best[2]
+
+
+def _row_blocks(p: Product) -> Iterator[int]:
+    if p.a == "column panels":
+        yield p.a_width
+        return
+    for count in range(-(-p.m // MOST_ROWS), -(-p.m // MOST_ROWS) + 4 * p.threads):
+        yield -(-p.m // count)
+
+
+def _column_blocks(p: Product) -> Iterator[int]:
+    yield p.width
+    # a panel of C is a matrix of its own, and so is one of B where a batch runs along it
+    if p.c == "rows" and p.a != "row panels":
+        for panels in (2, 4, 8):
+            if panels * p.width < 2 * p.n:
+                yield panels * p.width
