@@ -44,6 +44,9 @@ ubfm x{d}, x{n}, #{r}, #{s}          | 1101001101 r:6 s:6 n:5 d:5            |
 ldr x{t}, [x{n:sp}, #{i}]            | 1111100101 i:12*8 n:5 t:5             |
 ldr w{t}, [x{n:sp}, #{i}]            | 1011100101 i:12*4 n:5 t:5             |
 ldur x{t}, [x{n:sp}, #{i}]           | 11111000010 i:9s 00 n:5 t:5           |
+ldur w{t}, [x{n:sp}, #{i}]           | 10111000010 i:9s 00 n:5 t:5           |
+ldurh w{t}, [x{n:sp}, #{i}]          | 01111000010 i:9s 00 n:5 t:5           |
+ldurb w{t}, [x{n:sp}, #{i}]          | 00111000010 i:9s 00 n:5 t:5           |
 str x{t}, [x{n:sp}, #{i}]            | 1111100100 i:12*8 n:5 t:5             |
 str w{t}, [x{n:sp}, #{i}]            | 1011100100 i:12*4 n:5 t:5             |
 stur x{t}, [x{n:sp}, #{i}]           | 11111000000 i:9s 00 n:5 t:5           |
@@ -344,6 +347,16 @@ class A64Machine(Machine):
                 count -= size
                 if count:
                     self._emit("lsr x x imm", r, r, 8 * size)
+
+    def load_bits(self, d: int, at: At, count: int) -> None:
+        base, disp = self._reach(at, lambda disp: -256 <= disp <= 256 - 8)
+        done = 0
+        for size, row in ((8, "ldur x"), (4, "ldur w"), (2, "ldurh w"), (1, "ldurb w")):
+            if count - done >= size:
+                self._emit(f"{row} [xsp imm]", X16 if done else d, base, disp + done)
+                if done:
+                    self.merge_bits(d, X16, 8 * done)
+                done += size
 
 
 def flush_icache_code() -> bytes:

@@ -192,8 +192,8 @@ class Avx2Machine(X86VectorMachine):
         letter, register = ("d", "r32") if self.element == 4 else ("q", "r64")
         self._out((FORMS[f"vmov{letter} xmm {register}"], (d, RAX)))
         self._out((FORMS[f"vpbroadcast{letter} ymm xmm"], (d, d)))
-        top, (_, form, size) = 8 * self.element - 1, ELEMENTS[self.dtype]
-        shifts = b"".join(struct.pack(form, top - i) for i in range(self.lanes))
+        top, pattern = 8 * self.element - 1, ELEMENTS[self.dtype][1]
+        shifts = b"".join(struct.pack(pattern, top - i) for i in range(self.lanes))
         constant = (-1, None, 1, self.program.constant(shifts))
         self._vector(f"vpsllv{letter}", d, d, constant)
 

@@ -129,7 +129,6 @@ class Avx512Machine(X86VectorMachine):
         broadcast = "vmovddup" if (dtype, vector_bits) == ("f64", 128) else f"vbroadcast{self.s}"
         self._broadcast = FORMS[f"{broadcast} {self.register} m{8 * self.element}"]
         self._zero = FORMS["vpxord xmm xmm xmm"]
-        self.transpose_squares = (64 // self.element, *self.transpose_squares[1:])
 
     def _memory_kind(self) -> str:
         return f"b{8 * self.element}"
@@ -189,27 +188,33 @@ class Avx512Machine(X86VectorMachine):
         self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))
 
     def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
-        if 64 // self.element != side:
+        if side != 64 // self.element:
             super().transpose(side, to, to_row, source, source_row)
             return
-        # whole cache lines in and out. Pieces of 128 bits are transposed within registers, then
-        # moved: register n of group g has columns n, n + group, ... of the group's rows
-        self.transfer_rows("vmovups zmm m512", range(side), source, source_row)
+        # whole cache lines in and out
+        for i in range(side):
+            memory = (source[0], None, 1, source[1] + i * source_row)
+            self._out((FORMS["vmovups zmm m512"], (i, memory)))
         group = side // 4
-        for first in range(0, side, group):
-            rows = range(first, first + group)
-            self.transpose_pieces("zmm", rows, range(16 + first, 16 + first + group))
+        groups = [
+            self.transpose_pieces(FORMS, "zmm", range(i, i + group), range(16 + i, 16 + i + group))
+            for i in range(0, side, group)
+        ]
+        # piece p of register n of a group has column p * group + n of the group's rows
         shuffle = FORMS["vshuff32x4 zmm zmm zmm uimm8"]
-        for n in range(group):
-            a, b, c, d = range(n, side, group)
-            spare = range(16 + n, 16 + side, group)
-            for i, (x, y) in enumerate(((a, b), (c, d))):
-                self._out((shuffle, (spare[i], x, y, EVEN_PIECES)))
-                self._out((shuffle, (spare[2 + i], x, y, ODD_PIECES)))
-            for x, even, i in ((a, True, 0), (c, False, 0), (b, True, 2), (d, False, 2)):
-                pieces = EVEN_PIECES if even else ODD_PIECES
-                self._out((shuffle, (x, spare[i], spare[i + 1], pieces)))
-        self.transfer_rows("vmovups m512 zmm", range(side), to, to_row)
+        low = 16 - groups[0][0] // 16 * 16  # the bank that has no result
+        for n, (a, b, c, d) in enumerate(zip(*groups, strict=True)):
+            t = range(low + 4 * n, low + 4 * n + 4)
+            for i, (x, y, pieces) in enumerate(
+                ((a, b, EVEN_PIECES), (c, d, EVEN_PIECES), (a, b, ODD_PIECES), (c, d, ODD_PIECES))
+            ):
+                self._out((shuffle, (t[i], x, y, pieces)))
+            for p, (first, pieces) in enumerate(
+                ((0, EVEN_PIECES), (2, EVEN_PIECES), (0, ODD_PIECES), (2, ODD_PIECES))
+            ):
+                self._out((shuffle, (a, t[first], t[first + 1], pieces)))
+                memory = (to[0], None, 1, to[1] + (p * group + n) * to_row)
+                self._out((FORMS["vmovups m512 zmm"], (memory, a)))
 
     # ---- bits -------------------------------------------------------------------------------
 

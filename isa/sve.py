@@ -37,6 +37,10 @@ fdiv z{d+}.T, p{g}/m, z{d}.T, z{m}.T   | 01100101 sz 001101100 g:3 m:5 d:5      
 fsqrt z{d}.T, p{g}/m, z{n}.T         | 01100101 sz 001101101 g:3 n:5 d:5        | sve
 cmplt p{d}.T, p{g}/z, z{n}.T, #{i}     | 00100101 sz 0 i:5s 001 g:3 n:5 0 d:4     | sve
 fcmgt p{d}.T, p{g}/z, z{n}.T, #0.0     | 01100101 sz 010000001 g:3 n:5 1 d:4      | sve
+fcmgt p{d}.T, p{g}/z, z{n}.T, z{m}.T   | 01100101 sz 0 m:5 010 g:3 n:5 1 d:4      | sve
+zip1 z{d}.T, z{n}.T, z{m}.T            | 00000101 sz 1 m:5 011000 n:5 d:5         | sve
+zip2 z{d}.T, z{n}.T, z{m}.T            | 00000101 sz 1 m:5 011001 n:5 d:5         | sve
+lsr z{d+}.T, p{g}/m, z{d}.T, z{m}.T    | 00000100 sz 010001100 g:3 m:5 d:5        | sve
 sel z{d}.T, p{g}, z{n}.T, z{m}.T       | 00000101 sz 1 m:5 11 g:4 n:5 d:5         | sve
 orv T{d}, p{g}, z{n}.T                 | 00000100 sz 011000001 g:3 n:5 d:5        | sve
 """
@@ -47,6 +51,10 @@ and z{d}.d, z{n}.d, z{m}.d                       | 00000100001 m:5 001100 n:5 d:
 orr z{d}.d, z{n}.d, z{m}.d                       | 00000100011 m:5 001100 n:5 d:5             | sve
 lsl z{d}.s, z{n}.s, #{i}                         | 00000100011 i:5 100111 n:5 d:5             | sve
 lsl z{d}.d, z{n}.d, #{i}                         | 000001001 i<5:5> 1 i<4:0> 100111 n:5 d:5   | sve
+dup z{d}.s, z{n}.s[0]                            | 0000010100100100001000 n:5 d:5             | sve
+dup z{d}.d, z{n}.d[0]                            | 0000010100101000001000 n:5 d:5             | sve
+fmov s{d}, w{n}                                  | 0001111000100111000000 n:5 d:5             |
+fmov d{d}, x{n}                                  | 1001111001100111000000 n:5 d:5             |
 fmov w{d}, s{n}                                  | 0001111000100110000000 n:5 d:5             |
 fmov x{d}, d{n}                                  | 1001111001100110000000 n:5 d:5             |
 ld1w { z{t}.s }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001010100 i:4s 101 g:3 n:5 t:5          | sve
@@ -89,6 +97,8 @@ class SveMachine(A64Machine):
         self._store = FORMS[f"st1{letter} z.{t} p [xsp imm mul vl]"]
         self._broadcast = FORMS[f"ld1r{letter} z.{t} p/z [xsp imm]"]
         self._zero = FORMS[f"dup z.{t} imm"]
+        if self.lanes in (2, 4, 8, 16):  # two registers for each row
+            self.transpose_squares = (self.lanes,)
         #: displacements that ld1 and st1 take, and their immediates
         self._near_vectors = {i * self.bytes: i for i in range(-8, 8)}
 
@@ -223,6 +233,24 @@ class SveMachine(A64Machine):
         self._vector("cmplt p.T p/z z.T imm", SCRATCH, ALL, condition, 0)
         self._vector("sel z.T p z.T z.T", d, SCRATCH, a, b)
 
+    def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
+        self._vector("fcmgt p.T p/z z.T z.T", SCRATCH, ALL, x, y)
+        self._vector("sel z.T p z.T z.T", d, SCRATCH, a, b)
+
+    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
+        # interleaving the first and the second half of the rows, log2(side) times
+        rows, others = range(side), range(side, 2 * side)
+        for i in rows:
+            self.load(i, (source[0], source[1] + i * source_row), side)
+        for _ in range(side.bit_length() - 1):
+            for i in range(side // 2):
+                for half in (0, 1):
+                    d, a, b = others[2 * i + half], rows[i], rows[i + side // 2]
+                    self._vector(f"zip{half + 1} z.T z.T z.T", d, a, b)
+            rows, others = others, rows
+        for i in range(side):
+            self.store(rows[i], (to[0], to[1] + i * to_row), side)
+
     # ---- bits -------------------------------------------------------------------------------
 
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
@@ -245,6 +273,25 @@ class SveMachine(A64Machine):
         self._vector(f"orv {self.t} p z.T", bit, SCRATCH, bit)
         self._near = None  # d may be the base of the address that x17 holds
         self._out((FORMS["fmov w s" if self.element == 4 else "fmov x d"], (d, bit)))
+
+    def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
+        # lane i shifts bit i to the lowest place; a shift of all bits or more (unsigned) gives 0
+        number, more = temps[:2]
+        width = 8 * self.element
+        self._vector("index z.T imm imm", number, 0, 1)
+        self._shifted(d, r, position, number)
+        if self.lanes > width:
+            self._vector("sub z.T z.T imm", number, width)
+            self._shifted(more, r, position + width, number)
+            self.or_(d, d, more)
+        self.shift_left(d, d, width - 1)
+
+    def _shifted(self, d: int, r: int, position: int, number: int) -> None:
+        """Every lane of d = (r >> position) >> number."""
+        self._emit("lsr x x imm", X16, r, position)
+        self._out((FORMS["fmov s w" if self.element == 4 else "fmov d x"], (d, X16)))
+        self._vector("dup z.T z.T[0]", d, d)
+        self._vector("lsr z.T p/m z.T z.T", d, ALL, number)
 
 
 def open_machine(dtype: str, vector_bits: int) -> SveMachine:

@@ -8,21 +8,28 @@ masks, which differ; see isa.avx2 and isa.avx512.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from isa.form import Form
 from isa.machine import At, Constant
 from isa.x86 import X86Machine
 from isa.x86_rows import parse_table
 
-# Squares are transposed in 128-bit registers, which needs no permutation across lanes.
+# Squares are transposed in pieces of 128 bits, which needs no permutation across them.
 # mnemonic | operands | encoding | feature
 TABLE = """
-vmovups   | xmm m128    | VEX.128.0F.WIG 10 /r    | avx
-vmovups   | m128 xmm    | VEX.128.0F.WIG 11 /r    | avx
-vunpcklps | xmm xmm xmm | VEX.128.0F.WIG 14 /r    | avx
-vunpckhps | xmm xmm xmm | VEX.128.0F.WIG 15 /r    | avx
-vunpcklpd | xmm xmm xmm | VEX.128.66.0F.WIG 14 /r | avx
-vunpckhpd | xmm xmm xmm | VEX.128.66.0F.WIG 15 /r | avx
+vmovups     | xmm m128             | VEX.128.0F.WIG 10 /r        | avx
+vmovups     | m128 xmm             | VEX.128.0F.WIG 11 /r        | avx
+vmovups     | m256 ymm             | VEX.256.0F.WIG 11 /r        | avx
+vinsertf128 | ymm ymm m128 uimm8   | VEX.256.66.0F3A.W0 18 /r    | avx
+vunpcklps   | xmm xmm xmm          | VEX.128.0F.WIG 14 /r        | avx
+vunpckhps   | xmm xmm xmm          | VEX.128.0F.WIG 15 /r        | avx
+vunpcklpd   | xmm xmm xmm          | VEX.128.66.0F.WIG 14 /r     | avx
+vunpckhpd   | xmm xmm xmm          | VEX.128.66.0F.WIG 15 /r     | avx
+vunpcklps   | ymm ymm ymm          | VEX.256.0F.WIG 14 /r        | avx
+vunpckhps   | ymm ymm ymm          | VEX.256.0F.WIG 15 /r        | avx
+vunpcklpd   | ymm ymm ymm          | VEX.256.66.0F.WIG 14 /r     | avx
+vunpckhpd   | ymm ymm ymm          | VEX.256.66.0F.WIG 15 /r     | avx
 """
 TRANSPOSE = parse_table(TABLE)
 #: register name by width in bits
@@ -42,7 +49,7 @@ class X86VectorMachine(X86Machine):
         self.register = REGISTER[vector_bits]
         self.memory = self._memory_kind()
         self._out = self.program.records.append
-        self.transpose_square = 16 // self.element
+        self.transpose_squares = tuple(size // self.element for size in (64, 32, 16))
 
     @abstractmethod
     def _memory_kind(self) -> str:
@@ -72,23 +79,50 @@ class X86VectorMachine(X86Machine):
     def _leave_vectors(self) -> None:
         self._out((self._form("vzeroupper"), ()))
 
-    def transpose(self, to: At, to_row: int, source: At, source_row: int) -> None:
-        n = self.transpose_square
-        for i in range(n):
-            memory = (source[0], None, 1, source[1] + i * source_row)
-            self._out((TRANSPOSE["vmovups xmm m128"], (i, memory)))
-        pairs = [(2, "l", 0, 1), (3, "h", 0, 1)]
-        columns: tuple[int, ...] = (2, 3)
-        if n == 4:  # interleave rows 0 and 1, 2 and 3; then pairs of elements make the columns
-            for d, name, a in ((4, "l", 0), (5, "h", 0), (6, "l", 2), (7, "h", 2)):
-                self._out((TRANSPOSE[f"vunpck{name}ps xmm xmm xmm"], (d, a, a + 1)))
-            pairs = [(0, "l", 4, 6), (1, "h", 4, 6), (2, "l", 5, 7), (3, "h", 5, 7)]
-            columns = (0, 1, 2, 3)
-        for d, name, a, b in pairs:
-            self._out((TRANSPOSE[f"vunpck{name}pd xmm xmm xmm"], (d, a, b)))
-        for i, column in enumerate(columns):
-            memory = (to[0], None, 1, to[1] + i * to_row)
-            self._out((TRANSPOSE["vmovups m128 xmm"], (memory, column)))
+    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
+        group = 16 // self.element
+        if side > 2 * group:  # a cache line wide: in quarters, those of the same rows together
+            half = side // 2
+            for row in (0, half):
+                for column in (0, half):
+                    at = source[1] + row * source_row + column * self.element
+                    corner = (to[0], to[1] + column * to_row + row * self.element)
+                    self.transpose(half, corner, to_row, (source[0], at), source_row)
+            return
+        kind, bits = ("ymm", 256) if side > group else ("xmm", 128)
+        for first in range(0, side, group):
+            for i in range(group):
+                at = source[1] + i * source_row + first * self.element
+                self._out((TRANSPOSE["vmovups xmm m128"], (i, (source[0], None, 1, at))))
+                if side > group:
+                    memory = (source[0], None, 1, at + group * source_row)
+                    self._out((TRANSPOSE["vinsertf128 ymm ymm m128 uimm8"], (i, i, memory, 1)))
+            columns = self.transpose_pieces(TRANSPOSE, kind, range(group), range(4, 4 + group))
+            for i, column in enumerate(columns, first):
+                memory = (to[0], None, 1, to[1] + i * to_row)
+                self._out((TRANSPOSE[f"vmovups m{bits} {kind}"], (memory, column)))
+
+    def transpose_pieces(
+        self, table: dict[str, Form], kind: str, r: Sequence[int], t: Sequence[int]
+    ) -> Sequence[int]:
+        """Transpose, in each piece of 128 bits, the square that registers r hold; t are others.
+
+        Returns the registers with the result, r or t.
+        """
+
+        def unpack(letters: str, d: int, a: int, b: int) -> None:
+            self._out((table[f"vunpck{letters} {kind} {kind} {kind}"], (d, a, b)))
+
+        if len(r) == 2:
+            unpack("lpd", t[0], r[0], r[1])
+            unpack("hpd", t[1], r[0], r[1])
+            return t
+        # interleave rows 0 and 1, 2 and 3; then pairs of elements make the columns
+        for d, letter, row in ((0, "l", 0), (1, "h", 0), (2, "l", 2), (3, "h", 2)):
+            unpack(f"{letter}ps", t[d], r[row], r[row + 1])
+        for d, letter, a in ((0, "l", 0), (1, "h", 0), (2, "l", 1), (3, "h", 1)):
+            unpack(f"{letter}pd", r[d], t[a], t[a + 2])
+        return r
 
     # ---- arithmetic -----------------------------------------------------------------------
 

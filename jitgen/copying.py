@@ -1,7 +1,8 @@
 """Copying a matrix in emitted code, transposed or not: B to the stack, or into panels.
 
-Transposed squares go through vector registers where the machine has a verb for it; the edges, and
-machines without it, element by element. Not here: why it is done (`jitgen.plan`, `jitgen.pack`).
+Transposed squares go through vector registers where the machine has a verb for them; what is
+smaller than any of them, element by element. Not here: why it is done (`jitgen.plan`,
+`jitgen.pack`), and matrices of any size (`jitgen.layout`).
 """
 
 from __future__ import annotations
@@ -37,35 +38,36 @@ def copy_transposed(
 
     `source` and `to` are registers, moved behind what was read and written; `leading` is the
     distance of two source columns, `row` of two target rows, in bytes. `step` and `temp` are
-    registers that may be clobbered, and the first vector registers are too.
+    registers that may be clobbered, and all vector registers are too.
     """
     element = machine.element
-    square = machine.transpose_square
-    wide = columns // square * square if square else 0
-    passes = depth // square if wide else 0
-    if passes:
-        with repeated(machine, step, passes):
-            for j in range(0, wide, square):
-                machine.transpose((to, j * element), row, (source, j * leading), leading)
-            _edge(machine, range(wide, columns), square, source, to, leading, row, temp)
-            machine.advance(source, square * element)
-            machine.advance(to, square * row)
-    rest = depth - passes * square
-    if rest:
-        with repeated(machine, step, rest):
-            _edge(machine, range(columns), 1, source, to, leading, row, temp)
+    side = square_side(machine, columns, depth)
+    if not side:
+        with repeated(machine, step, depth):
+            for j in range(columns):
+                machine.copy_element((to, j * element), (source, j * leading), temp)
             machine.advance(source, element)
             machine.advance(to, row)
+        return
+
+    passes, rest = -(-depth // side), depth % side
+    with repeated(machine, step, passes):
+        # the last square of a row may lie over the one before it
+        for j in (*range(0, columns - side, side), columns - side):
+            machine.transpose(side, (to, j * element), row, (source, j * leading), leading)
+        machine.advance(source, side * element)
+        machine.advance(to, side * row)
+        if rest:  # the second pass lies over the first one
+            later = machine.program.new_label()
+            machine.jump_if_less(step, passes, later)
+            machine.advance(source, (rest - side) * element)
+            machine.advance(to, (rest - side) * row)
+            machine.place(later)
 
 
-def _edge(
-    machine: Machine, columns: range, rows: int, source: int, to: int, leading: int, row: int,
-    temp: int,
-) -> None:  # fmt: skip
-    for j in columns:
-        for i in range(rows):
-            at = (source, j * leading + i * machine.element)
-            machine.copy_element((to, i * row + j * machine.element), at, temp)
+def square_side(machine: Machine, rows: int, columns: int) -> int:
+    """Side of the largest square that can be transposed within rows x columns; 0: there is none."""
+    return next((s for s in machine.transpose_squares if s <= min(rows, columns)), 0)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class Emitter(Protocol[C]):
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """What differs between the element types.
 
     A pair (head, tail) is a number to more than working precision.  The heads of `step_square` and
@@ -126,8 +126,8 @@ _CUBIC = 0.07135481627260025  # 2 sqrt(2 / pi) 0.044715
 # Coefficients are given from the constant term upwards.  They minimise the largest relative error
 # on the range they serve (Remez), the first two of `exp` being held at 1.
 # fmt: off
-_TABLES = {
-    "f32": _Table(
+TABLES = {
+    "f32": Table(
         mantissa_bits=23, bias=127, small=32, large=64,
         exp_range=(-104.0, 89.0), sigmoid_range=(-104.0, 20.0),
         silu_limit=108.75, tanh_limit=9.02, gelu_limit=14.375, gelu_tanh_limit=10.78,
@@ -146,7 +146,7 @@ _TABLES = {
             -0.954765, -0.4416417, -0.0804675,
         ),
     ),
-    "f64": _Table(
+    "f64": Table(
         mantissa_bits=52, bias=1023, small=64, large=512,
         exp_range=(-746.0, 710.0), sigmoid_range=(-746.0, 40.0),
         silu_limit=751.8, tanh_limit=19.1, gelu_limit=38.59, gelu_tanh_limit=21.55,
@@ -184,24 +184,24 @@ _TABLES = {
 TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
 
 
-def _magic(table: _Table, offset: int = 0) -> float:
+def _magic(table: Table, offset: int = 0) -> float:
     """Return the number that, added to n, leaves 2^(n + offset) to be shifted into place."""
     return 1.5 * 2.0**table.mantissa_bits + table.bias + offset
 
 
-def _sign(v: Emitter[C]) -> int:
+def sign_bit(v: Emitter[C]) -> int:
     """Return the bit pattern of the sign."""
     return 1 << (31 if v.dtype == "f32" else 63)
 
 
-def _horner(v: Emitter[C], d: int, x: int, coefficients: Sequence[float]) -> None:
+def horner(v: Emitter[C], d: int, x: int, coefficients: Sequence[float]) -> None:
     """d = coefficients[0] + coefficients[1] * x + ..., d and x being different registers."""
     v.load_const(d, v.const(coefficients[-1]))
     for coefficient in reversed(coefficients[:-1]):
         v.fmad(d, x, v.const(coefficient))
 
 
-def _scaled(coefficients: Sequence[float], outer: float, inner: float = 1.0) -> list[float]:
+def scaled(coefficients: Sequence[float], outer: float, inner: float = 1.0) -> list[float]:
     """Return the coefficients of outer * P(inner * x)."""
     return [
         float(Fraction(coefficient) * Fraction(outer) * Fraction(inner) ** power)
@@ -217,12 +217,12 @@ def _clamp(v: Emitter[C], x: int, t: Sequence[int], low: float, high: float) -> 
     v.max(x, t[1], t[0])
 
 
-def _exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
+def exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
     """ratio = (p, a) with p / a = e^x and p near 2^-small: sigmoid(x) is p / (a + p).
 
     Clobbers x, which must be so limited that a = 2^-(n + small) is normal.
     """
-    table = _TABLES[v.dtype]
+    table = TABLES[v.dtype]
     p, a = ratio
     magic = v.const(_magic(table, -table.small))
     v.load_const(a, magic)
@@ -230,7 +230,7 @@ def _exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
     v.sub(p, a, magic)  # -n
     v.fma(x, p, v.const(table.ln2[0]))
     v.fma(x, p, v.const(table.ln2[1]))
-    _horner(v, p, x, _scaled(table.exp, 2.0**-table.small))
+    horner(v, p, x, scaled(table.exp, 2.0**-table.small))
     v.shift_left(a, a, table.mantissa_bits)
 
 
@@ -247,7 +247,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     The range of n is wider than that of normal powers of two, so 2^n is applied as two equal
     factors 2^(n / 2) with n even, at the price of a polynomial on twice the range.
     """
-    table = _TABLES[v.dtype]
+    table = TABLES[v.dtype]
     power, p = t[0], t[1]
     magic = v.const(_magic(table))
     _clamp(v, x, t, *table.exp_range)
@@ -256,7 +256,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.sub(p, power, magic)  # n / 2
     v.fnma(x, p, v.const(2 * table.ln2[0]))
     v.fnma(x, p, v.const(2 * table.ln2[1]))
-    _horner(v, p, x, table.exp_wide)
+    horner(v, p, x, table.exp_wide)
     v.shift_left(power, power, table.mantissa_bits)
     v.mul(p, p, power)
     v.mul(x, p, power)
@@ -268,8 +268,8 @@ def sigmoid(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     Largest error: f32 2.41 ULP (x near -4), f64 2.1 ULP.
     With e^x = p / a the result is p / (a + p): no cancellation at either end, never above 1.
     """
-    _clamp(v, x, t, *_TABLES[v.dtype].sigmoid_range)
-    _exp_as_ratio(v, x, (t[0], t[1]))
+    _clamp(v, x, t, *TABLES[v.dtype].sigmoid_range)
+    exp_as_ratio(v, x, (t[0], t[1]))
     v.add(t[1], t[1], t[0])
     v.div(x, t[0], t[1])
 
@@ -281,12 +281,12 @@ def silu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     max(x, 0) - |x| sigmoid(-|x|), the product being (|x| / (a + p)) * p: with the division first,
     neither a small |x| nor a small sigmoid drives an intermediate result below the normal range.
     """
-    table = _TABLES[v.dtype]
-    sign, limit = v.const_bits(_sign(v)), v.const(-table.silu_limit)
+    table = TABLES[v.dtype]
+    sign, limit = v.const_bits(sign_bit(v)), v.const(-table.silu_limit)
     y, p, a = t[0], t[1], t[2]
     v.or_(y, x, sign)
     v.max(y, y, limit)
-    _exp_as_ratio(v, y, (p, a))
+    exp_as_ratio(v, y, (p, a))
     v.add(a, a, p)
     v.or_(y, x, sign)
     v.max(y, y, limit)
@@ -302,26 +302,50 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     e / (e + 2) with e = e^(2 |x|) - 1 = 2^n q + (2^n - 1), q being the polynomial less its constant
     term: accurate near 0, where n is 0; odd to the last bit; never beyond 1.
     """
-    table = _TABLES[v.dtype]
+    table = TABLES[v.dtype]
     magic = v.const(_magic(table))
     y, power, q = t[0], t[1], t[2]
     v.load_const(y, v.const(table.tanh_limit))
-    v.and_(power, x, v.const_bits(_sign(v) - 1))
+    v.and_(power, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, power)  # NaN stays NaN, being the second operand
     v.load_const(power, magic)
     v.fma(power, y, v.const(2 * _LOG2E))
     v.sub(q, power, magic)  # n
     v.fnma(y, q, v.const(table.ln2[0] / 2))
     v.fnma(y, q, v.const(table.ln2[1] / 2))
-    _horner(v, q, y, _scaled(table.exp, 1.0, 2.0)[1:])
+    horner(v, q, y, scaled(table.exp, 1.0, 2.0)[1:])
     v.mul(q, q, y)
     v.shift_left(power, power, table.mantissa_bits)
     v.sub(y, power, v.const(1.0))
     v.fma(y, power, q)
     v.add(q, y, v.const(2.0))
     v.div(y, y, q)
-    v.and_(x, x, v.const_bits(_sign(v)))
+    v.and_(x, x, v.const_bits(sign_bit(v)))
     v.or_(x, x, y)
+
+
+def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
+    """t[0] = 2^large e^(-y^2 / 2), large being the table's and y = |x|, at most `limit`.
+
+    Clobbers t[1] and t[2]; the result for NaN is a number or NaN.
+    """
+    table = TABLES[v.dtype]
+    magic = v.const(_magic(table))
+    y, n, f = t[0], t[1], t[2]
+    v.and_(y, x, v.const_bits(sign_bit(v) - 1))
+    v.min(y, y, v.const(limit))
+    v.mul(n, y, y)
+    v.load_const(f, magic)
+    v.fma(f, n, v.const(-_LOG2E / 2))
+    v.sub(n, f, magic)
+    v.mul(f, n, v.const(table.step_square[0]))
+    v.fma(f, y, y)  # y^2 + 2 n ln 2, the square unrounded
+    v.fma(f, n, v.const(table.step_square[1]))
+    v.add(n, n, v.const(_magic(table, table.large)))
+    v.shift_left(n, n, table.mantissa_bits)
+    value = t[0]
+    horner(v, value, f, scaled(table.exp, 1.0, -0.5))
+    v.mul(value, value, n)
 
 
 def gelu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
@@ -333,32 +357,16 @@ def gelu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     max(x, 0) - y Phi(-y) with y = |x| and y Phi(-y) = e^(-y^2 / 2) * r * W(r - 1), r being
     y / (y + b) and W a polynomial: r and W stay between bounds, however large y is.
     """
-    table = _TABLES[v.dtype]
-    magnitude, limit = v.const_bits(_sign(v) - 1), v.const(table.gelu_limit)
-    magic = v.const(_magic(table))
-    y, n, f = t[0], t[1], t[2]
-    v.and_(y, x, magnitude)
-    v.min(y, y, limit)
-    v.mul(n, y, y)
-    v.load_const(f, magic)
-    v.fma(f, n, v.const(-_LOG2E / 2))
-    v.sub(n, f, magic)
-    v.mul(f, n, v.const(table.step_square[0]))
-    v.fma(f, y, y)  # y^2 + 2 n ln 2, the square unrounded
-    v.fma(f, n, v.const(table.step_square[1]))
-    v.add(n, n, v.const(_magic(table, table.large)))
-    v.shift_left(n, n, table.mantissa_bits)
-    value = t[0]
-    _horner(v, value, f, _scaled(table.exp, 1.0, -0.5))
-    v.mul(value, value, n)
-    y, w, ratio = t[1], t[2], t[1]
-    v.and_(y, x, magnitude)
-    v.min(y, y, limit)
+    table = TABLES[v.dtype]
+    gaussian(v, x, t, table.gelu_limit)
+    value, y, w, ratio = t[0], t[1], t[2], t[1]
+    v.and_(y, x, v.const_bits(sign_bit(v) - 1))
+    v.min(y, y, v.const(table.gelu_limit))
     v.add(w, y, v.const(table.tail_shift))
     v.div(ratio, y, w)
     v.mul(value, value, ratio)
     v.sub(ratio, ratio, v.const(1.0))
-    _horner(v, w, ratio, _scaled(table.tail, 2.0**-table.large))
+    horner(v, w, ratio, scaled(table.tail, 2.0**-table.large))
     _positive_part(v, x, ratio)
     v.fnma(x, value, w)
 
@@ -371,10 +379,10 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     computed as silu is; c is part of the polynomial for e^-w, so that only y (y^2 + k) is to be
     kept to more than working precision.
     """
-    table = _TABLES[v.dtype]
+    table = TABLES[v.dtype]
     magic = v.const(_magic(table))
     y, cubic, n, f = t[0], t[1], t[2], t[3]
-    v.and_(y, x, v.const_bits(_sign(v) - 1))
+    v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(table.gelu_tanh_limit))
     v.load_const(cubic, v.const(table.inverse_cubic[0]))
     v.fma(cubic, y, y)  # y^2 + k, rounded
@@ -390,7 +398,7 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fma(f, y, cubic)
     v.fma(f, n, v.const(table.step_cubic[1]))
     p = cubic
-    _horner(v, p, f, _scaled(table.exp, 2.0**-table.small, _CUBIC))
+    horner(v, p, f, scaled(table.exp, 2.0**-table.small, _CUBIC))
     v.add(n, n, v.const(_magic(table, -table.small)))
     v.shift_left(n, n, table.mantissa_bits)
     v.add(n, n, p)

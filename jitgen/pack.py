@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu, loader
-from jitgen.copying import copy_rows, copy_transposed, repeated
+from jitgen.copying import copy_rows, repeated
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
+from jitgen.layout import LOOP_ROLES, transpose_loops
 from jitgen.operands import NUMPY, address
 from jitgen.spec import MATRIX_BYTES
 from jitgen.target import ANY_WIDTH, TARGETS, Target
@@ -98,20 +99,24 @@ def _load(*shape: Any) -> tuple[Any, loader.Code]:
     return loader.ffi.cast("int64_t (*)(void *)", code.address), code
 
 
+@functools.lru_cache(maxsize=1024)
 def emit_packer(
     k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
 ) -> bytes:
     """Machine code that packs `count` matrices from `a` to `c` (argument struct of docs/abi.md)."""
     machine = target.machine(dtype, ANY_WIDTH)
     frame = Frame(machine)
-    roles = ("from", "to", "left", "step", "source", "panels", "temp", "constants")
-    source_base, to, left, step, source, done, temp, _ = (frame.take(role) for role in roles)
+    roles = ("from", "to", "left", "source", "panels")
+    source_base, to, left, source, done = (frame.take(role) for role in roles)
+    for role in LOOP_ROLES if trans else ("row", "constants"):
+        frame.take(role)
+    step = frame["row"]
     lanes, element = machine.lanes, machine.element
     machine.program.section(f"pack {k} x {n} in panels of {panel} columns")
     machine.begin(frame.used())
     tail = n % lanes
     spare = machine.vectors - 1
-    if tail:
+    if tail and not trans:
         if machine.tail_vectors(tail):
             machine.use_constants(frame["constants"])
         machine.set_tail(tail, spare)
@@ -140,12 +145,13 @@ def emit_packer(
                 machine.advance(to, row)
             machine.advance(to, -k * row)
         if trans:
-            copy_transposed(machine, columns, k, source, to, across, row, step, temp)
+            transpose_loops(frame, columns, k, source, to, leading, panel)
+            machine.advance(to, k * row)
         else:
             parts = [(j * element, min(lanes, columns - j)) for j in range(0, columns, lanes)]
             copy_rows(machine, parts, k, source, to, down, row, step)
         if repeat > 1:
-            machine.advance(source, panel * across - k * down)
+            machine.advance(source, panel * across - (0 if trans else k * down))
             machine.advance(done, 1)
             machine.jump_if_less(done, repeat, each)
     machine.advance(source_base, stride * element)

@@ -28,7 +28,7 @@ MNEMONICS = {"movabs": "MOV"}
 #: moves between vector registers that could be written as a store as well
 MOVES = ("vmovups", "vmovupd")
 #: instructions of AVX-512 that take no mask
-UNMASKED = ("kmovw", "vpmovd2m", "vpmovq2m")
+UNMASKED = ("kmovw", "vpmovd2m", "vpmovq2m", "vpmovm2d", "vpmovm2q")
 #: bits by kind of vector register
 VECTOR_BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
 #: a value of each immediate that needs the whole field

@@ -226,7 +226,7 @@ def _inputs_f32(seed: int) -> Array:
     ]
     parts = [raw[np.isfinite(raw)], *(part.astype(np.float32) for part in dense)]
     for name in ("exp_range", "sigmoid_range", "silu_limit", "tanh_limit", "gelu_limit"):
-        for edge in np.atleast_1d(getattr(functions._TABLES["f32"], name)).astype(np.float32):
+        for edge in np.atleast_1d(getattr(functions.TABLES["f32"], name)).astype(np.float32):
             steps = np.arange(-500, 501, dtype=np.int32)
             near = (edge.view(np.int32) + steps).view(np.float32)
             parts += [near, -near]
