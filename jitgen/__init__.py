@@ -12,8 +12,10 @@ True
 
 from __future__ import annotations
 
+from jitgen import debug
 from jitgen.cpu import host, targets
 from jitgen.kernel import Bound, Kernel, brgemm, clear_caches
+from jitgen.objects import export
 from jitgen.pack import pack_b
 from jitgen.plan import Plan
 from jitgen.spec import KernelSpec
@@ -21,6 +23,8 @@ from jitgen.target import Target
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "host", "pack_b",
-    "targets",
+    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "export", "host",
+    "pack_b", "targets",
 ]  # fmt: skip
+
+debug.enable_from_environment()

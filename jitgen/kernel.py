@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import isa
 from isa.form import clear_caches as clear_forms
-from jitgen import cpu, generator, loader
+from jitgen import cpu, disk, generator, loader
 from jitgen.cache import Cache
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
@@ -28,6 +29,10 @@ CODE_BYTES = 256 * 1024
 CACHE_SIZE = 4096
 
 _cache: Cache[Kernel] = Cache(CACHE_SIZE)
+#: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
+#: loader.lock
+loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
+on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
 class Bound(functools.partial):  # type: ignore[type-arg]
@@ -48,17 +53,33 @@ class Kernel:
     """
 
     def __init__(
-        self, spec: KernelSpec, target: Target, plan: Plan, code: bytes, roles: dict[str, int]
-    ) -> None:
+        self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
+        roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.target = target
-        self.plan = plan
         #: the machine code with its constants
         self.code = code
-        #: role -> general-purpose register
-        self.roles = roles
+        # a kernel from disk has neither plan nor roles: few ask for them
+        self._plan = plan
+        self._roles = roles
+        self._overrides = overrides
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Tiles and loops."""
+        if self._plan is None:
+            self._plan = generate(self.spec, self.target, self._overrides).plan
+        return self._plan
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """Role -> general-purpose register."""
+        if self._roles is None:
+            self._roles = generate(self.spec, self.target, self._overrides).roles
+        return self._roles
 
     @property
     def program(self) -> isa.Program:
@@ -77,6 +98,9 @@ class Kernel:
             with loader.lock:
                 if self._loaded is None:
                     self._loaded = loader.load(self.code)
+                    loaded[self] = self._loaded
+                    if on_load is not None:
+                        on_load(self, self._loaded)
         return self._loaded.address
 
     def flops(self, count: int = 1) -> int:
@@ -118,11 +142,15 @@ class Kernel:
         self.bind(a, b, c, **extra)()
         return c
 
-    def listing(self) -> str:
-        """The machine code as text: sections, addresses, bytes, instructions, register roles."""
-        from jitgen.inspect.listing import listing
+    def listing(self, format: str = "text", syntax: str = "intel") -> str:
+        """The kernel in a format: "text" (sections, registers, every instruction with its meaning),
+        "asm" (assembles to `code`; syntax "intel" or "att"), "json" or "html" (docs/listing.md).
 
-        return listing(self)
+        Raises ValueError for an unknown format or syntax.
+        """
+        from jitgen.inspect.formats import render
+
+        return render(self, format, syntax)
 
     def __repr__(self) -> str:
         s = self.spec
@@ -143,7 +171,7 @@ def _checked(function: Callable[[Any], int], args: Any) -> None:
 def generate(
     spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...] = ()
 ) -> Kernel:
-    """Generate a kernel, past the cache.
+    """Generate a kernel, past all caches.
 
     Raises ValueError if the plan's overrides do not fit, or the code is larger than CODE_BYTES.
     """
@@ -158,6 +186,21 @@ def generate(
             "choose a smaller k_unroll, or apply fewer functions to C"
         )
     return Kernel(spec, target, plan, code, roles)
+
+
+def _load_or_generate(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...]
+) -> Kernel:
+    store = disk.store()
+    if store is None:
+        return generate(spec, target, overrides)
+    key = store.key(spec, target, overrides)
+    code = store.load(key, CODE_BYTES)
+    if code is not None:
+        return Kernel(spec, target, None, code, None, overrides)
+    kernel = generate(spec, target, overrides)
+    store.save(key, kernel.code)
+    return kernel
 
 
 @functools.lru_cache(maxsize=4096)
@@ -221,10 +264,9 @@ def brgemm(
             stride_b=stride_b, alpha=alpha, beta=beta, trans_a=trans_a, trans_b=trans_b,
             panel=panel, epilogue=epilogue,
         )  # fmt: skip
-        kernel = generate(spec, chosen, overrides)
         if assembler == "jitgen":
-            return kernel
-        return _assemble_elsewhere(kernel, assembler)
+            return _load_or_generate(spec, chosen, overrides)
+        return _assemble_elsewhere(generate(spec, chosen, overrides), assembler)
 
     try:
         cached = _cache.peek(key)

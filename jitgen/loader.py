@@ -1,8 +1,11 @@
 """Executable memory: machine code in, addresses out; never writable and executable at one address.
 
-Many kernels share an arena, a memory file mapped twice (once writable, once executable); where the
-system has no memory files, each kernel gets pages of its own that are written first and made
+Many kernels share an arena, anonymous shared memory mapped twice (once writable, once executable);
+where the system cannot do that, each kernel gets pages of its own that are written first and made
 executable then. Not here: what the code does (`jitgen.kernel`).
+
+Anonymous and not a named memory file, because perf looks into its map of names (`jitgen.debug`)
+only for samples in anonymous memory.
 
 Forking: an arena is shared memory, so after a fork neither side may reuse a place that the other
 may still run. A fork therefore gives the arena up; both sides begin a new one.
@@ -27,6 +30,7 @@ ffi.cdef(
     void *mmap(void *, size_t, int, int, int, int64_t);
     int munmap(void *, size_t);
     int mprotect(void *, size_t, int);
+    void *mremap(void *, size_t, size_t, int, ...);
     unsigned long getauxval(unsigned long);
     int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long);
     """
@@ -35,7 +39,7 @@ ARENA_BYTES = 1 << 20
 ALIGN = 64
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
-MFD_CLOEXEC, MFD_EXEC = 1, 0x10
+MREMAP_MAYMOVE = 1
 
 
 class ExecutableMemoryError(OSError):
@@ -64,22 +68,26 @@ def libc() -> Any:
 
 
 class Code:
-    """Machine code in executable memory; its place is free again when this object dies."""
+    """Machine code in executable memory; its place is free again when this object dies.
 
-    __slots__ = ("_owner", "_slot", "address", "size")
+    From `address` on, `size` bytes are the code, `room` bytes its own.
+    """
+
+    __slots__ = ("_owner", "_slot", "address", "room", "size")
 
     def __init__(self, owner: Arena, slot: tuple[int, int], address: int, size: int) -> None:
         self._owner = owner
         self._slot = slot
         self.address = address
         self.size = size
+        self.room = slot[1]
 
     def __del__(self) -> None:
         self._owner.release(self._slot)
 
 
 class Arena:
-    """Executable memory for many kernels: a writable and an executable view of one memory file."""
+    """Executable memory for many kernels: a writable and an executable view of the same pages."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -87,20 +95,27 @@ class Arena:
         self._c = libc()
         self._free: list[tuple[int, int]] = [(0, size)]
         self._dead: deque[tuple[int, int]] = deque()
-        fd = _memory_file(size)
-        try:
-            self._writable = self._map(fd, PROT_READ | PROT_WRITE)
-            self._executable = self._map(fd, PROT_READ | PROT_EXEC)
-        finally:
-            os.close(fd)
+        self._writable = self._map(MAP_SHARED)
+        # an old size of 0 asks for a second mapping of shared pages (mremap(2))
+        first = ffi.cast("void *", self._writable)
+        self._executable = _checked(self._c.mremap(first, 0, size, MREMAP_MAYMOVE))
+        self._make_executable()
 
-    def _map(self, fd: int, protection: int) -> int:
-        address = self._c.mmap(ffi.NULL, self.size, protection, MAP_SHARED, fd, 0)
-        return _checked(address)
+    def _map(self, sharing: int) -> int:
+        access = PROT_READ | PROT_WRITE
+        return _checked(self._c.mmap(ffi.NULL, self.size, access, sharing | MAP_ANONYMOUS, -1, 0))
+
+    def _make_executable(self) -> None:
+        pages = ffi.cast("void *", self._executable)
+        if self._c.mprotect(pages, self.size, PROT_READ | PROT_EXEC):
+            raise ExecutableMemoryError(
+                ffi.errno, f"the system refuses executable memory ({os.strerror(ffi.errno)}); "
+                "generating and listing kernels still works"
+            )  # fmt: skip
 
     def place(self, code: bytes) -> Code | None:
         """Copy `code` in; None if there is no room."""
-        size = -(-len(code) // ALIGN) * ALIGN
+        size = self._round_up(len(code))
         self._reclaim()
         for i, (start, room) in enumerate(self._free):
             if room >= size:
@@ -108,6 +123,9 @@ class Arena:
                 ffi.memmove(ffi.cast("char *", self._writable + start), code, len(code))
                 return Code(self, (start, size), self._executable + start, len(code))
         return None
+
+    def _round_up(self, size: int) -> int:
+        return -(-size // ALIGN) * ALIGN
 
     def release(self, slot: tuple[int, int]) -> None:
         """Make a place free for the next kernel. Takes no lock and changes no list that `place`
@@ -134,26 +152,22 @@ class Arena:
 
 
 class Pages(Arena):
-    """Pages of one kernel, written first and made executable then (no memory files needed)."""
+    """Pages of one kernel, written first and made executable then."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // 4096) * 4096
         self._c = libc()
         self._free = [(0, self.size)]
         self._dead = deque()
-        flags = MAP_PRIVATE | MAP_ANONYMOUS
-        address = self._c.mmap(ffi.NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
-        self._writable = self._executable = _checked(address)
+        self._writable = self._executable = self._map(MAP_PRIVATE)
 
     def place(self, code: bytes) -> Code | None:
         placed = super().place(code)
-        pages = ffi.cast("void *", self._writable)
-        if self._c.mprotect(pages, self.size, PROT_READ | PROT_EXEC):
-            raise ExecutableMemoryError(
-                ffi.errno, f"the system refuses executable memory ({os.strerror(ffi.errno)}); "
-                "generating and listing kernels still works"
-            )  # fmt: skip
+        self._make_executable()
         return placed
+
+    def _round_up(self, size: int) -> int:
+        return self.size  # nothing else comes here
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
@@ -169,20 +183,13 @@ def _checked(address: Any) -> int:
     return number
 
 
-def _memory_file(size: int) -> int:
-    try:
-        fd = os.memfd_create("jitgen", MFD_CLOEXEC | MFD_EXEC)
-    except OSError:
-        # kernels before 6.3 do not know MFD_EXEC; their memory files are executable anyway
-        fd = os.memfd_create("jitgen", MFD_CLOEXEC)
-    os.ftruncate(fd, size)
-    return fd
-
-
 #: Guards loading. A fork waits for it, so that a child never inherits it taken.
 lock = threading.RLock()
 #: The arena that takes the next kernels; an older one lives as long as its kernels do
 _arena: Arena | None = None
+#: Whether kernels share arenas. `jitgen.debug` wants pages of its own for each kernel, private ones
+#: because debuggers cannot set breakpoints in shared memory
+share = True
 
 
 def load(code: bytes) -> Code:
@@ -201,17 +208,21 @@ def load(code: bytes) -> Code:
 
 
 def _place(code: bytes) -> Code:
-    global _arena
     # a process that was forked past Python's hooks still shares its parent's arena
-    if _arena and _arena.pid == os.getpid() and (placed := _arena.place(code)):
+    if share and _arena and _arena.pid == os.getpid() and (placed := _arena.place(code)):
         return placed
-    try:
-        arena = _arena = Arena(max(ARENA_BYTES, -(-len(code) // 4096) * 4096))
-    except OSError:
-        arena = Pages(len(code))
-    placed = arena.place(code)
+    placed = _new_arena(len(code)).place(code)
     assert placed is not None, "a new arena has room"
     return placed
+
+
+def _new_arena(size: int) -> Arena:
+    global _arena
+    if share:
+        with contextlib.suppress(OSError):
+            _arena = Arena(max(ARENA_BYTES, -(-size // 4096) * 4096))
+            return _arena
+    return Pages(size)
 
 
 def _before_fork() -> None:

@@ -29,6 +29,8 @@ _MISSING = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the count file and fix the seed, in the process that starts the others."""
+    # tests change the generator in memory: what it makes then must not be stored for anyone
+    os.environ.pop("JITGEN_CACHE", None)
     if hasattr(config, "workerinput"):
         return
     os.environ.setdefault("JITGEN_SEED", str(secrets.randbits(32)))

@@ -36,7 +36,7 @@ def mappings():
         return [line.split() for line in file]
 
 def jitgen_mappings():
-    return sum("/memfd:jitgen" in line for line in mappings())
+    return sum("/dev/zero" in line for line in mappings())  # anonymous shared memory
 """
 
 
@@ -69,7 +69,7 @@ assert jitgen_mappings() <= 2, jitgen_mappings()
 
 
 def test_nothing_is_writable_and_executable() -> None:
-    """Neither at one address, nor is the file descriptor of the memory left open."""
+    """Neither at one address, nor is a file descriptor left open."""
     run_child(COMMON + """
 before = set(os.listdir("/proc/self/fd"))
 assert right(make(3), 3)
@@ -82,39 +82,34 @@ assert not both, both
 
 REFUSE = """
 class Refusing:
-    def __init__(self, *names):
-        self.c, self.names = loader.ffi.dlopen(None), names
+    # the C library, but that it refuses to map pages twice, or a number of mprotects
+    def __init__(self, mremap=False, mprotects=0):
+        self.c, self.no_mremap, self.mprotects = loader.ffi.dlopen(None), mremap, mprotects
     def __getattr__(self, name):
         return getattr(self.c, name)
     def mprotect(self, address, size, protection):
-        if "mprotect" not in self.names:
+        if not self.mprotects:
             return self.c.mprotect(address, size, protection)
+        self.mprotects -= 1
         loader.ffi.errno = 13
         return -1
-    def mmap(self, address, size, protection, *rest):
-        if "mmap" not in self.names or not protection & 4:
-            return self.c.mmap(address, size, protection, *rest)
+    def mremap(self, *arguments):
+        if not self.no_mremap:
+            return self.c.mremap(*arguments)
         loader.ffi.errno = 1
         return loader.ffi.cast("void *", -1)
-
-def no_memory_file(*arguments):
-    raise OSError(38, "Function not implemented")
 """
 
 
 @pytest.mark.parametrize(
-    "refusal",
-    [
-        "os.memfd_create = no_memory_file",
-        "loader.libc = lambda refusing=Refusing('mmap'): refusing",
-    ],
-    ids=["no memory files", "memory files not executable"],
+    "refusal", ["mremap=True", "mprotects=1"], ids=["no second mapping", "not executable"]
 )
-def test_without_executable_memory_files_pages_of_its_own_do(refusal: str) -> None:
+def test_without_shared_executable_memory_pages_of_its_own_do(refusal: str) -> None:
     run_child(f"""{COMMON}{REFUSE}
 jitgen.host()
 loader._arena = None  # the probe of the processor has begun an arena
-{refusal}
+refusing = Refusing({refusal})
+loader.libc = lambda: refusing
 kernels = [make(i + 1) for i in range(20)]
 assert all(right(k, i + 1) for i, k in enumerate(kernels))
 both = [line for line in mappings() if "w" in line[1] and "x" in line[1]]
@@ -132,8 +127,7 @@ def test_refused_executable_memory_is_an_error_with_its_reason() -> None:
     run_child(COMMON + REFUSE + """
 jitgen.host()
 loader._arena = None  # the probe of the processor has begun an arena
-os.memfd_create = no_memory_file
-libc, refusing = loader.libc, Refusing("mmap", "mprotect")
+libc, refusing = loader.libc, Refusing(mprotects=99)
 loader.libc = lambda: refusing
 kernel = make(2)
 assert kernel.code

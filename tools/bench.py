@@ -1,9 +1,9 @@
-"""Benchmark command: ``python -m tools.bench kernel [options]``.
+"""Benchmark commands: ``python -m tools.bench kernel|fc|disk|analysis|export [options]``.
 
 What it is: jitgen's kernels against LIBXSMM and NumPy on one core: a suite of batch shapes, a grid
-of small sizes, and the latency of generation and of calls. Every instruction set is measured in a
-process of its own, with the peers held to the same instruction set.
-What it is not: it does not measure whole primitives or threads.
+of small sizes, and the latency of generation and of calls (`disk` is `tools.bench_disk`). Every
+instruction set is measured in a process of its own, with the peers held to the same one.
+What it is not: it measures no whole primitives and no threads; `fc` does (`tools.bench_fc`).
 
 Example::
 
@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from tools import bench_analysis, bench_disk, bench_export, bench_fc
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
 # The child's own exit codes (see bench_run) are 0, 1 and 3.
@@ -88,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpu", type=int, default=None, metavar="N", help="stay on this CPU")
     add("--json", default=None, metavar="FILE", help="write everything to FILE")
     add("--plot", default=None, metavar="FILE", help="draw the grid (implies --grid; matplotlib)")
+    disk = commands.add_parser("disk", help="starting programs with and without kernels on disk")
+    bench_disk.add_arguments(disk)
+    analysis = commands.add_parser("analysis", help="predicted beside measured percent of peak")
+    bench_analysis.add_arguments(analysis)
+    export = commands.add_parser("export", help="a call of an exported kernel from C")
+    bench_export.add_arguments(export)
+    layer = commands.add_parser("fc", help="the fully connected layer against PyTorch and others")
+    bench_fc.add_arguments(layer)
     return parser
 
 
@@ -162,6 +172,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.command == "disk":
+        return bench_disk.run(args)
+    if args.command == "analysis":
+        return bench_analysis.run(args)
+    if args.command == "export":
+        return bench_export.run(args)
+    if args.command == "fc":
+        return bench_fc.run(args)
     options = _options(parser, args)
 
     from tools import bench_report

@@ -83,7 +83,7 @@ class Libxsmm:
         Raises PeerMissing, naming what was tried.
         """
         self._counts: dict[int, Any] = {}
-        path, self.origin = (library, library) if library else self._find()
+        path, self.origin = (library, library) if library else self.find()
         try:
             self._lib = ffi.dlopen(path)
             self._lib.libxsmm_init()
@@ -92,7 +92,8 @@ class Libxsmm:
             raise PeerMissing(f"LIBXSMM's C interface is not reachable: {error}") from error
 
     @staticmethod
-    def _find() -> tuple[str, str]:
+    def find() -> tuple[str, str]:
+        """Path and origin of the library; PeerMissing, naming what was tried."""
         spec = importlib.util.find_spec("etops")
         if spec is not None and spec.origin is not None:
             for file in sorted(Path(spec.origin).parent.glob("libeinsum_ir*")):

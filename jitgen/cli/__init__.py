@@ -14,12 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import jitgen
-from jitgen.cli import kernel, show, targets
+from jitgen.cli import analyze, export, kernel, show, targets
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN
 from jitgen.loader import ExecutableMemoryError
 
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
-COMMANDS: dict[str, ModuleType] = {"kernel": kernel, "show": show, "targets": targets}
+COMMANDS: dict[str, ModuleType] = {
+    "kernel": kernel, "show": show, "analyze": analyze, "export": export, "targets": targets,
+}  # fmt: skip
 
 DESCRIPTION = """\
 Batch-reduce GEMM kernels, C = epilogue(beta C + alpha sum of A_i B_i), generated as machine code.
@@ -30,6 +32,9 @@ examples:
   jitgen kernel 128 3072 64 --batch 12 --epilogue bias,gelu --isa avx2 --json
   jitgen kernel --shapes examples/resnet50.csv --dtype f64
   jitgen show 6 32 8 --isa sve256            the machine code with explanations
+  jitgen analyze 64 64 64 --batch 16 --cpu neoverse-v1        what bounds it, predicted speed
+  jitgen analyze 6 64 512 --cpu host --plot roofline.png      predicted beside measured
+  jitgen export specs.json -o build --targets avx2,avx512     a library for C and C++
   JITGEN_ISA=avx2 jitgen targets             what this CPU can run, the automatic choice capped
 
 exit codes:

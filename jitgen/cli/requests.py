@@ -122,10 +122,10 @@ def _whole(name: str, text: str) -> int:
     return int(text)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Sizes, --isa and everything in OPTIONS."""
+def add_options(parser: argparse.ArgumentParser, size: Callable[[str], Any] = int) -> None:
+    """Sizes (read by `size`), --isa and everything in OPTIONS."""
     what = "C is M x N, A_i M x K, B_i K x N"
-    parser.add_argument("size", type=int, nargs="*", metavar="M N K", help=what)
+    parser.add_argument("size", type=size, nargs="*", metavar="M N K", help=what)
     parser.add_argument("--isa", metavar="TARGET", help="avx512, avx2, sve256 ... (the best here)")
     for name, (parse, takes, what) in OPTIONS.items():
         option = "--" + name.replace("_", "-")

@@ -1,7 +1,8 @@
-"""A kernel as text: what it computes, its plan and reasons, register roles, and every instruction.
+"""A kernel as text and as values: what it computes, its plan and reasons, registers, and every
+instruction with its meaning.
 
-`as_values` gives the same as values, for other tools. Not here: the text of one instruction
-(`isa.form.Form.text`) or any decision (`jitgen.plan`).
+Not here: the text of one instruction (`isa.form.Form.text`), its meaning (`jitgen.inspect.meaning`)
+or any decision (`jitgen.plan`); other formats: `jitgen.inspect.asm`, `jitgen.inspect.html`.
 """
 
 from __future__ import annotations
@@ -9,39 +10,32 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
+from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isa import a64, x86
-from isa.program import LABEL, Line
+from isa.form import Record
+from isa.program import Line
 from isa.x86_rows import R32
-from isa.x86_vector import REGISTER
-from jitgen.frame import Tile
-from jitgen.plan import tile_split
+from jitgen.inspect.loops import Loop
+from jitgen.inspect.meaning import explain
+from jitgen.inspect.registers import general_name, role_meaning, tile_registers, tiles, vector_name
+from jitgen.inspect.sections import Sections
 
 if TYPE_CHECKING:
     from jitgen.kernel import Kernel
     from jitgen.spec import KernelSpec
-    from jitgen.target import Target
 
-#: What the general-purpose registers hold, by role
-ROLES = {
-    "a": "A of this pass's first batch element",
-    "b": "B of this pass's first batch element",
-    "a_now": "where A is read; at the ends of a tile, where C is",
-    "b_now": "where B is read; in an epilogue, where its operand is",
-    "last": "batch index that ends this pass",
-    "index": "batch index; scratch at the ends of a tile",
-    "step": "counts the reduction loop; scratch elsewhere",
-    "first": "batch index that began this pass",
-    "row": "byte offset of the tile's first row in a column of single elements",
-    "col": "byte offset of the tile's first column in a row",
-    "k": "byte offset of this block of the reduction",
-    "constants": "address of the constants",
-    "b_step": "the constant bytes from one reduction step of B to the next",
-}
+__all__ = [
+    "as_values", "describe", "general_name", "lines", "listing", "plan_lines", "tile_registers",
+]  # fmt: skip
+
 #: Bytes of machine code in one line of a listing
 LINE_BYTES = 11
+#: Columns that the text of an instruction has before its meaning, unless it is longer
+TEXT = 48
+#: Says what a JSON file is
+KIND = "jitgen listing 1"
 
 
 def describe(spec: KernelSpec) -> str:
@@ -80,132 +74,205 @@ def plan_lines(kernel: Kernel) -> list[str]:
     ]
 
 
-def general_name(target: Target, number: int) -> str:
-    """Name of a general-purpose register of `target`."""
-    x86_64 = target.architecture == "x86_64"
-    return x86.register_name(number) if x86_64 else a64.register_name(number)
-
-
-def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
-    """Vector registers of each kind of tile: rows, columns, accumulators (a list for each set),
-    a and b (operands of a reduction step) and tail (a mask, or None), as names."""
-    spec, plan = kernel.spec, kernel.plan
-    machine = kernel.target.machine(spec.dtype, spec.n)
-    facts = kernel.target.facts(machine)
-    prefix = REGISTER[machine.vector_bits] if kernel.target.architecture == "x86_64" else "z"
-    result = {}
-    for rows, columns in plan.tiles():
-        size = (rows.size, columns.size)
-        split = tile_split(plan, spec, facts, *size)
-        tile = Tile(spec, facts, *size, 0, 0, split, plan.hold)
-        name = [f"{prefix}{i}" for i in range(facts.vectors)]
-        operands = [name[i] for i in tile.operands]
-        held = len(tile.widths) if tile.hold == "b" else rows.size
-        a, b = operands[:held], operands[held:]
-        if tile.hold == "b":
-            a, b = b, a
-        result[size] = {
-            "rows": rows.size, "columns": columns.size,
-            "accumulators": [[name[i] for row in s for i in row] for s in tile.sets],
-            "a": a, "b": b, "tail": name[tile.tail] if tile.tail >= 0 else None,
-        }  # fmt: skip
-    return list(result.values())
-
-
 class ListedLine(NamedTuple):
-    """A line of the program with the number of loops around it and the roles it touches."""
+    """A line of the program, the number of loops around it, the roles of the registers it touches,
+    its meaning, the loop that begins here, and its kind of instruction (or "")."""
 
     line: Line
     depth: int
     roles: list[str]
+    meaning: str
+    loop: Loop | None
+    kind: str
 
 
 def lines(kernel: Kernel) -> Iterator[ListedLine]:
     """The program line by line."""
-    program = list(kernel.program.lines())
-    records = [line.record or (LABEL, ()) for line in program]
-    placed = {x[0]: i for i, (form, x) in enumerate(records) if form is LABEL and x}
-    changes = [0] * (len(program) + 1)
-    for i, (form, operands) in enumerate(records):
-        begin = placed.get(operands[form.label_at], i) if form.label_at >= 0 else i
-        if begin < i:  # a branch back is the end of a loop
-            changes[begin + 1] += 1
-            changes[i + 1] -= 1
+    from jitgen.analysis.instructions import read_record  # which itself imports this module
+
     names = {general_name(kernel.target, number): role for role, number in kernel.roles.items()}
     if kernel.target.architecture == "x86_64":
         names |= {R32[number]: role for role, number in kernel.roles.items()}
-    for line, depth in zip(program, accumulate(changes), strict=False):
+    architecture, vector_bytes = kernel.target.architecture, kernel.target.vector_bits // 8
+
+    @cache  # a kernel repeats a few hundred instructions
+    def roles(text: str) -> list[str]:
         # a save or restore of the caller's value has nothing to do with the role
-        named = line.kind == "instruction" and not line.text.startswith(("push", "pop"))
-        words = re.findall(r"\w+", line.text) if named else []
-        roles = dict.fromkeys(names[word] for word in words if word in names)
-        yield ListedLine(line, depth, list(roles))
+        words = [] if text.startswith(("push", "pop")) else re.findall(r"\w+", text)
+        return list(dict.fromkeys(names[word] for word in words if word in names))
+
+    @cache
+    def kind(record: Record) -> str:
+        padding = record[0].mnemonic == "align"
+        return "other" if padding else read_record(record, architecture, vector_bytes).kind.lower()
+
+    for line, meaning, depth, loop in explain(kernel, list(kernel.program.lines())):
+        if line.kind == "instruction" and line.record is not None:
+            yield ListedLine(line, depth, roles(line.text), meaning, loop, kind(line.record))
+        else:
+            yield ListedLine(line, depth, [], meaning, loop, "")
+
+
+# ---- values -------------------------------------------------------------------------------------
 
 
 def as_values(kernel: Kernel) -> dict[str, Any]:
-    """The listing as JSON has it."""
-    listed = [
-        {
-            "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(),
-            "text": line.text, "depth": depth, "roles": roles,
-        }
-        for line, depth, roles in lines(kernel)
-    ]  # fmt: skip
+    """The listing as JSON has it: plain lists, dicts, strings and numbers."""
+    all_lines = list(lines(kernel))
+    sections = Sections(kernel)
+    listed = []
+    for line, depth, roles, meaning, _, kind in all_lines:
+        meaning = sections.sentence(line.text) if line.kind == "section" else meaning
+        listed.append({
+            "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(), "text": line.text,
+            "depth": depth, "roles": roles, "meaning": meaning, "class": kind,
+        })  # fmt: skip
     registers = {role: general_name(kernel.target, n) for role, n in kernel.roles.items()}
+    plan = asdict(kernel.plan)
+    spec = asdict(kernel.spec)
     return {
-        "target": kernel.target.name, "computes": describe(kernel.spec),
-        "code_bytes": len(kernel.code), "plan": plan_lines(kernel),
-        "general_registers": registers, "tiles": tile_registers(kernel), "lines": listed,
+        "format": KIND, "target": kernel.target.name, "computes": describe(kernel.spec),
+        "code_bytes": len(kernel.code),
+        "spec": {name: _plain(value) for name, value in spec.items()},
+        "plan": plan_lines(kernel),
+        "plan_fields": {n: plan[n] for n in plan if n not in ("nest", "reasons")},
+        "general_registers": registers, "tiles": tile_registers(kernel),
+        "loops": [_loop_values(listed, x.loop) for x in all_lines if x.loop is not None],
+        "instructions": mix(all_lines),
+        "inner_loops": inner_loops(all_lines),
+        "lines": listed,
     }  # fmt: skip
 
 
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: infinities as text, tuples as lists."""
+    if isinstance(value, tuple):
+        return [_plain(x) for x in value]
+    return str(value) if isinstance(value, float) and value in (float("inf"), -float("inf")) else (
+        value
+    )
+
+
+def _loop_values(listed: list[dict[str, Any]], loop: Loop) -> dict[str, Any]:
+    start = loop.start.number if loop.start is not None else None
+    return {
+        "over": loop.quantity, "start": start, "by": loop.by, "trips": loop.trips,
+        "label": listed[loop.begin]["text"], "begin": listed[loop.begin]["offset"],
+        "end": listed[loop.end]["offset"] + len(listed[loop.end]["bytes"]) // 2,
+        "first_line": loop.begin, "last_line": loop.end,
+    }  # fmt: skip
+
+
+def mix(some: list[ListedLine]) -> dict[str, int]:
+    """How many instructions there are of each kind."""
+    from jitgen.analysis.instructions import KINDS
+
+    counts = Counter(x.kind for x in some if x.kind)
+    return {kind.lower(): counts[kind.lower()] for kind in KINDS}
+
+
+def inner_loops(all_lines: list[ListedLine]) -> list[dict[str, Any]]:
+    """The reduction loops: tile, passes, steps in a pass, bytes, and instructions by kind."""
+    result: list[dict[str, Any]] = []
+    title = ""
+    for x in all_lines:
+        if x.line.kind == "section":
+            match = re.match(r"tile (\d+ x \d+)", x.line.text)
+            title = match[1] if match else "" if x.line.text.startswith("pack") else title
+        if x.loop is not None and x.loop.quantity == "k" and title:
+            body = all_lines[x.loop.begin : x.loop.end + 1]
+            result.append({
+                "tile": title, "passes": x.loop.trips, "steps": x.loop.by,
+                "bytes": sum(len(y.line.code) for y in body), "instructions": mix(body),
+            })  # fmt: skip
+    return result
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
 def listing(kernel: Kernel) -> str:
-    """The whole kernel as text: header, register roles, sections, instructions, constants."""
+    """The whole kernel as text: header, register maps, sections, instructions, constants."""
+    all_lines = list(lines(kernel))
+    sections = Sections(kernel)
     out = [f"; {line}".rstrip() for line in _header(kernel)]
     labels: list[str] = []  # printed below the headings of the same place
-    for line, depth, roles in lines(kernel):
+    for line, depth, _, meaning, loop, _ in all_lines:
         if line.kind == "section":
-            out += ["", f"; {line.text}"]
+            sentence = sections.sentence(line.text)
+            out += ["", f"; {line.text}", *([f";   {sentence}"] if sentence else [])]
         elif line.kind == "label":
-            labels.append(f"{line.text}:")
+            labels.append(f"{line.text}:" + (f"  ; {meaning}" if loop else ""))
         else:
             out += labels
             labels.clear()
-            text, comment = "  " * depth + line.text, f"  ; {', '.join(roles)}" if roles else ""
+            text, comment = "  " * depth + line.text, f"; {meaning}" if meaning else ""
             for at in range(0, len(line.code), LINE_BYTES):
                 code = line.code[at : at + LINE_BYTES].hex()
-                out.append(f"{line.offset + at:6x}  {code:22}  {text:<46}{comment}".rstrip())
+                gap = max(TEXT, len(text) + 2)
+                out.append(f"{line.offset + at:6x}  {code:22}  {text:{gap}}{comment}".rstrip())
                 text = comment = ""
     return "\n".join(out + labels) + "\n"
 
 
 def _header(kernel: Kernel) -> Iterator[str]:
-    spec, target = kernel.spec, kernel.target
+    spec, target, program = kernel.spec, kernel.target, kernel.program
     yield f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {target.name}: {describe(spec)}"
     strides = f" (A {spec.stride_a}, B {spec.stride_b})" if spec.batch == "stride" else ""
     b = f"packed in panels of {spec.panel}" if spec.panel else f"ldb {spec.ldb}"
     yield f"in elements: lda {spec.lda}, {b}, ldc {spec.ldc}; batch by {spec.batch}{strides}"
-    needs = sorted({f for some in kernel.program.features for f in some.split()})
+    needs = sorted({f for some in program.features for f in some.split()})
     yield f"{len(kernel.code)} bytes with constants; needs {', '.join(needs)}"
-    if kernel.code != kernel.program.encode():
+    if kernel.code != program.encode():
         yield "another assembler made the code that runs; the bytes below are jitgen's own"
     yield from ("", "plan", *(f"  {sentence}" for sentence in plan_lines(kernel)))
     yield from ("", "general-purpose registers")
     argument = target.machine(spec.dtype, spec.n).argument
-    yield f"  {general_name(target, argument):4} the argument struct"
+    yield f"  {general_name(target, argument):4} {'args':10} the argument struct"
     for role, number in kernel.roles.items():
-        further = "where A is read, for rows further down"  # a_now1, a_now2 ...
-        meaning = further if role.startswith("a_now") and role != "a_now" else ROLES[role]
-        yield f"  {general_name(target, number):4} {role:10} {meaning}"
-    yield from ("", "vector registers")
-    for tile in tile_registers(kernel):
-        sets = " + ".join(_span(names) for names in tile["accumulators"])
-        a = _span(tile["a"]) or "broadcast from memory"
-        tail = f", tail mask {tile['tail']}" if tile["tail"] else ""
-        size = f"{tile['rows']} x {tile['columns']}"
-        yield f"  tile {size}: C {sets} row by row, A {a}, B {_span(tile['b'])}{tail}"
+        yield f"  {general_name(target, number):4} {role:10} {role_meaning(role)}"
+    for size in tiles(kernel):
+        yield from ("", *register_map(kernel, size))
+    yield from ("", "A, B: the batch element's; row, col: the tile's first row and column;")
+    yield "k: the step from the block's first; M[i, j..l]: columns j to l of row i of M"
 
 
-def _span(names: list[str]) -> str:
-    """First and last of consecutive registers."""
-    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}" if names else ""
+def register_map(kernel: Kernel, size: tuple[int, int]) -> list[str]:
+    """The vector registers of a tile as a grid: rows of C down, its columns across."""
+    heading, *rows = register_grid(kernel, size)
+    widths = [max(len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
+    return [
+        f"vector registers of a tile of {size[0]} x {size[1]}",
+        *("  " + "  ".join(f"{x:{w}}" for x, w in zip(row, widths, strict=True)).rstrip()
+          for row in (heading, *rows)),
+    ]  # fmt: skip
+
+
+def register_grid(kernel: Kernel, size: tuple[int, int]) -> list[list[str]]:
+    """The same as cells: a heading, a row for each of C (and set of sums), then A, B, tail.
+
+    An operand that the tile holds stands beside the rows (a) or below the columns (b) it is
+    multiplied with.
+    """
+    tile = tiles(kernel)[size]
+    name = [vector_name(kernel, v) for v in range(32)]
+    spans = [
+        f"{at}..{at + n - 1}" if n > 1 else str(at)
+        for at, n in zip(tile.offsets, tile.widths, strict=True)
+    ]
+    held_a = tile.hold == "a"
+    cells = [["columns", *spans, "a" if held_a else ""]]
+    for s, rows in enumerate(tile.sets):
+        for i, row in enumerate(rows):
+            a = name[tile.held[i]] if held_a and not s else ""
+            cells.append([f"acc{chr(39) * s}[{i},*]", *(name[v] for v in row), a])
+    moving = name[tile.moving] if tile.moving >= 0 else "from memory"
+    blank = [""] * (len(spans) - 1)
+    if held_a:
+        cells.append(["b", moving, *blank, ""])
+    else:
+        cells.append(["b[*]", *(name[v] for v in tile.held), ""])
+        cells.append(["a", moving, *blank, ""])
+    if tile.tail >= 0:
+        cells.append(["tail", name[tile.tail], *blank, ""])
+    return cells

@@ -1,0 +1,62 @@
+"""`jitgen analyze`: what a kernel asks of a CPU, the bounds of its loops, its predicted speed.
+
+Not here: the analysis (`jitgen.analysis`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from jitgen import cpu as host_cpu
+from jitgen.analysis import CPUS, analyze, host, plot
+from jitgen.analysis.cpus import find_cpu
+from jitgen.cli.requests import add_options, make_request
+from jitgen.cli.terminal import OK, STRONG, colour, print_json
+
+SUMMARY = "predict what bounds a kernel on a CPU, and how fast it can be there"
+USAGE = "%(prog)s M N K --cpu CPU [options]"
+NOTES = """\
+The CPU implies the target; --isa asks for another one that it runs. With --cpu host the kernel is
+also measured, and its percent of the FMA peak stands beside the predicted one. Cycles by llvm-mca
+(19 or newer) and OSACA are shown where these are installed. What is modelled, from which sources
+and how well it agrees with measurements: docs/analysis.md.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_options(parser)
+    parser.add_argument("--cpu", metavar="CPU", help=f"{', '.join(CPUS)} or host", required=True)
+    parser.add_argument("--plot", metavar="FILE", help="draw the roofline to a .png or .svg file")
+    what = "with --cpu host: time to measure for (0.3)"
+    parser.add_argument("--seconds", type=float, metavar="S", default=0.3, help=what)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`jitgen analyze`: print the analysis."""
+    if not 0 < arguments.seconds < 3600:
+        raise ValueError(f"--seconds {arguments.seconds:g} is not between 0 and 3600")
+    if arguments.plot:
+        plot.check_file(arguments.plot)
+    on_host = arguments.cpu == "host"
+    row = host.find_host() if on_host else find_cpu(arguments.cpu)
+    given = vars(arguments)
+    request = make_request(arguments.size, {**given, "isa": arguments.isa or row.target})
+    kernel = request.make()
+    report = analyze(kernel, row, request.batch)
+    reason = host_cpu.why_not(kernel.target) if on_host else ""
+    if on_host and not reason:
+        measured = host.run(kernel, request.batch, arguments.seconds)
+        report = dataclasses.replace(report, measured=measured)
+    if arguments.plot:
+        plot.roofline(report, arguments.plot)
+    if arguments.json:
+        print_json(report.as_values())
+    else:
+        head, *rest = report.lines()
+        print(colour(STRONG, head), *rest, sep="\n")
+    if reason:
+        raise RuntimeError(f"analyzed but not measured: {reason}")
+    return OK

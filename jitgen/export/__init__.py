@@ -1,1 +1,0 @@
-"""Kernels as files: ELF objects, libraries, headers."""

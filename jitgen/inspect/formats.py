@@ -1,0 +1,52 @@
+"""The formats of a listing, by name, for Python and the command line.
+
+Not here: what each of them holds (`listing`, `asm`, `html` of this package).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jitgen.kernel import Kernel
+
+#: all of them are text but "bytes"
+FORMATS = ("text", "asm", "bytes", "json", "html")
+
+
+def render(
+    kernel: Kernel, format: str = "text", syntax: str = "intel", analysis: list[str] | None = None
+) -> str:
+    """A kernel in one of FORMATS but "bytes", which is `kernel.code`.
+
+    syntax: "intel" or "att", for asm. analysis: lines of a report that a page shows as well.
+
+    Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
+    target has not.
+    """
+    if format not in FORMATS or format == "bytes":
+        texts = ", ".join(name for name in FORMATS if name != "bytes")
+        raise ValueError(
+            f"format={format!r} is not one of {texts}"
+            + ("; the bytes are kernel.code" if format == "bytes" else "")
+        )
+    if syntax != "intel" and format != "asm":
+        raise ValueError(f"syntax={syntax!r} is for the format 'asm', not {format!r}")
+    if format == "asm":
+        from jitgen.inspect.asm import assembly
+        from jitgen.objects.names import symbol_name
+        from jitgen.objects.unwind import rows
+
+        text = assembly(kernel, symbol_name(kernel), syntax, rows)
+        at = "@" if kernel.target.architecture == "x86_64" else "%"
+        return f'{text}    .section .note.GNU-stack,"",{at}progbits\n'  # no executable stack
+    if format == "html":
+        from jitgen.inspect.html import page
+
+        return page(kernel, analysis)
+    from jitgen.inspect import listing
+
+    if format == "json":
+        return json.dumps(listing.as_values(kernel), indent=2, allow_nan=False) + "\n"
+    return listing.listing(kernel)

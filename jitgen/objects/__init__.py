@@ -1,0 +1,39 @@
+"""Kernels as files: object, static and shared library, assembly source, C header, manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jitgen.kernel import Kernel
+
+
+def export(
+    kernels: Iterable[Kernel] | Mapping[str, Kernel | Iterable[Kernel]],
+    directory: str | os.PathLike[str],
+    name: str = "kernels",
+) -> dict[str, Any]:
+    """Write `kernels` to `directory` (made if need be) as object, static and shared library,
+    assembly source, C header, CMake package, pkg-config file and manifest; returns the manifest.
+
+    All kernels are for one architecture; several targets of it may stand in one library, which then
+    chooses at run time. The keys of a mapping become the kernels' names in C ("": none), where one
+    key may stand for a kernel on several targets. Kernels asked for twice are written once. See
+    docs/export.md.
+
+    Raises TypeError or ValueError that names argument, value and rule, OSError where the directory
+    cannot be written to. Nothing is written before all is generated.
+
+    >>> import tempfile
+    >>> import jitgen
+    >>> kernel = jitgen.brgemm(4, 8, 16, target="avx2")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     jitgen.export({"small": kernel}, folder)["kernels"][0]["symbol"]
+    'kernels_small_avx2'
+    """
+    # what only an export needs, `import jitgen` does not load
+    from jitgen.objects.library import write_library
+
+    return write_library(kernels, directory, name)
