@@ -13,12 +13,14 @@ from jitgen.loader import ffi
 from jitgen.operands import NUMPY
 
 ALIGN = 64
+#: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
+buffer_of = ffi.from_buffer
 
 
 def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """The buffer of a C-contiguous input array (cffi, keeps it alive). TypeError, ValueError."""
     _check(name, array, shape, dtype)
-    return ffi.from_buffer(array)
+    return buffer_of(array)
 
 
 def check_output(
@@ -31,7 +33,7 @@ def check_output(
     for other, value in inputs.items():
         if value is not None and np.may_share_memory(array, value):
             raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")
-    return ffi.from_buffer(array)
+    return buffer_of(array)
 
 
 def _check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
@@ -43,9 +45,6 @@ def _check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
         raise ValueError(f"{name} has shape {array.shape}; it must be {shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} has strides {array.strides}; it must be C-contiguous")
-
-
-buffer_of = ffi.from_buffer
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from jitgen.kernel import brgemm
 from jitgen.pack import emit_packer
@@ -18,6 +19,8 @@ from jitgen.target import Target
 from primitives.loops import Loop
 from primitives.stream import MakeCode, Part, Ref
 
+#: A plain B that is not packed
+IN_PLACE = "rows in place"
 #: Rows of a kernel call: enough to use a panel of B well, few enough for A to stay in L2
 MOST_ROWS = 256
 #: What a call costs beside its work, in units of a row's work on one column of B
@@ -30,9 +33,9 @@ class Product:
 
     a: "rows" (m x k), "columns" (k x m), "row panels" [k / a_width][m][a_width] or "column
     panels" [m / a_width][k][a_width]; b: "panels" [n / width][k][width], "rows" (k x n) or
-    "columns" (n x k); c: "rows" (m x n) or "panels" [n / width][m][width]. `blocks` are rows and
-    columns of a kernel call, `order` the order of the loops over them ("m", "n"), see
-    primitives.loops.
+    "columns" (n x k), which are packed first, or "rows in place" (k x n); c: "rows" (m x n) or
+    "panels" [n / width][m][width]. `blocks` are rows and columns of a kernel call, rounded to what
+    the panels allow, `order` the order of the loops over them ("m", "n"), see primitives.loops.
     """
 
     m: int
@@ -89,13 +92,18 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
     """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
     p = product
     rows, columns = p.blocks or choose_blocks(p)
+    if p.c != "rows" or p.a == "row panels":
+        columns = p.width
+    if p.a == "column panels":
+        rows = p.a_width
+    columns = -(-columns // p.width) * p.width
     loops = {"m": Loop(p.m, (rows,)), "n": Loop(p.n, (columns,))}
     steps = {"rows": {"m": p.k}, "columns": {"m": 1}, "row panels": {"m": p.a_width},
              "column panels": {"m": p.k}}  # fmt: skip
     c_steps = {"m": p.n, "n": 1} if p.c == "rows" else {"m": p.width, "n": p.m}
     words = {
         "a": Ref(a, steps[p.a], p.element),
-        "b": Ref(panels, {"n": p.k}, p.element),
+        "b": Ref(panels, {"n": 1 if p.b == IN_PLACE else p.k}, p.element),
         "c": Ref(c, c_steps, p.element),
     }
     if bias:
@@ -106,7 +114,8 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
         whole = p.k // p.a_width * p.a_width
         loops["k"] = Loop(p.k, (whole or p.k,))
         words["a"] = Ref(a, {"m": p.a_width, "k": p.m}, p.element)
-        words["b"] = Ref(panels, {"n": p.k, "k": p.width}, p.element)
+        b_steps = {"n": 1, "k": p.n} if p.b == IN_PLACE else {"n": p.k, "k": p.width}
+        words["b"] = Ref(panels, b_steps, p.element)
         order, reduction = order + "k", "k"
     return Part("multiply", order, loops, _kernels(p), words, reduction)
 
@@ -115,21 +124,24 @@ def _kernels(p: Product) -> MakeCode:
     ldc = p.n if p.c == "rows" else p.width
     lda = {"rows": p.k, "columns": p.m}.get(p.a, p.a_width)
     trans_a = p.a in ("columns", "column panels")
+    b: dict[str, Any] = {"packed_b": p.width}
+    if p.b == IN_PLACE:
+        b = {"ldb": p.n}
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         m, n = size["m"], size["n"]
         if p.a != "row panels":
             kernel = brgemm(
-                m, n, p.k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a, packed_b=p.width,
-                epilogue=p.epilogue, target=p.target,
+                m, n, p.k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a, epilogue=p.epilogue,
+                target=p.target, **b,
             )  # fmt: skip
             return kernel.code, {"count": 1}
         count = size["k"] // p.a_width
         depth = p.a_width if count else size["k"]
         kernel = brgemm(
             m, n, depth, p.dtype, lda=lda, ldc=ldc, stride_a=p.m * p.a_width,
-            stride_b=p.a_width * p.width, packed_b=p.width, beta=0.0 if first else 1.0,
-            epilogue=p.epilogue if last else (), target=p.target,
+            stride_b=p.a_width * (p.n if p.b == IN_PLACE else p.width),
+            beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target, **b,
         )  # fmt: skip
         return kernel.code, {"count": max(count, 1)}
 

@@ -1,0 +1,166 @@
+"""Train a network on real handwritten digits, forward and backward by jitgen's kernels.
+
+    pip install scikit-learn             # its bundled digits: 1,797 images of 8 x 8 pixels
+    python examples/digits.py            # 64-512-512-10, at least 97 % of test images right
+    python examples/digits.py --plot digits.png --optimizer sgd
+    python examples/digits.py --compare  # the first 50 losses beside PyTorch's, same weights
+
+Exit code 1 if the accuracy stays below --least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from primitives.mlp import Mlp
+from primitives.optimizers import Adam, Sgd
+
+COMPARED_STEPS = 50
+
+
+def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images and labels, test images and labels; the split is the same every time."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        sys.exit("this example needs scikit-learn, whose digits it trains on")
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(1).permutation(len(images))
+    images = (images[order] / 16).astype(np.float32)
+    labels = labels[order]
+    test = 360
+    return images[test:], labels[test:], images[:test], labels[:test]
+
+
+def accuracy(network: Mlp, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images that the network gets right; the last batch is filled up."""
+    right = 0
+    for at in range(0, len(images), network.batch):
+        part = images[at : at + network.batch]
+        filled = np.zeros((network.batch, part.shape[1]), np.float32)
+        filled[: len(part)] = part
+        right += int((network.forward(filled)[: len(part)].argmax(1) == labels[at:][: len(part)])
+                     .sum())  # fmt: skip
+    return right / len(images)
+
+
+def make_optimizer(name: str, network: Mlp) -> Adam | Sgd:
+    """The optimizer of that name."""
+    if name == "adam":
+        return Adam(network.parameters, lr=1e-3)
+    return Sgd(network.parameters, lr=0.1, momentum=0.9)
+
+
+def train(network: Mlp, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Losses by step and test accuracies by epoch."""
+    images, labels, test_images, test_labels = load()
+    optimizer = make_optimizer(options.optimizer, network)
+    rng = np.random.default_rng(options.seed)
+    losses, accuracies = [], []
+    steps = len(images) // network.batch
+    began = time.perf_counter()
+    for epoch in range(options.epochs):
+        order = rng.permutation(len(images))
+        for step in range(steps):
+            chosen = order[step * network.batch : (step + 1) * network.batch]
+            losses.append(network.train_step(images[chosen], labels[chosen], optimizer))
+        accuracies.append(accuracy(network, test_images, test_labels))
+        done = epoch + 1
+        if sys.stderr.isatty():
+            bar = "#" * (30 * done // options.epochs)
+            end = "\n" if done == options.epochs else ""
+            print(f"\r[{bar:30}] epoch {done}/{options.epochs}  loss {losses[-1]:.4f}  "
+                  f"test {100 * accuracies[-1]:.1f} %", end=end, file=sys.stderr)  # fmt: skip
+    seconds = time.perf_counter() - began
+    print(f"{len(losses)} steps of {network.batch} images in {seconds:.2f} s: "
+          f"test accuracy {100 * accuracies[-1]:.2f} %")  # fmt: skip
+    return losses, accuracies
+
+
+def compare(network: Mlp, options: argparse.Namespace) -> int:
+    """Both networks from the same weights on the same batches; 1 if losses part by more than
+    1e-4."""
+    try:
+        import torch
+    except ImportError:
+        sys.exit("--compare needs PyTorch")
+    images, labels, _, _ = load()
+    modules: list[Any] = []
+    for w, b in zip(network.weights, network.biases, strict=True):
+        linear = torch.nn.Linear(w.shape[1], w.shape[0])
+        linear.weight.data[:] = torch.from_numpy(w)
+        linear.bias.data[:] = torch.from_numpy(b)
+        modules += [linear, torch.nn.ReLU()]
+    other = torch.nn.Sequential(*modules[:-1])
+    if options.optimizer == "adam":
+        theirs: Any = torch.optim.Adam(other.parameters(), lr=1e-3)
+    else:
+        theirs = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    ours = make_optimizer(options.optimizer, network)
+    rng = np.random.default_rng(options.seed)
+    worst = 0.0
+    for step in range(COMPARED_STEPS):
+        chosen = rng.integers(0, len(images), network.batch)
+        x, y = images[chosen], labels[chosen]
+        loss = network.train_step(x, y, ours)
+        theirs.zero_grad()
+        expected = torch.nn.functional.cross_entropy(
+            other(torch.from_numpy(x)), torch.from_numpy(y)
+        )
+        expected.backward()
+        theirs.step()
+        worst = max(worst, abs(loss - expected.item()))
+        if step % 10 == 0:
+            print(f"step {step:3}: loss {loss:.6f}, PyTorch {expected.item():.6f}")
+    print(f"largest difference in {COMPARED_STEPS} steps: {worst:.1e}")
+    return int(worst > 1e-4)
+
+
+def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
+    """Loss by step, accuracy by epoch."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.exit("--plot needs matplotlib (pip install 'jitgen[plot]')")
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(losses, linewidth=0.8)
+    left.set(yscale="log", xlabel="step", ylabel="cross-entropy of the batch", title="loss")
+    right.plot(np.arange(1, len(accuracies) + 1), 100 * np.array(accuracies), marker=".")
+    right.set(xlabel="epoch", ylabel="test images right, %", title="accuracy")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--batch", type=int, default=256, help="images a step (256)")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the images (40)")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the hidden layers (512)")
+    parser.add_argument("--optimizer", choices=["adam", "sgd"], default="adam")
+    parser.add_argument("--threads", type=int, help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--least", type=float, default=97.0, help="least accuracy in percent (97)")
+    parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy")
+    parser.add_argument("--compare", action="store_true", help="beside PyTorch, 50 steps")
+    options = parser.parse_args()
+    sizes = (64, options.hidden, options.hidden, 10)
+    network = Mlp(options.batch, sizes, threads=options.threads, seed=options.seed)
+    if options.compare:
+        return compare(network, options)
+    losses, accuracies = train(network, options)
+    if options.plot:
+        plot(options.plot, losses, accuracies)
+    return int(100 * accuracies[-1] < options.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

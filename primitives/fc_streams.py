@@ -1,0 +1,173 @@
+"""The streams of a fully connected layer's passes: a product each, and the packing before it.
+
+Cached by layer and layout. Not here: arrays and their checks (`primitives.fully_connected`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jitgen.elementwise import emit_column_sums
+
+from jitgen.kernel import panel_width
+from jitgen.spec import DTYPES, Step
+from jitgen.target import Target
+from primitives.arrays import aligned, buffer_of
+from primitives.gemm import IN_PLACE, Product, pack_part, product_part
+from primitives.loops import Loop
+from primitives.stream import Part, Ref, Stream
+
+#: Fewer floating-point operations than this are done before a second thread has begun
+OPERATIONS_PER_THREAD = 200_000
+
+#: From so many rows on, packing w for backward by data costs less than it gains
+ROWS_WORTH_PACKING = 24
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer's streams depend on."""
+
+    batch: int
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str | None
+    dtype: str
+    threads: int
+    target: Target
+    blocks: tuple[int, int] | None
+    order: str | None
+
+
+class Run:
+    """A stream ready to run, with scratch memory for each call in flight."""
+
+    def __init__(self, stream: Stream, target: Target, scratch: int, dtype: str) -> None:
+        self.stream = stream
+        self._team = stream.team(target)
+        self._scratch = scratch
+        self._dtype = dtype
+        self._free: list[Any] = []
+
+    def __call__(self, buffers: tuple[Any, ...]) -> None:
+        """`buffers` in the order of the stream's tensors, without the scratch."""
+        if not self._scratch:
+            self._team(buffers)
+            return
+        try:
+            scratch = self._free.pop()
+        except IndexError:
+            scratch = aligned((self._scratch,), self._dtype)
+        self._team((*buffers, buffer_of(scratch)))
+        self._free.append(scratch)
+
+
+def _threads(layer: Layer) -> int:
+    work = 2 * layer.batch * layer.in_features * layer.out_features
+    return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
+
+
+def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
+    return Product(
+        m, n, k, layer.dtype, layer.target, _threads(layer), blocks=layer.blocks,
+        order=layer.order, **how,
+    )  # fmt: skip
+
+
+def _run(layer: Layer, tensors: list[str], product: Product, *parts: Part) -> Run:
+    """Parts of a pass; a plain B ("b") is packed into scratch first."""
+    scratch = 0
+    if product.b not in ("panels", IN_PLACE):
+        scratch = product.packed_elements
+        parts = (pack_part(product, "b", "panels"), *parts)
+    names = [*tensors, "panels"] if scratch else tensors
+    return Run(Stream(parts, names, product.threads), layer.target, scratch, layer.dtype)
+
+
+@lru_cache(maxsize=256)
+def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
+    """x in rows or panels of a_width; w packed in panels of b_width or plain (0); y in rows or
+    blocked."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    epilogue: tuple[Step, ...] = (("bias",),) if layer.bias else ()
+    if layer.activation:
+        epilogue += ((layer.activation,),)
+    product = _product(
+        layer, n, k, c, width=b_width or panels_for(layer, n, k, c),
+        a="row panels" if a_width else "rows", a_width=a_width,
+        b="panels" if b_width else "columns", c="panels" if blocked else "rows",
+        epilogue=epilogue,
+    )  # fmt: skip
+    panels = "b" if b_width else "panels"
+    part = product_part(product, "a", panels, "c", "bias" if layer.bias else "")
+    return _run(layer, ["a", "b", "c", *(["bias"] if layer.bias else [])], product, part)
+
+
+@lru_cache(maxsize=256)
+def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
+    """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING else IN_PLACE
+    product = _product(
+        layer, n, c, k, width=b_width or panels_for(layer, n, c, k),
+        a="row panels" if a_width else "rows", a_width=a_width, b=b,
+        c="panels" if blocked else "rows",
+    )  # fmt: skip
+    part = product_part(product, "a", "panels" if b == "rows" else "b", "c")
+    return _run(layer, ["a", "b", "c"], product, part)
+
+
+@lru_cache(maxsize=256)
+def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
+    """dz in rows or panels of a_width, x in panels of b_width or in rows (0)."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    product = _product(
+        layer, k, c, n, width=b_width or panels_for(layer, k, c, n),
+        a="column panels" if a_width else "columns", a_width=a_width,
+        b="panels" if b_width else "rows",
+    )  # fmt: skip
+    parts = [product_part(product, "a", "b" if b_width else "panels", "c")]
+    if layer.bias:
+        parts.append(_bias_part(layer, a_width))
+    return _run(layer, ["a", "b", "c", *(["db"] if layer.bias else [])], product, *parts)
+
+
+def _bias_part(layer: Layer, a_width: int) -> Part:
+    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
+    columns = a_width or -(-k // _threads(layer) // 64) * 64
+
+    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        lda = a_width or k
+        return emit_column_sums(n, size["k"], layer.dtype, layer.target, lda=lda), {}
+
+    words = {"a": Ref("a", {"k": n if a_width else 1}, element), "c": Ref("db", {"k": 1}, element)}
+    return Part("bias gradient", "K", {"k": Loop(k, (columns,))}, code, words)
+
+
+@lru_cache(maxsize=256)
+def pack_weights(layer: Layer, backward: bool, width: int) -> Run:
+    """Pack w for the forward pass, or for backward by data."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    if backward:
+        product = _product(layer, n, c, k, width=width, b="rows")
+    else:
+        product = _product(layer, n, k, c, width=width, b="columns")
+    stream = Stream([pack_part(product, "b", "c")], ["b", "c"], product.threads)
+    return Run(stream, layer.target, 0, layer.dtype)
+
+
+@lru_cache(maxsize=256)
+def pack_input(layer: Layer, width: int) -> Run:
+    product = _product(
+        layer, layer.out_features, layer.in_features, layer.batch, width=width, b="rows"
+    )
+    stream = Stream([pack_part(product, "b", "c")], ["b", "c"], product.threads)
+    return Run(stream, layer.target, 0, layer.dtype)
+
+
+def panels_for(layer: Layer, m: int, n: int, k: int) -> int:
+    """Panel width of B for a product of these sizes."""
+    return panel_width(m, n, k, layer.dtype, layer.target)

@@ -1,0 +1,39 @@
+"""Blocked layouts: matrices in panels, as kernels read them without packing.
+
+Not here: who packs them (`primitives.fully_connected`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A matrix (rows x columns) in panels: array is [ceil(columns / width)][rows][width]. What
+    lies beyond the last column is of no account."""
+
+    array: np.ndarray
+    columns: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        return int(self.array.shape[2])
+
+    def plain(self) -> np.ndarray:
+        """The matrix as a plain array."""
+        panels, rows, width = self.array.shape
+        flat = self.array.transpose(1, 0, 2).reshape(rows, panels * width)
+        return np.ascontiguousarray(flat[:, : self.columns])
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Weights (out_features x in_features) as the passes read them: panels of w^T for the forward
+    pass, panels of w for backward by data (or None)."""
+
+    forward: Blocked
+    backward: Blocked | None

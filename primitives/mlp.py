@@ -1,0 +1,118 @@
+"""A multi-layer perceptron: fully connected layers, softmax cross-entropy, a training step.
+
+Not here: the layers' passes (`primitives.fully_connected`) and the updates
+(`primitives.optimizers`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jitgen.operands import NUMPY
+from primitives.fully_connected import FullyConnected
+from primitives.optimizers import Adam, Sgd
+
+#: Activations whose derivative needs no more than their output
+ACTIVATIONS = ("relu", "sigmoid", "tanh")
+
+
+def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean loss of a batch and its gradient by the logits (batch x classes); labels (batch,) are
+    integers."""
+    batch = len(logits)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    rows = np.arange(batch)
+    loss = float((np.log(sums[:, 0]) - shifted[rows, labels]).mean())
+    gradient = exponentials / sums
+    gradient[rows, labels] -= 1
+    gradient /= batch
+    return loss, gradient
+
+
+class Mlp:
+    """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them.
+
+    weights[i] is (sizes[i + 1], sizes[i]) and biases[i] (sizes[i + 1],), as PyTorch has them; they
+    begin as PyTorch's do (uniform in +-1/sqrt(inputs)) from `seed`, and may be overwritten in
+    place. Raises TypeError or ValueError that names argument, value and rule.
+    """
+
+    def __init__(
+        self, batch: int, sizes: Sequence[int], *, activation: str = "relu", dtype: str = "f32",
+        threads: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        if len(sizes) < 2:
+            raise ValueError(f"sizes={sizes!r}: a network has at least two, inputs and outputs")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        last = len(sizes) - 2
+        self.layers = [
+            FullyConnected(
+                batch, c, k, activation=activation if i < last else None, dtype=dtype,
+                threads=threads,
+            )
+            for i, (c, k) in enumerate(itertools.pairwise(sizes))
+        ]  # fmt: skip
+        rng = np.random.default_rng(seed)
+        kind = NUMPY[dtype]
+        self.weights, self.biases = [], []
+        for c, k in itertools.pairwise(sizes):
+            limit = c**-0.5
+            self.weights.append(rng.uniform(-limit, limit, (k, c)).astype(kind))
+            self.biases.append(rng.uniform(-limit, limit, k).astype(kind))
+        self.batch = batch
+        self.classes = sizes[-1]
+        self._gradients = [
+            (np.empty_like(w), np.empty_like(b))
+            for w, b in zip(self.weights, self.biases, strict=True)
+        ]
+        self._outputs = [np.empty((batch, k), kind) for k in sizes[1:]]
+        self._deltas = [np.empty((batch, k), kind) for k in sizes[1:-1]]
+
+    @property
+    def parameters(self) -> list[np.ndarray]:
+        """Weights and biases of all layers, as the optimizers take them."""
+        return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """The logits, batch x classes; the array is overwritten by the next call."""
+        for layer, w, b, out in zip(
+            self.layers, self.weights, self.biases, self._outputs, strict=True
+        ):
+            x = layer.forward(x, w, b, out)
+        return x
+
+    def gradients(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        """The loss of a batch, and the gradients of `parameters` (overwritten by the next call).
+
+        x: batch x inputs; labels: (batch,) integers below `classes`.
+        """
+        labels = np.asarray(labels)
+        if labels.shape != (self.batch,) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
+                f"({self.batch},) integers"
+            )
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(f"labels must lie from 0 to {self.classes - 1}")
+        logits = self.forward(x)
+        loss, delta = softmax_cross_entropy(logits, labels)
+        for i in range(len(self.layers) - 1, -1, -1):
+            layer = self.layers[i]
+            before = self._outputs[i - 1] if i else x
+            layer.backward_weights(delta, before, out=self._gradients[i])
+            if i:
+                delta = layer.backward_data(delta, self.weights[i], out=self._deltas[i - 1])
+                delta = self.layers[i - 1].backward_activation(delta, before, out=delta)
+        return loss, [g for pair in self._gradients for g in pair]
+
+    def train_step(self, x: np.ndarray, labels: np.ndarray, optimizer: Sgd | Adam) -> float:
+        """One step of training on a batch; returns its loss before the step."""
+        loss, gradients = self.gradients(x, labels)
+        optimizer.step(gradients)
+        return loss
