@@ -63,7 +63,7 @@ def assemble(architecture: str, texts: Sequence[str]) -> list[bytes]:
 
 def assemble_section(architecture: str, text: str) -> bytes:
     """The .text section of a whole program, with its labels resolved."""
-    return _section(_run(architecture, text, "-filetype=obj"), ".text")
+    return section(_run(architecture, text, "-filetype=obj"), ".text")
 
 
 def disassemble(architecture: str, codes: Sequence[bytes]) -> list[str]:
@@ -93,7 +93,7 @@ def _run(architecture: str, text: str, *flags: str, header: bool = True) -> byte
     return answer.stdout
 
 
-def _section(elf: bytes, wanted: str) -> bytes:
+def section(elf: bytes, wanted: str) -> bytes:
     """The contents of a section of an ELF64 object; it must have no relocations."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)

@@ -84,6 +84,126 @@ def test_show(capsys: Captured, isa: str) -> None:
     assert found["general_registers"].keys() == kernel.roles.keys()
 
 
+@pytest.fixture
+def files(capsys: Captured, tmp_path: Path) -> list[str]:
+    """Two listings as files."""
+    names = []
+    for isa in ("avx2", "avx512"):
+        names.append(str(tmp_path / f"{isa}.json"))
+        assert main(["show", "9", "17", "8", "--isa", isa, "--json", "-o", names[-1]]) == OK
+    assert capsys.readouterr().out == ""
+    return names
+
+
+def test_show_formats(capfdbinary: Any, tmp_path: Path) -> None:
+    """Every format is the library's, on stdout and in a file."""
+    kernel = jitgen.brgemm(7, 21, 9, target="avx2")
+    shape = ["show", "7", "21", "9", "--isa", "avx2"]
+    file = tmp_path / "out"
+    for name in ("text", "asm", "json", "html"):
+        for syntax in ("intel", "att") if name == "asm" else ("intel",):
+            asked = [*shape, "--format", name, "--syntax", syntax]
+            assert main(asked) == OK
+            assert capfdbinary.readouterr().out.decode() == kernel.listing(name, syntax)
+            assert main([*asked, "-o", str(file)]) == OK
+            assert file.read_text() == kernel.listing(name, syntax)
+    assert main([*shape, "--format", "bytes"]) == OK
+    assert capfdbinary.readouterr().out == kernel.code
+    assert main([*shape, "--format", "bytes", "--output", str(file)]) == OK
+    assert file.read_bytes() == kernel.code
+
+
+def test_show_analysis(capsys: Captured) -> None:
+    """A page may hold the analysis for a CPU."""
+    shape = ["show", "7", "21", "9", "--isa", "avx2", "--format", "html"]
+    assert main([*shape, "--cpu", "znver4"]) == OK
+    assert "<h2>Analysis</h2><pre>7 x 21 x 9" in capsys.readouterr().out
+    assert main(shape) == OK
+    assert "<h2>Analysis</h2>" not in capsys.readouterr().out
+
+
+def test_bytes_do_not_go_to_a_terminal(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Machine code is refused there, and written to a file."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shape = ["show", "4", "4", "4", "--isa", "avx2", "--format", "bytes"]
+    assert main(shape) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "a terminal cannot show machine code; add -o FILE" in err
+    assert main([*shape, "-o", str(tmp_path / "x")]) == OK
+
+
+def test_show_two_files(capsys: Captured, files: list[str]) -> None:
+    """Two files side by side say what two requests do."""
+    assert main(["show", *files]) == OK
+    text = capsys.readouterr().out
+    found = run_json(capsys, "show", *files)
+    assert found["target"] == ["avx2", "avx512"]
+    shape = ["show", "9", "17", "8", "--isa", "avx2", "--diff", "avx512"]
+    assert main(shape) == OK
+    assert capsys.readouterr().out == text
+    assert run_json(capsys, *shape) == found
+    assert "9 x 17 x 8 f32 avx2" in text
+    assert max(map(len, text.splitlines())) <= 180
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "name", "pair"),
+    [
+        (["dtype=f64"], "spec", "dtype", ["f32", "f64"]),
+        (["epilogue=relu", "beta=1"], "spec", "beta", [0.0, 1.0]),
+        (["trans_b=yes"], "spec", "trans_b", [False, True]),
+        (["plan:k_unroll=2"], "plan_fields", "k_unroll", [4, 2]),
+        (["plan:rows=2", "plan:columns=8"], "plan_fields", None, None),
+    ],
+)
+def test_show_changes(
+    capsys: Captured, changes: list[str], part: str, name: str | None, pair: Any
+) -> None:
+    """The other kernel is this one with the changes."""
+    arguments = [x for change in changes for x in ("--diff", change)]
+    found = run_json(capsys, "show", "8", "32", "8", "--isa", "avx2", *arguments)
+    if name is not None:
+        assert found[part][name] == pair
+    else:
+        assert [tile[0]["size"] for tile in found["tiles"]][1] == "2 x 8"
+
+
+def test_foreign_files(capsys: Captured, files: list[str], tmp_path: Path) -> None:
+    """A file that is no listing is named with what is wrong: exit code 2, no traceback."""
+    listing = json.loads(Path(files[0]).read_text())
+    odd = tmp_path / "odd.json"
+
+    def without(name: str) -> str:
+        return json.dumps({key: value for key, value in listing.items() if key != name})
+
+    def with_(name: str, value: Any) -> str:
+        return json.dumps({**listing, name: value})
+
+    for text, message in (
+        ("", "no JSON"), ("{", "no JSON"), ("[1]", "format is None"), ('"x"', "format is None"),
+        ("{}", "format is None"), ('{"format": "jitgen listing 9"}', "'jitgen listing 9', not"),
+        (without("lines"), "lines is missing"), (without("spec"), "spec is missing"),
+        (with_("code_bytes", "x"), "code_bytes is 'x', not int"),
+        (with_("tiles", [{}]), "tiles[0].rows is missing"),
+        (with_("tiles", 3), "tiles is no list"),
+        (with_("loops", [{"over": "k", "first_line": 0, "last_line": 10**6}]), "which is not"),
+        (with_("instructions", {"fma": "many"}), "instructions.fma is 'many', not int"),
+    ):  # fmt: skip
+        odd.write_text(text)
+        assert main(["show", files[1], str(odd)]) == 2, message
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"{odd}: " in err
+        assert message in err
+        assert "Traceback" not in err
+    odd.write_bytes(b"\xff\xfe{")
+    assert main(["show", files[1], str(odd)]) == 2
+    assert f"{odd}: no JSON" in capsys.readouterr().err
+
+
 # ---- kernel -------------------------------------------------------------------------------------
 
 
@@ -239,6 +359,22 @@ def test_table_without_running(capsys: Captured, tmp_path: Path) -> None:
         ("kernel --shapes /there/is/no/such.csv", "/there/is/no/such.csv: No such file"),
         ("show 4 4 4 --isa avx2 --batch-kind blub", "batch='blub'"),
         ("show 4 4", "three sizes"),
+        ("show 4 4 x", "three sizes M N K, or two files"),
+        ("show a.json", "three sizes M N K, or two files"),
+        ("show a.json b.json --diff avx2", "--diff avx2 is for sizes M N K, not for files"),
+        ("show /there/is/no/a.json /there/is/no/b.json", "/there/is/no/a.json: No such file"),
+        ("show 4 4 4 --isa avx2 --format pdf", "invalid choice"),
+        ("show 4 4 4 --isa avx2 --format asm --json", "ask for one of them"),
+        ("show 4 4 4 --isa sve128 --format asm --syntax att", "is for x86; sve128 has one"),
+        ("show 4 4 4 --isa avx2 --syntax att", "syntax='att' is for the format 'asm'"),
+        ("show 4 4 4 --isa avx2 --format html --diff avx512", "a comparison is text or json"),
+        ("show 4 4 4 --isa avx2 --diff blub", "target='blub' is not one of"),
+        ("show 4 4 4 --isa avx2 --diff blub=1", "--diff blub=1: 'blub' is not one of batch, dtype"),
+        ("show 4 4 4 --isa avx2 --diff beta=x", "--diff beta=x: could not convert"),
+        ("show 4 4 4 --isa avx2 --diff plan:rows", "'rows' is not of the form name=value"),
+        ("show 4 4 4 --isa avx2 --cpu znver4", "--cpu znver4 is for --format html"),
+        ("show 4 4 4 --isa avx2 --format html --cpu z80", "cpu='z80' is not one of"),
+        ("show 4 4 4 --isa avx2 -o /there/is/no/file", "/there/is/no/file: No such file"),
     ],
 )
 def test_bad_arguments(capsys: Captured, arguments: str, message: str) -> None:

@@ -22,7 +22,7 @@ from jitgen.kernel import panel_width
 from jitgen.replay import BARRIER, END, FIRST_KIND, emit_replay
 from jitgen.spec import DTYPES
 from jitgen.target import parse_target
-from primitives.gemm import Product, choose_blocks, pack_part, product_part
+from primitives.gemm import IN_PLACE, Product, choose_blocks, pack_part, product_part
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
@@ -44,7 +44,7 @@ def random_product(rng: random.Random, target: str, most: int, threads: int) -> 
     product = Product(
         m, n, k, dtype, chosen, threads, width,
         a=rng.choice(["rows", "columns", "row panels", "column panels"]),
-        b=rng.choice(["panels", "rows", "columns"]), c=rng.choice(["rows", "panels"]),
+        b=rng.choice(["panels", "rows", "columns", IN_PLACE]), c=rng.choice(["rows", "panels"]),
         a_width=rng.choice([4, 8, 16]),
         epilogue=rng.choice([(), (("bias",),), (("bias",), ("relu",))]),
         order=rng.choice([None, "MN", "NM", "[MN]", "mn", "nM"]),
@@ -80,16 +80,17 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
               "column panels": panels_of(a.T, p.a_width)}[p.a]  # fmt: skip
     tensors = {
         "a": stored,
-        "b": {"rows": b, "columns": b.T, "panels": panels_of(b, p.width)}[p.b],
+        "b": {"rows": b, "columns": b.T, "panels": panels_of(b, p.width), IN_PLACE: b}[p.b],
         "c": np.full((p.m, p.n) if p.c == "rows" else (-(-p.n // p.width), p.m, p.width),
                      np.nan, kind),
         "bias": bias,
     }  # fmt: skip
     parts = []
-    if p.b != "panels":
+    packed = p.b in ("rows", "columns")
+    if packed:
         parts.append(pack_part(p, "b", "panels"))
         tensors["panels"] = np.full(p.packed_elements, np.nan, kind)
-    source = "b" if p.b == "panels" else "panels"
+    source = "panels" if packed else "b"
     parts.append(product_part(p, "a", source, "c", "bias" if p.epilogue else ""))
     tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     return Stream(parts, list(tensors), p.threads), tensors, expected
@@ -181,7 +182,7 @@ def test_every_product_term_is_used_once() -> None:
         for kind, (a, b, c, *_) in found:
             rows, columns = shapes[kind]
             m, k = divmod(a, product.k)
-            n = b // (product.k * product.width) * product.width
+            n = b if product.b == IN_PLACE else b // (product.k * product.width) * product.width
             assert (k, c) == (0, m * product.n + n)
             used[m : m + rows, n : n + columns] += 1
             written[m : m + rows, n : n + columns] += 1
