@@ -12,19 +12,36 @@ True
 
 from __future__ import annotations
 
-from jitgen import debug
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
 from jitgen.cpu import host, targets
 from jitgen.kernel import Bound, Kernel, brgemm, clear_caches
-from jitgen.objects import export
 from jitgen.pack import pack_b
 from jitgen.plan import Plan
 from jitgen.spec import KernelSpec
 from jitgen.target import Target
 
+if TYPE_CHECKING:
+    from jitgen import debug
+    from jitgen.objects import export
+
 __version__ = "0.1.0"
 __all__ = [
-    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "export", "host",
-    "pack_b", "targets",
+    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "debug", "export",
+    "host", "pack_b", "targets",
 ]  # fmt: skip
 
-debug.enable_from_environment()
+
+def __getattr__(name: str) -> Any:
+    # what few programs use is imported when it is asked for: that takes ten milliseconds
+    if name == "debug":
+        return importlib.import_module("jitgen.debug")
+    if name == "export":
+        return importlib.import_module("jitgen.objects").export
+    raise AttributeError(f"module 'jitgen' has no attribute {name!r}")
+
+
+if os.environ.get("JITGEN_DEBUG"):
+    importlib.import_module("jitgen.debug").enable_from_environment()
