@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jitgen.analysis.instructions import BROADCAST
@@ -20,6 +20,8 @@ from jitgen.analysis.loops import Loop
 LLVM_MCA = ("llvm-mca-22", "llvm-mca-21", "llvm-mca-20", "llvm-mca-19", "llvm-mca")
 #: Older models lack Neoverse V1, V2 and Zen 4
 OLDEST = 19
+#: Models of Neoverse V1 and V2 have about the CPUs' dispatch width from this version on
+NARROWED = 22
 ITERATIONS = 300
 SECONDS = 60
 #: CPU -> OSACA's name for it
@@ -79,10 +81,10 @@ def _llvm_mca(path: str, version: int, loop: Loop, cpu: str, architecture: str) 
     match = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     if match is None:
         return Opinion(tool, None, _last_line(done.stderr))
-    return Opinion(tool, int(match[1]) / ITERATIONS, fault=_llvm_fault(loop, cpu))
+    return Opinion(tool, int(match[1]) / ITERATIONS, fault=_llvm_fault(loop, cpu, version))
 
 
-def _llvm_fault(loop: Loop, cpu: str) -> str:
+def _llvm_fault(loop: Loop, cpu: str, version: int) -> str:
     wide = any(i.bits == 512 for i in loop.instructions)
     if wide and cpu in ("icelake-server", "sapphirerapids"):
         return "its model has one 512-bit FMA a cycle, the CPU has two"
@@ -90,8 +92,8 @@ def _llvm_fault(loop: Loop, cpu: str) -> str:
         i.bits == 512 and i.kind == BROADCAST for i in loop.instructions
     ):  # fmt: skip
         return "its model makes three operations of a 512-bit broadcast, the CPU one"
-    if cpu in ("neoverse-v1", "neoverse-v2"):
-        return "its model dispatches more instructions a cycle than the CPU"
+    if cpu in ("neoverse-v1", "neoverse-v2") and version < NARROWED:
+        return "its model dispatches twice as many instructions a cycle as the CPU"
     return ""
 
 
@@ -112,7 +114,10 @@ def _osaca(path: str, loop: Loop, cpu: str, architecture: str) -> Opinion:
             )
         except subprocess.TimeoutExpired:
             return Opinion("osaca", None, f"no answer in {SECONDS} s")
-    return read_osaca(done.stdout, done.stderr, done.returncode)
+    answer = read_osaca(done.stdout, done.stderr, done.returncode)
+    if cpu == "znver3" and any(i.kind == BROADCAST for i in loop.instructions):
+        return replace(answer, fault="its model gives a broadcast a slot of an FMA pipe")
+    return answer
 
 
 def read_osaca(output: str, errors: str, code: int) -> Opinion:

@@ -192,7 +192,7 @@ class Report:
             if opinion.cycles is None:
                 yield f"         - {opinion.tool}: {opinion.why}"
             else:
-                fault = f" (wrong: {opinion.fault})" if opinion.fault else ""
+                fault = f" (known fault: {opinion.fault})" if opinion.fault else ""
                 yield f"  {opinion.cycles:8.1f} cycles predicted by {opinion.tool}{fault}"
 
     # ---- values -------------------------------------------------------------------------------
@@ -239,9 +239,7 @@ class Report:
         }  # fmt: skip
 
 
-def analyze(
-    kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool = True
-) -> Report:
+def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool = True) -> Report:
     """Analyze `kernel` on `cpu`, a name of `jitgen.analysis.CPUS` or "host", for calls with a batch
     of `batch`; `other_models`: ask llvm-mca and OSACA too, where they are installed.
 
