@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 from jitgen.elementwise import emit_column_sums
-
 from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
