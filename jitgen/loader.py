@@ -38,6 +38,7 @@ ffi.cdef(
 ARENA_BYTES = 1 << 20
 ALIGN = 64
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MFD_CLOEXEC, MFD_EXEC = 1, 0x10
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 1, 2, 0x20
 MREMAP_MAYMOVE = 1
 
@@ -95,15 +96,17 @@ class Arena:
         self._c = libc()
         self._free: list[tuple[int, int]] = [(0, size)]
         self._dead: deque[tuple[int, int]] = deque()
-        self._writable = self._map(MAP_SHARED)
+        self._map_twice()
+
+    def _map_twice(self) -> None:
+        self._writable = self._map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)
         # an old size of 0 asks for a second mapping of shared pages (mremap(2))
         first = ffi.cast("void *", self._writable)
-        self._executable = _checked(self._c.mremap(first, 0, size, MREMAP_MAYMOVE))
+        self._executable = _checked(self._c.mremap(first, 0, self.size, MREMAP_MAYMOVE))
         self._make_executable()
 
-    def _map(self, sharing: int) -> int:
-        access = PROT_READ | PROT_WRITE
-        return _checked(self._c.mmap(ffi.NULL, self.size, access, sharing | MAP_ANONYMOUS, -1, 0))
+    def _map(self, access: int, sharing: int, file: int = -1) -> int:
+        return _checked(self._c.mmap(ffi.NULL, self.size, access, sharing, file, 0))
 
     def _make_executable(self) -> None:
         pages = ffi.cast("void *", self._executable)
@@ -151,6 +154,24 @@ class Arena:
             self._c.munmap(ffi.cast("void *", self._executable), self.size)
 
 
+class FileArena(Arena):
+    """An arena on a memory file, for systems where what was writable may not become executable
+    (prctl's PR_SET_MDWE, systemd's MemoryDenyWriteExecute). perf names no code in it."""
+
+    def _map_twice(self) -> None:
+        try:
+            file = os.memfd_create("jitgen", MFD_CLOEXEC | MFD_EXEC)
+        except OSError:
+            # kernels before 6.3 do not know MFD_EXEC; their memory files are executable anyway
+            file = os.memfd_create("jitgen", MFD_CLOEXEC)
+        try:
+            os.ftruncate(file, self.size)
+            self._writable = self._map(PROT_READ | PROT_WRITE, MAP_SHARED, file)
+            self._executable = self._map(PROT_READ | PROT_EXEC, MAP_SHARED, file)
+        finally:
+            os.close(file)
+
+
 class Pages(Arena):
     """Pages of one kernel, written first and made executable then."""
 
@@ -159,7 +180,8 @@ class Pages(Arena):
         self._c = libc()
         self._free = [(0, self.size)]
         self._dead = deque()
-        self._writable = self._executable = self._map(MAP_PRIVATE)
+        access = PROT_READ | PROT_WRITE
+        self._writable = self._executable = self._map(access, MAP_PRIVATE | MAP_ANONYMOUS)
 
     def place(self, code: bytes) -> Code | None:
         placed = super().place(code)
@@ -218,9 +240,9 @@ def _place(code: bytes) -> Code:
 
 def _new_arena(size: int) -> Arena:
     global _arena
-    if share:
+    for kind in (Arena, FileArena) if share else ():
         with contextlib.suppress(OSError):
-            _arena = Arena(max(ARENA_BYTES, -(-size // 4096) * 4096))
+            _arena = kind(max(ARENA_BYTES, -(-size // 4096) * 4096))
             return _arena
     return Pages(size)
 

@@ -98,6 +98,9 @@ class Refusing:
             return self.c.mremap(*arguments)
         loader.ffi.errno = 1
         return loader.ffi.cast("void *", -1)
+
+def no_memory_file(*arguments):
+    raise OSError(38, "no memory files here")
 """
 
 
@@ -110,6 +113,7 @@ jitgen.host()
 loader._arena = None  # the probe of the processor has begun an arena
 refusing = Refusing({refusal})
 loader.libc = lambda: refusing
+loader.os.memfd_create = no_memory_file
 kernels = [make(i + 1) for i in range(20)]
 assert all(right(k, i + 1) for i, k in enumerate(kernels))
 both = [line for line in mappings() if "w" in line[1] and "x" in line[1]]
@@ -122,6 +126,18 @@ assert len(mappings()) < number
 """)
 
 
+def test_a_process_whose_written_memory_may_not_become_executable() -> None:
+    """PR_SET_MDWE (65), which systemd's MemoryDenyWriteExecute resembles: a memory file does."""
+    run_child(COMMON + """
+if loader.libc().prctl(65, 1, 0, 0, 0):
+    sys.exit(0)  # kernels before 6.3
+loader._arena = None
+kernels = [make(i + 1) for i in range(20)]
+assert all(right(k, i + 1) for i, k in enumerate(kernels))
+assert type(loader._arena) is loader.FileArena
+""")
+
+
 def test_refused_executable_memory_is_an_error_with_its_reason() -> None:
     """The kernel still has its code; nothing is left mapped."""
     run_child(COMMON + REFUSE + """
@@ -129,6 +145,7 @@ jitgen.host()
 loader._arena = None  # the probe of the processor has begun an arena
 libc, refusing = loader.libc, Refusing(mprotects=99)
 loader.libc = lambda: refusing
+loader.os.memfd_create = no_memory_file
 kernel = make(2)
 assert kernel.code
 c = np.zeros((5, 9), np.float32)
