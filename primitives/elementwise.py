@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from jitgen.elementwise import emit_map
-
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.team import Team
