@@ -1,7 +1,7 @@
 """Machine code that the benchmarks need, made by hand: repeat drivers and chains of FMAs.
 
 What it is: two x86-64 routines that call a C function of one pointer many times, code whose speed
-is the fused multiply-add peak of the core, and the placing of data within memory pages.
+is the fused multiply-add peak of the core or its memory's, and the placing of data within pages.
 What it is not: it deliberately does not use jitgen's own assembler, so that the yardstick does
 not come from the thing that is measured.
 
@@ -200,4 +200,35 @@ def fma_chain(isa: str, dtype: str) -> bytes:
     code += bytes.fromhex("48ffc9")  # dec rcx
     code += b"\x0f\x85" + struct.pack("<i", loop - (len(code) + 6))  # jnz loop
     code += bytes.fromhex("c5f877c3")  # vzeroupper; ret
+    return bytes(code)
+
+
+_WALK_REGISTERS = 8
+
+
+def walk_step(isa: str) -> int:
+    """Bytes of a step of `memory_walk`."""
+    return _WALK_REGISTERS * VECTOR_BYTES[isa]
+
+
+def memory_walk(isa: str, store: bool) -> bytes:
+    """Machine code that only loads (or stores zeros), f(const {address; 16 bytes; u64 steps} *).
+
+    It goes through memory from the address on, `walk_step` bytes a step, and returns 0.
+    """
+    code = bytearray.fromhex("488b07488b4f18")  # mov rax, [rdi]; mov rcx, [rdi + 24]
+    code += bytes.fromhex("c5f857c0")  # vxorps xmm0, xmm0, xmm0 clears all of zmm0
+    loop = len(code)
+    for i in range(_WALK_REGISTERS):  # vmovups register, [rax + i vectors], or the other way
+        register = 0 if store else i
+        prefix = "62f17c48" if isa == "avx512" else "c5fc"
+        code += bytes.fromhex(prefix) + bytes([0x11 if store else 0x10])
+        if isa == "avx512":
+            code += bytes([0x40 | register << 3, i])
+        else:
+            code += bytes([0x80 | register << 3]) + struct.pack("<i", 32 * i)
+    code += b"\x48\x05" + struct.pack("<i", walk_step(isa))  # add rax, step
+    code += bytes.fromhex("48ffc9")  # dec rcx
+    code += b"\x0f\x85" + struct.pack("<i", loop - (len(code) + 6))  # jnz loop
+    code += bytes.fromhex("c5f87731c0c3")  # vzeroupper; xor eax, eax; ret
     return bytes(code)

@@ -208,20 +208,28 @@ def calls_for(contestant: Contestant, sample_ns: float) -> int:
 
 
 def interleave(
-    contestants: Sequence[Contestant], rounds: int, sample_ns: float
+    contestants: Sequence[Contestant],
+    rounds: int,
+    sample_ns: float,
+    before: Callable[[Contestant], object] = lambda _: None,
 ) -> dict[str, Timing]:
     """Let the contestants take turns for ``rounds`` rounds of about ``sample_ns`` each.
 
     The order is reversed every second round, so that no one always runs behind the same other.
-    Returns a Timing per contestant name. Python's garbage collector rests meanwhile.
+    ``before`` is called before a contestant's turn. Returns a Timing per contestant name. Python's
+    garbage collector rests meanwhile.
     """
-    calls = {c.name: calls_for(c, sample_ns) for c in contestants}
+    calls = {}
+    for contestant in contestants:
+        before(contestant)
+        calls[contestant.name] = calls_for(contestant, sample_ns)
     samples: dict[str, list[float]] = {c.name: [] for c in contestants}
     enabled = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
             for contestant in contestants if turn % 2 == 0 else reversed(contestants):
+                before(contestant)
                 elapsed = contestant.run(calls[contestant.name])
                 samples[contestant.name].append(elapsed / calls[contestant.name])
     finally:
