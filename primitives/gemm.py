@@ -23,6 +23,12 @@ from primitives.stream import MakeCode, Part, Ref
 IN_PLACE = "rows in place"
 #: Rows of a kernel call: enough to use a panel of B well, few enough for A to stay in L2
 MOST_ROWS = 256
+#: Rows of a call that makes whole rows of C: one or two register tiles
+FEW_ROWS = 12
+#: Second-level cache that a core has for itself, at the least
+L2_BYTES = 1 << 20
+#: Layouts of A that a call cannot take many rows or columns of
+PANELS = ("row panels", "column panels")
 #: What a call costs beside its work, in units of a row's work on one column of B
 CALL_COST = 2000
 
@@ -91,7 +97,10 @@ def _packer(
 def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
     """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
     p = product
-    rows, columns = p.blocks or choose_blocks(p)
+    rows, columns, order = choose_blocks(p)
+    order = p.order or order
+    if p.blocks:
+        rows, columns = p.blocks
     if p.c != "rows" or p.a == "row panels":
         columns = p.width
     if p.a == "column panels":
@@ -108,7 +117,7 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
     }
     if bias:
         words["bias"] = Ref(bias, {"n": 1}, p.element)
-    order, reduction = p.order or ("MN" if p.m > p.n else "NM"), ""
+    reduction = ""
     if p.a == "row panels":
         # whole panels of A are a batch; what is left of the last one is a call of its own
         whole = p.k // p.a_width * p.a_width
@@ -148,28 +157,33 @@ def _kernels(p: Product) -> MakeCode:
     return code
 
 
-def choose_blocks(p: Product) -> tuple[int, int]:
-    """Rows and columns of a kernel call: the grid whose slowest thread has least to do.
+def choose_blocks(p: Product) -> tuple[int, int, str]:
+    """Rows and columns of a kernel call, and the order of the loops over them.
 
-    A row of a block costs as much as its panels are wide, whether they are full or not.
+    If all of B fits L2, whole rows of C are made one after the other ("MN"): B is read from L2, A
+    and C pass once, C as one stream. Otherwise a panel of B stays in L2 for all rows ("NM"). Of the
+    grids that remain, the one whose slowest thread has least to do: a row of a block costs as much
+    as its panels are wide, whether they are full or not.
     """
+    whole = p.k * p.n * p.element <= L2_BYTES // 2 and p.c == "rows" and p.a not in PANELS
     best = (float("inf"), 0, 0)
-    for rows in _row_blocks(p):
-        for columns in _column_blocks(p):
+    for rows in _row_blocks(p, FEW_ROWS if whole else MOST_ROWS):
+        for columns in (p.n,) if whole else _column_blocks(p):
             grid = -(-p.m // rows), -(-p.n // columns)
             calls = -(-grid[0] * grid[1] // p.threads)
             # threads take consecutive blocks: the slowest has as many as any, all of them whole
             work = calls * (rows * -(-columns // p.width) * p.width + CALL_COST / p.k)
             # among equals the larger blocks
             best = min(best, (work, -rows, -columns))
-    return -best[1], -best[2]
+    return -best[1], -best[2], "MN" if whole or p.m > p.n else "NM"
 
 
-def _row_blocks(p: Product) -> Iterator[int]:
+def _row_blocks(p: Product, most: int) -> Iterator[int]:
     if p.a == "column panels":
         yield p.a_width
         return
-    for count in range(-(-p.m // MOST_ROWS), -(-p.m // MOST_ROWS) + 4 * p.threads):
+    least = -(-p.m // most)
+    for count in range(least, least + 4 * p.threads):
         yield -(-p.m // count)
 
 

@@ -49,7 +49,7 @@ def random_product(rng: random.Random, target: str, most: int, threads: int) -> 
         epilogue=rng.choice([(), (("bias",),), (("bias",), ("relu",))]),
         order=rng.choice([None, "MN", "NM", "[MN]", "mn", "nM"]),
     )  # fmt: skip
-    rows, columns = choose_blocks(product)
+    rows, columns, _ = choose_blocks(product)
     if product.a != "column panels":
         rows = rng.randint(1, m)
     if product.a == "row panels" and product.order:
@@ -196,7 +196,7 @@ def test_the_text_tells_who_does_what() -> None:
     text = stream.text(1)
     assert "thread 1: 2 calls" in text
     assert "... and 1 more" in text
-    assert "c c[16]" in text
+    assert "c c[128]" in text
 
 
 def test_offsets_beyond_32_bits_are_refused() -> None:
