@@ -16,6 +16,8 @@ from jitgen.target import ANY_WIDTH, Target
 #: Source rows that are finished before the next are begun: their pages stay in the TLB, the part of
 #: their lines that is not yet read stays in the second cache
 BAND = 256
+#: Bytes by which rows are prefetched ahead of a square: the hardware does not follow so many rows
+AHEAD = 512
 #: Side of the block that is copied by elements where there are no squares
 ELEMENTS_SIDE = 4
 #: Roles of the registers of `transpose_loops`
@@ -90,6 +92,8 @@ def transpose_loops(
     machine.multiply(product, at, lda * element)
     machine.sum(corner, corner, product)
     if side:
+        for i in range(height):
+            machine.prefetch((corner, i * lda * element + AHEAD))
         machine.transpose(side, (to_corner, 0), ldc * element, (corner, 0), lda * element)
     else:
         for i in range(height):

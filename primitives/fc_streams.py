@@ -5,6 +5,7 @@ Cached by layer and layout. Not here: arrays and their checks (`primitives.fully
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from primitives.arrays import aligned, buffer_of
-from primitives.gemm import IN_PLACE, Product, pack_part, product_part
+from primitives.gemm import IN_PLACE, Product, fused_part, pack_part, product_part
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
@@ -76,14 +77,23 @@ def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
     )  # fmt: skip
 
 
-def _run(layer: Layer, tensors: list[str], product: Product, *parts: Part) -> Run:
-    """Parts of a pass; a plain B ("b") is packed into scratch first."""
-    scratch = 0
-    if product.b not in ("panels", IN_PLACE):
-        scratch = product.packed_elements
-        parts = (pack_part(product, "b", "panels"), *parts)
-    names = [*tensors, "panels"] if scratch else tensors
-    return Run(Stream(parts, names, product.threads), layer.target, scratch, layer.dtype)
+def _run(
+    layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
+    tensors: Sequence[str] = (),
+) -> Run:  # fmt: skip
+    """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
+    theirs and the bias. A plain B is packed into scratch on the way."""
+    p, scratch = product, 0
+    if p.fused and not layer.order:
+        scratch = p.threads * p.panel_depth * p.width
+        parts = [fused_part(p, "a", "b", "panels", "c", bias)]
+    elif p.b in ("panels", IN_PLACE):
+        parts = [product_part(p, "a", "b", "c", bias)]
+    else:
+        scratch = p.packed_elements
+        parts = [pack_part(p, "b", "panels"), product_part(p, "a", "panels", "c", bias)]
+    names = ["a", "b", "c", *tensors, *(["panels"] if scratch else [])]
+    return Run(Stream([*parts, *more], names, p.threads), layer.target, scratch, layer.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -100,9 +110,8 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
         b="panels" if b_width else "columns", c="panels" if blocked else "rows",
         epilogue=epilogue,
     )  # fmt: skip
-    panels = "b" if b_width else "panels"
-    part = product_part(product, "a", panels, "c", "bias" if layer.bias else "")
-    return _run(layer, ["a", "b", "c", *(["bias"] if layer.bias else [])], product, part)
+    bias = ["bias"] if layer.bias else []
+    return _run(layer, product, "".join(bias), tensors=bias)
 
 
 @lru_cache(maxsize=256)
@@ -115,8 +124,7 @@ def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Ru
         a="row panels" if a_width else "rows", a_width=a_width, b=b,
         c="panels" if blocked else "rows",
     )  # fmt: skip
-    part = product_part(product, "a", "panels" if b == "rows" else "b", "c")
-    return _run(layer, ["a", "b", "c"], product, part)
+    return _run(layer, product)
 
 
 @lru_cache(maxsize=256)
@@ -128,10 +136,9 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
         a="column panels" if a_width else "columns", a_width=a_width,
         b="panels" if b_width else "rows",
     )  # fmt: skip
-    parts = [product_part(product, "a", "b" if b_width else "panels", "c")]
-    if layer.bias:
-        parts.append(_bias_part(layer, a_width))
-    return _run(layer, ["a", "b", "c", *(["db"] if layer.bias else [])], product, *parts)
+    if not layer.bias:
+        return _run(layer, product)
+    return _run(layer, product, more=[_bias_part(layer, a_width)], tensors=["db"])
 
 
 def _bias_part(layer: Layer, a_width: int) -> Part:

@@ -27,6 +27,8 @@ MOST_ROWS = 256
 FEW_ROWS = 12
 #: Second-level cache that a core has for itself, at the least
 L2_BYTES = 1 << 20
+#: A piece of a panel that is packed just before it is read, from L2
+PANEL_BYTES = 1 << 18
 #: Layouts of A that a call cannot take many rows or columns of
 PANELS = ("row panels", "column panels")
 #: What a call costs beside its work, in units of a row's work on one column of B
@@ -69,6 +71,25 @@ class Product:
         """Elements of the panels of B."""
         return -(-self.n // self.width) * self.width * self.k
 
+    @property
+    def fits(self) -> bool:
+        """All of B fits L2 beside what else passes through."""
+        return self.k * self.n * self.element <= L2_BYTES // 2
+
+    @property
+    def panel_depth(self) -> int:
+        """Rows of a panel of B that are packed at a time where `fused`."""
+        return min(self.k, max(1, PANEL_BYTES // (self.width * self.element)))
+
+    @property
+    def fused(self) -> bool:
+        """A plain B is packed piece by piece, each just before it is read: if it is too large to
+        be still in a cache otherwise, and the threads can share the panels evenly."""
+        panels = -(-self.n // self.width)
+        even = -(-panels // self.threads) * self.threads <= 1.2 * panels
+        plain = self.b in ("rows", "columns") and self.a not in PANELS and self.c == "rows"
+        return plain and even and not self.fits
+
 
 def pack_part(product: Product, source: str, to: str) -> Part:
     """Pack a plain B (tensor `source`) into panels (tensor `to`), a call for each panel."""
@@ -92,6 +113,44 @@ def _packer(
     k: int, n: int, leading: int, width: int, dtype: str, trans: bool, target: Target
 ) -> bytes:
     return emit_packer(k, n, leading, 0, width, dtype, trans, target)
+
+
+def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
+    """The product of a plain B (tensor `b`): each thread packs a piece of a panel into its own part
+    of tensor `to` (threads * panel_depth * width elements) and reads it from L2 at once."""
+    p, depth = product, product.panel_depth
+    rows = p.blocks[0] if p.blocks else -(-p.m // -(-p.m // MOST_ROWS))
+    n, k = Loop(p.n, (p.width,)), Loop(p.k, (depth,))
+    trans = p.b == "columns"
+    piece = Ref(to, {}, p.element, per_thread=p.width * depth)
+
+    def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        leading = p.k if trans else p.n
+        code = _packer(size["k"], size["n"], leading, p.width, p.dtype, trans, p.target)
+        return code, {"count": 1}
+
+    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        kernel = brgemm(
+            size["m"], size["n"], size["k"], p.dtype, lda=p.k if p.a == "rows" else p.m, ldc=p.n,
+            trans_a=p.a == "columns", packed_b=p.width, beta=0.0 if first else 1.0,
+            epilogue=p.epilogue if last else (), target=p.target,
+        )  # fmt: skip
+        return kernel.code, {"count": 1}
+
+    steps = {"n": p.k, "k": 1} if trans else {"n": 1, "k": p.n}
+    packing = Part(
+        "pack a piece of a panel", "Nk", {"n": n, "k": k}, pack,
+        {"a": Ref(b, steps, p.element), "c": piece},
+    )  # fmt: skip
+    words = {
+        "a": Ref(a, {"m": p.k, "k": 1} if p.a == "rows" else {"m": 1, "k": p.m}, p.element),
+        "b": piece,
+        "c": Ref(c, {"m": p.n, "n": 1}, p.element),
+    }
+    if bias:
+        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
+    return Part("multiply", "Nkm", loops, code, words, "k", packing)
 
 
 def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
@@ -165,7 +224,7 @@ def choose_blocks(p: Product) -> tuple[int, int, str]:
     grids that remain, the one whose slowest thread has least to do: a row of a block costs as much
     as its panels are wide, whether they are full or not.
     """
-    whole = p.k * p.n * p.element <= L2_BYTES // 2 and p.c == "rows" and p.a not in PANELS
+    whole = p.fits and p.c == "rows" and p.a not in PANELS
     best = (float("inf"), 0, 0)
     for rows in _row_blocks(p, FEW_ROWS if whole else MOST_ROWS):
         for columns in (p.n,) if whole else _column_blocks(p):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,17 +28,23 @@ MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
 @dataclass(frozen=True)
 class Ref:
     """Where a word of the argument struct points: `tensor` plus, for each loop named in `steps`,
-    its position times a number of elements; `element` is the size of an element in bytes."""
+    its position times a number of elements; `element` is the size of an element in bytes. Where
+    `per_thread` is not 0, each thread has that many elements of the tensor for itself."""
 
     tensor: str
     steps: Mapping[str, int]
     element: int = 4
+    per_thread: int = 0
 
 
 @dataclass(frozen=True)
 class Part:
     """A loop nest and the kernel in it; `reduction` names the loops that sum into the same
-    output."""
+    output.
+
+    `before` is a part over the outermost loops of this one, in the same order: each of its calls
+    is made by the thread, and just before the calls, that have its position.
+    """
 
     title: str
     order: str
@@ -46,17 +52,21 @@ class Part:
     code: MakeCode
     words: Mapping[str, Ref]
     reduction: str = ""
+    before: Part | None = None
 
 
 @dataclass(frozen=True)
 class Calls:
     """The calls of one part: the nest, the kind of each iteration, and the offset of each word in
-    elements, (iterations, words)."""
+    elements, (iterations, words); and those of the part before, with the index of the iteration
+    that each of them precedes."""
 
     part: Part
     nest: Nest
     kind: np.ndarray
     offsets: np.ndarray
+    before: Calls | None
+    at: np.ndarray
 
 
 class Stream:
@@ -78,6 +88,17 @@ class Stream:
 
     def _part(self, part: Part) -> Calls:
         nest = iterate(part.order, part.loops, self.threads)
+        before, at = None, np.zeros(0, np.int64)
+        if part.before is not None:
+            places = np.stack([nest.start[n] for n in part.before.loops], axis=1)
+            changes = (np.diff(places, axis=0) != 0).any(axis=1)
+            at = np.concatenate([[0], np.flatnonzero(changes) + 1])
+            outer = iterate(part.before.order, part.before.loops)
+            assert all((outer.start[n] == nest.start[n][at]).all() for n in part.before.loops)
+            before = self._calls(part.before, replace(outer, thread=nest.thread[at]), None, at)
+        return self._calls(part, nest, before, at)
+
+    def _calls(self, part: Part, nest: Nest, before: Calls | None, at: np.ndarray) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
         first = np.ones(len(nest), bool)
@@ -101,11 +122,13 @@ class Stream:
             kinds.append(FIRST_KIND + self.calls.index(call))
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
+            offsets[:, w] += nest.thread * ref.per_thread
             for name, step in ref.steps.items():
                 offsets[:, w] += nest.start[name] * step
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
-        return Calls(part, nest, np.array(kinds, np.int64)[index.reshape(-1)], offsets)
+        kind = np.array(kinds, np.int64)[index.reshape(-1)]
+        return Calls(part, nest, kind, offsets, before, at)
 
     def _slice(self, thread: int) -> np.ndarray:
         """The words that one thread replays."""
@@ -120,12 +143,7 @@ class Stream:
                     pieces.append(barrier)
                 first = False
                 chosen = np.flatnonzero((calls.nest.thread == thread) & (phases == phase))
-                kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
-                edges = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(chosen)]
-                for begin, end in itertools.pairwise(edges):
-                    if begin < end:
-                        pieces.append(np.array([kind[begin], end - begin], np.uint32))
-                        pieces.append(offsets[begin:end].reshape(-1))
+                pieces += _runs(calls, chosen)
         pieces.append(np.array([END, 0], np.uint32))
         return np.concatenate(pieces)
 
@@ -146,16 +164,42 @@ class Stream:
                 chosen = np.flatnonzero(calls.nest.thread == thread)
                 out.append(f"  thread {thread}: {len(chosen)} calls")
                 for i in chosen[:most].tolist():
-                    place = ", ".join(
-                        f"{n} {calls.nest.start[n][i]}+{calls.nest.size[n][i]}" for n in part.loops
-                    )
-                    offsets = ", ".join(
-                        f"{name} {ref.tensor}[{calls.offsets[i, w]}]"
-                        for w, (name, ref) in enumerate(part.words.items())
-                    )
-                    out.append(f"    kind {calls.kind[i]}: {place}; {offsets}")
+                    if calls.before is not None and i in calls.at:
+                        out.append(_line(calls.before, int(np.searchsorted(calls.at, i))))
+                    out.append(_line(calls, i))
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
 
 
+
+
+def _runs(calls: Calls, chosen: np.ndarray) -> list[np.ndarray]:
+    """The words of the chosen calls, and of those before them: runs of one kind each."""
+    kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
+    ends = np.diff(kind) != 0
+    if calls.before is not None:
+        place = np.searchsorted(calls.at, chosen, side="right") - 1
+        ends |= np.diff(place) != 0
+    edges = [0, *(np.flatnonzero(ends) + 1).tolist(), len(chosen)]
+    pieces = []
+    for begin, end in itertools.pairwise(edges):
+        if begin == end:
+            continue
+        if calls.before is not None and (begin == 0 or place[begin] != place[begin - 1]):
+            first = calls.before.offsets[place[begin]].astype(np.uint32)
+            pieces += [np.array([calls.before.kind[place[begin]], 1], np.uint32), first]
+        pieces.append(np.array([kind[begin], end - begin], np.uint32))
+        pieces.append(offsets[begin:end].reshape(-1))
+    return pieces
+
+
+def _line(calls: Calls, i: int) -> str:
+    """One call for the eye."""
+    nest, part = calls.nest, calls.part
+    place = ", ".join(f"{n} {nest.start[n][i]}+{nest.size[n][i]}" for n in part.loops)
+    offsets = ", ".join(
+        f"{name} {ref.tensor}[{calls.offsets[i, w]}]"
+        for w, (name, ref) in enumerate(part.words.items())
+    )
+    return f"    kind {calls.kind[i]}: {place}; {offsets}"

@@ -22,7 +22,15 @@ from jitgen.kernel import panel_width
 from jitgen.replay import BARRIER, END, FIRST_KIND, emit_replay
 from jitgen.spec import DTYPES
 from jitgen.target import parse_target
-from primitives.gemm import IN_PLACE, Product, choose_blocks, pack_part, product_part
+from primitives import gemm
+from primitives.gemm import (
+    IN_PLACE,
+    Product,
+    choose_blocks,
+    fused_part,
+    pack_part,
+    product_part,
+)
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
@@ -87,6 +95,11 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
     }  # fmt: skip
     parts = []
     packed = p.b in ("rows", "columns")
+    if packed and p.a in ("rows", "columns") and p.c == "rows" and seed % 2:
+        tensors["panels"] = np.full(p.threads * p.panel_depth * p.width, np.nan, kind)
+        parts.append(fused_part(p, "a", "b", "panels", "c", "bias" if p.epilogue else ""))
+        tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+        return Stream(parts, list(tensors), p.threads), tensors, expected
     if packed:
         parts.append(pack_part(p, "b", "panels"))
         tensors["panels"] = np.full(p.packed_elements, np.nan, kind)
@@ -103,6 +116,12 @@ def result(product: Product, c: np.ndarray) -> np.ndarray:
     flat = c.transpose(1, 0, 2).reshape(product.m, -1)
     assert np.isnan(flat[:, product.n :]).all(), "columns beyond n were written"
     return flat[:, : product.n]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels are packed in several pieces also where the sizes are those of a test."""
+    monkeypatch.setattr(gemm, "PANEL_BYTES", 1 << 10)
 
 
 @pytest.mark.parametrize("tier", AMOUNT)
