@@ -15,7 +15,7 @@ from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from primitives.arrays import aligned, buffer_of
-from primitives.gemm import IN_PLACE, Product, fused_part, pack_part, product_part
+from primitives.gemm import IN_PLACE, Product, dot_part, fused_part, pack_part, product_part
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
@@ -84,7 +84,9 @@ def _run(
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
     theirs and the bias. A plain B is packed into scratch on the way."""
     p, scratch = product, 0
-    if p.fused and not layer.order:
+    if p.dot:
+        parts = [dot_part(p, "a", "b", "c", bias)]
+    elif p.fused and not layer.order:
         scratch = p.threads * p.panel_depth * p.width
         parts = [fused_part(p, "a", "b", "panels", "c", bias)]
     elif p.b in ("panels", IN_PLACE):

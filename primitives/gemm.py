@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jitgen.dot import emit_dot, possible
 from jitgen.kernel import brgemm
 from jitgen.pack import emit_packer
 from jitgen.spec import DTYPES, Step
@@ -27,6 +28,8 @@ MOST_ROWS = 256
 FEW_ROWS = 12
 #: Second-level cache that a core has for itself, at the least
 L2_BYTES = 1 << 20
+#: Most rows of A for which a B stored by columns is read in place
+DOT_ROWS = 7
 #: A piece of a panel that is packed just before it is read, from L2
 PANEL_BYTES = 1 << 18
 #: Layouts of A that a call cannot take many rows or columns of
@@ -80,6 +83,12 @@ class Product:
     def panel_depth(self) -> int:
         """Rows of a panel of B that are packed at a time where `fused`."""
         return min(self.k, max(1, PANEL_BYTES // (self.width * self.element)))
+
+    @property
+    def dot(self) -> bool:
+        """Few rows: B is read where it is, by columns, with vectors along the reduction."""
+        plain = self.b == "columns" and self.a == "rows" and self.c == "rows"
+        return plain and self.m <= DOT_ROWS and possible(self.dtype, self.target)
 
     @property
     def fused(self) -> bool:
@@ -151,6 +160,25 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
         words["bias"] = Ref(bias, {"n": 1}, p.element)
     loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
     return Part("multiply", "Nkm", loops, code, words, "k", packing)
+
+
+def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
+    """The product of a few rows with a B stored by columns, in place: a row at a time."""
+    p = product
+    columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
+
+    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        return emit_dot(size["n"], p.k, p.k, p.dtype, p.target, p.epilogue), {}
+
+    words = {
+        "a": Ref(a, {"m": p.k}, p.element),
+        "b": Ref(b, {"n": p.k}, p.element),
+        "c": Ref(c, {"m": p.n, "n": 1}, p.element),
+    }
+    if bias:
+        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    loops = {"n": Loop(p.n, (columns,)), "m": Loop(p.m, (1,))}
+    return Part("multiply rows by rows", p.order or "Nm", loops, code, words)
 
 
 def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:

@@ -1,0 +1,92 @@
+"""Rows times rows on every tier, between guard pages, against float64.
+
+Not here: layers that use them (test_fully_connected).
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from oracle import FUNCTIONS
+from random_cases import SEED
+from rig.job import Buffer, Job
+from tiers import TIERS, need
+
+from jitgen.dot import emit_dot, possible
+from jitgen.target import TARGETS, parse_target
+
+KINDS = {"f32": np.float32, "f64": np.float64}
+EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
+AMOUNT = {
+    "avx2 native": (150, 200), "avx512 native": (150, 200), "avx512 bochs": (60, 70),
+    "sve128 qemu": (40, 70), "sve256 qemu": (40, 70), "sve512 qemu": (40, 70),
+}  # fmt: skip
+EPILOGUES = [
+    (), (("bias",),), (("bias",), ("relu",)), (("relu",),), (("bias",), ("gelu",)),
+    (("sigmoid",),), (("bias",), ("tanh",)), (("silu",),),
+]  # fmt: skip
+
+
+def expected(y: np.ndarray, bias: np.ndarray, epilogue: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    for (name,) in epilogue:
+        if name == "bias":
+            y = y + bias
+        else:
+            y = np.maximum(y, 0) if name == "relu" else FUNCTIONS[name][0](y)
+    return y
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_random_rows(tier: str) -> None:
+    need(TIERS[tier])
+    target = parse_target(TIERS[tier].target)
+    amount, most = AMOUNT[tier]
+    rng = random.Random(f"{SEED} {tier}")
+    jobs, cases = [], []
+    for i in range(amount):
+        n, k = (rng.choice([1, 2, 7, 8, 15, 16, 17, rng.randint(1, most)]) for _ in "nk")
+        ldb = k + rng.choice([0, 0, 1, 5])
+        dtype, epilogue = rng.choice(["f32", "f64"]), rng.choice(EPILOGUES)
+        data = np.random.default_rng(SEED + i)
+        x, bias = (data.standard_normal(s).astype(KINDS[dtype]) for s in (k, n))
+        w = np.full((n, ldb), np.nan, KINDS[dtype])
+        w[:, :k] = data.standard_normal((n, k))
+        buffers = [
+            Buffer(x), Buffer(w.reshape(-1)[: (n - 1) * ldb + k].copy()),
+            Buffer(np.full(n, np.nan, KINDS[dtype]), write=True),
+        ]  # fmt: skip
+        words = [*buffers, 1, 0, 0, *([Buffer(bias)] if ("bias",) in epilogue else [])]
+        jobs.append(Job(emit_dot(n, k, ldb, dtype, target, epilogue), words, f"{n} x {k} {dtype}"))
+        exact = w[:, :k].astype(np.float64) @ x
+        bound = (k + 8) * EPS[dtype] * 1.3 * (np.abs(w[:, :k]) @ np.abs(x) + np.abs(bias) + 1)
+        cases.append((expected(exact, bias.astype(np.float64), epilogue), bound, epilogue))
+    outcomes = TIERS[tier].run(jobs, isa=target.name)
+    for job, (exact, bound, epilogue), outcome in zip(jobs, cases, outcomes, strict=True):
+        what = f"JITGEN_SEED={SEED} {job.label} {epilogue}"
+        assert outcome.ok, f"{what}: {outcome.error}"
+        assert (np.abs(outcome.outputs[0] - exact) <= bound).all(), what
+
+
+def test_which_targets_can() -> None:
+    assert {name for name, t in TARGETS.items() if possible("f32", t)} == set(TARGETS)
+    wide = parse_target("sve2048")
+    assert not possible("f32", wide)
+    with pytest.raises(ValueError, match="target=sve2048"):
+        emit_dot(4, 4, 4, "f32", wide)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((0, 4, 4, "f32"), "rows=0"), ((4, 4, 3, "f32"), "leading dimension 3"),
+        ((4, 4, 4, "bf16"), "bf16"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments: tuple[int, int, int, str], word: str) -> None:
+    with pytest.raises(ValueError, match=r"is|are|must") as error:
+        emit_dot(*arguments, TARGETS["avx2"])
+    assert word in str(error.value)
+    with pytest.raises(ValueError, match="residual"):
+        emit_dot(4, 4, 4, "f32", TARGETS["avx2"], (("residual",),))
