@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tools import bench_analysis, bench_disk, bench_export, bench_fc
+from tools import bench_analysis, bench_disk, bench_export, bench_fc, bench_mlp
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
 # The child's own exit codes (see bench_run) are 0, 1 and 3.
@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     bench_export.add_arguments(export)
     layer = commands.add_parser("fc", help="the fully connected layer against PyTorch and others")
     bench_fc.add_arguments(layer)
+    mlp = commands.add_parser("mlp", help="a training step against PyTorch's")
+    bench_mlp.add_arguments(mlp)
     return parser
 
 
@@ -180,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
         return bench_export.run(args)
     if args.command == "fc":
         return bench_fc.run(args)
+    if args.command == "mlp":
+        return bench_mlp.run(args)
     options = _options(parser, args)
 
     from tools import bench_report
