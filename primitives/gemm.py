@@ -24,8 +24,8 @@ from primitives.stream import MakeCode, Part, Ref
 IN_PLACE = "rows in place"
 #: Rows of a kernel call: enough to use a panel of B well, few enough for A to stay in L2
 MOST_ROWS = 256
-#: Rows of a call that makes whole rows of C: one or two register tiles
-FEW_ROWS = 12
+#: Rows of a call that makes whole rows of C: a register tile
+FEW_ROWS = 6
 #: Second-level cache that a core has for itself, at the least
 L2_BYTES = 1 << 20
 #: Most rows of A for which a B stored by columns is read in place
@@ -73,6 +73,19 @@ class Product:
     def packed_elements(self) -> int:
         """Elements of the panels of B."""
         return -(-self.n // self.width) * self.width * self.k
+
+    @property
+    def plan(self) -> dict[str, int]:
+        """Accumulator sets of every kernel: what hides the latency of the FMA. Fixed for the
+        product, so that its sums, and every bit of them, do not depend on blocks and threads."""
+        rates = self.target.rates
+        vectors = -(-self.width // self.target.machine(self.dtype, self.n).lanes)
+        split = 1
+        while min(self.m, FEW_ROWS) * vectors * split < rates.latency * rates.fma and (
+            split < 4 and 4 * split <= self.k
+        ):
+            split *= 2
+        return {"k_split": split}
 
     @property
     def fits(self) -> bool:
@@ -127,7 +140,7 @@ def _packer(
 def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
     """The product of a plain B (tensor `b`): each thread packs a piece of a panel into its own part
     of tensor `to` (threads * panel_depth * width elements) and reads it from L2 at once."""
-    p, depth = product, product.panel_depth
+    p, depth, plan = product, product.panel_depth, product.plan
     rows = p.blocks[0] if p.blocks else -(-p.m // -(-p.m // MOST_ROWS))
     n, k = Loop(p.n, (p.width,)), Loop(p.k, (depth,))
     trans = p.b == "columns"
@@ -142,7 +155,7 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
         kernel = brgemm(
             size["m"], size["n"], size["k"], p.dtype, lda=p.k if p.a == "rows" else p.m, ldc=p.n,
             trans_a=p.a == "columns", packed_b=p.width, beta=0.0 if first else 1.0,
-            epilogue=p.epilogue if last else (), target=p.target,
+            epilogue=p.epilogue if last else (), target=p.target, plan=plan,
         )  # fmt: skip
         return kernel.code, {"count": 1}
 
@@ -219,7 +232,7 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
 def _kernels(p: Product) -> MakeCode:
     ldc = p.n if p.c == "rows" else p.width
     lda = {"rows": p.k, "columns": p.m}.get(p.a, p.a_width)
-    trans_a = p.a in ("columns", "column panels")
+    trans_a, plan = p.a in ("columns", "column panels"), p.plan
     b: dict[str, Any] = {"packed_b": p.width}
     if p.b == IN_PLACE:
         b = {"ldb": p.n}
@@ -229,7 +242,7 @@ def _kernels(p: Product) -> MakeCode:
         if p.a != "row panels":
             kernel = brgemm(
                 m, n, p.k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a, epilogue=p.epilogue,
-                target=p.target, **b,
+                target=p.target, plan=plan, **b,
             )  # fmt: skip
             return kernel.code, {"count": 1}
         count = size["k"] // p.a_width
@@ -237,7 +250,8 @@ def _kernels(p: Product) -> MakeCode:
         kernel = brgemm(
             m, n, depth, p.dtype, lda=lda, ldc=ldc, stride_a=p.m * p.a_width,
             stride_b=p.a_width * (p.n if p.b == IN_PLACE else p.width),
-            beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target, **b,
+            beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target,
+            plan=plan, **b,
         )  # fmt: skip
         return kernel.code, {"count": max(count, 1)}
 

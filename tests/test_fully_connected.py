@@ -134,22 +134,29 @@ def test_a_chain_stays_blocked() -> None:
     np.testing.assert_array_equal(y.plain(), expected)
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("target", HERE)
+def test_any_number_of_threads_gives_the_same_bits(target: str) -> None:
+    """Blocks follow the threads, sums do not: no reduction is split."""
     rng = np.random.default_rng(SEED)
-    x, w, b, dz = (
-        rng.standard_normal(s).astype(np.float32)
-        for s in ((100, 300), (200, 300), (200,), (100, 200))
-    )
-    results = []
-    for threads in (1, 2, 3):
-        layer = FullyConnected(100, 300, 200, activation="tanh", threads=threads)
-        # the blocks are a matter of speed and follow the threads; hold them to compare
-        layer = FullyConnected(100, 300, 200, activation="tanh", threads=threads, blocks=(25, 64))
-        dw, db = layer.backward_weights(dz, x)
-        results.append((layer.forward(x, w, b), layer.backward_data(dz, w), dw, db))
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            np.testing.assert_array_equal(one, two)
+    for batch, c, k in ((100, 300, 200), (1, 300, 200), (37, 700, 901), (2, 50, 33)):
+        x, w, b, dz = (
+            rng.standard_normal(s).astype(np.float32)
+            for s in ((batch, c), (k, c), (k,), (batch, k))
+        )
+        results = []
+        for threads in (1, 2, 3, 5):
+            layer = FullyConnected(
+                batch, c, k, activation="tanh", threads=threads, target=target
+            )
+            packed = layer.pack_weights(w)
+            dw, db = layer.backward_weights(dz, x)
+            results.append((
+                layer.forward(x, w, b), layer.forward(x, packed, b), layer.backward_data(dz, w),
+                layer.backward_data(dz, packed), dw, db,
+            ))  # fmt: skip
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(one, two)
 
 
 def test_out_and_many_callers() -> None:
