@@ -14,10 +14,10 @@ from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
-from primitives.arrays import aligned, buffer_of
 from primitives.gemm import IN_PLACE, Product, dot_part, fused_part, pack_part, product_part
 from primitives.loops import Loop
-from primitives.stream import Part, Ref, Stream
+from primitives.run import Run
+from primitives.stream import Part, Ref
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
@@ -42,29 +42,6 @@ class Layer:
     order: str | None
 
 
-class Run:
-    """A stream ready to run, with scratch memory for each call in flight."""
-
-    def __init__(self, stream: Stream, target: Target, scratch: int, dtype: str) -> None:
-        self.stream = stream
-        self._team = stream.team(target)
-        self._scratch = scratch
-        self._dtype = dtype
-        self._free: list[Any] = []
-
-    def __call__(self, buffers: tuple[Any, ...]) -> None:
-        """`buffers` in the order of the stream's tensors, without the scratch."""
-        if not self._scratch:
-            self._team(buffers)
-            return
-        try:
-            scratch = self._free.pop()
-        except IndexError:
-            scratch = aligned((self._scratch,), self._dtype)
-        self._team((*buffers, buffer_of(scratch)))
-        self._free.append(scratch)
-
-
 def _threads(layer: Layer) -> int:
     work = 2 * layer.batch * layer.in_features * layer.out_features
     return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
@@ -83,19 +60,20 @@ def _run(
 ) -> Run:  # fmt: skip
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
     theirs and the bias. A plain B is packed into scratch on the way."""
-    p, scratch = product, 0
+    p = product
+    scratch: dict[str, int] = {}
     if p.dot:
         parts = [dot_part(p, "a", "b", "c", bias)]
     elif p.fused and not layer.order:
-        scratch = p.threads * p.panel_depth * p.width
+        scratch["panels"] = p.threads * p.panel_depth * p.width
         parts = [fused_part(p, "a", "b", "panels", "c", bias)]
     elif p.b in ("panels", IN_PLACE):
         parts = [product_part(p, "a", "b", "c", bias)]
     else:
-        scratch = p.packed_elements
+        scratch["panels"] = p.packed_elements
         parts = [pack_part(p, "b", "panels"), product_part(p, "a", "panels", "c", bias)]
-    names = ["a", "b", "c", *tensors, *(["panels"] if scratch else [])]
-    return Run(Stream([*parts, *more], names, p.threads), layer.target, scratch, layer.dtype)
+    names = ["a", "b", "c", *tensors]
+    return Run([*parts, *more], names, p.threads, layer.target, layer.dtype, scratch)
 
 
 @lru_cache(maxsize=256)
@@ -163,8 +141,8 @@ def pack_weights(layer: Layer, backward: bool, width: int) -> Run:
         product = _product(layer, n, c, k, width=width, b="rows")
     else:
         product = _product(layer, n, k, c, width=width, b="columns")
-    stream = Stream([pack_part(product, "b", "c")], ["b", "c"], product.threads)
-    return Run(stream, layer.target, 0, layer.dtype)
+    parts = [pack_part(product, "b", "c")]
+    return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -172,8 +150,8 @@ def pack_input(layer: Layer, width: int) -> Run:
     product = _product(
         layer, layer.out_features, layer.in_features, layer.batch, width=width, b="rows"
     )
-    stream = Stream([pack_part(product, "b", "c")], ["b", "c"], product.threads)
-    return Run(stream, layer.target, 0, layer.dtype)
+    parts = [pack_part(product, "b", "c")]
+    return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
 
 
 def panels_for(layer: Layer, m: int, n: int, k: int) -> int:

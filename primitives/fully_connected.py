@@ -23,8 +23,9 @@ from jitgen.threads import check_threads
 from primitives import fc_streams as streams
 from primitives.arrays import aligned, buffer_of, check, check_output
 from primitives.elementwise import elementwise
-from primitives.fc_streams import Layer, Run, panels_for
+from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
+from primitives.run import Run
 from primitives.stream import Stream
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")

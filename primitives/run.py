@@ -1,0 +1,50 @@
+"""A stream ready to run: its driver, constant tables, and scratch memory for each call in flight.
+
+Not here: what is in the stream (`primitives.fc_streams`, `primitives.conv_streams`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jitgen.target import Target
+from primitives.arrays import aligned, buffer_of
+from primitives.stream import Part, Stream
+
+
+class Run:
+    """Parts on tensors: those of the caller, then scratch, then constants.
+
+    scratch: elements by tensor name; it is zero when it is first used, and keeps what a call left.
+    constants: arrays by tensor name.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], tensors: Sequence[str], threads: int, target: Target,
+        dtype: str, scratch: Mapping[str, int] | None = None,
+        constants: Mapping[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
+        self._scratch = dict(scratch or {})
+        self._constants = tuple(buffer_of(array) for array in (constants or {}).values())
+        names = [*tensors, *self._scratch, *(constants or {})]
+        self.stream = Stream(parts, names, threads)
+        self._team = self.stream.team(target)
+        self._dtype = dtype
+        self._free: list[tuple[Any, ...]] = []
+
+    def __call__(self, buffers: tuple[Any, ...]) -> None:
+        """`buffers` of the caller's tensors, in their order (cffi pointers)."""
+        try:
+            scratch = self._free.pop()
+        except IndexError:
+            scratch = tuple(self._zeros(size) for size in self._scratch.values())
+        self._team((*buffers, *scratch, *self._constants))
+        self._free.append(scratch)
+
+    def _zeros(self, size: int) -> Any:
+        array = aligned((size,), self._dtype)
+        array.fill(0)
+        return buffer_of(array)
