@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitgen.target import Target
+from jitgen.team import Team
 from primitives.arrays import aligned, buffer_of
 from primitives.stream import Part, Stream
 
@@ -27,21 +28,24 @@ class Run:
         dtype: str, scratch: Mapping[str, int] | None = None,
         constants: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
-        self._scratch = dict(scratch or {})
-        self._constants = tuple(buffer_of(array) for array in (constants or {}).values())
-        names = [*tensors, *self._scratch, *(constants or {})]
-        self.stream = Stream(parts, names, threads)
-        self._team = self.stream.team(target)
+        self.scratch = dict(scratch or {})
+        self.constants = dict(constants or {})
+        self.stream = Stream(parts, [*tensors, *self.scratch, *self.constants], threads)
+        self._tables = tuple(buffer_of(array) for array in self.constants.values())
+        self._target = target
         self._dtype = dtype
+        self._team: Team | None = None
         self._free: list[tuple[Any, ...]] = []
 
     def __call__(self, buffers: tuple[Any, ...]) -> None:
         """`buffers` of the caller's tensors, in their order (cffi pointers)."""
+        if self._team is None:
+            self._team = self.stream.team(self._target)
         try:
             scratch = self._free.pop()
         except IndexError:
-            scratch = tuple(self._zeros(size) for size in self._scratch.values())
-        self._team((*buffers, *scratch, *self._constants))
+            scratch = tuple(self._zeros(size) for size in self.scratch.values())
+        self._team((*buffers, *scratch, *self._tables))
         self._free.append(scratch)
 
     def _zeros(self, size: int) -> Any:

@@ -35,6 +35,7 @@ class Ref:
     steps: Mapping[str, int]
     element: int = 4
     per_thread: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Stream:
             kinds.append(FIRST_KIND + self.calls.index(call))
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
-            offsets[:, w] += nest.thread * ref.per_thread
+            offsets[:, w] += ref.start + nest.thread * ref.per_thread
             for name, step in ref.steps.items():
                 offsets[:, w] += nest.start[name] * step
         if offsets.size and offsets.max() >= 1 << 32:

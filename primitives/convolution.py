@@ -1,0 +1,235 @@
+"""Convolution in two dimensions: forward, backward by data, weight update.
+
+    y[n, k, h, w] = sum over c, r, s of x[n, c, h stride + r dilation - padding, ...] w[k, c, r, s]
+
+then bias, residual and activation. Arrays are as in PyTorch: NCHW, or NHWC with layout="nhwc";
+weights are out_channels x in_channels / groups x rows x columns. Not here: the streams
+(`primitives.conv_streams`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jitgen import cpu
+from jitgen.operands import NUMPY
+from jitgen.spec import DTYPES, Step
+from jitgen.target import Target, parse_target
+from jitgen.threads import check_threads
+from primitives import conv_streams as streams
+from primitives.arrays import aligned, buffer_of, check, check_output
+from primitives.conv_layouts import Conv, packed_elements
+from primitives.run import Run
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
+LAYOUTS = ("nchw", "nhwc")
+Pair = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PackedFilter:
+    """Weights as the passes read them: for forward, and for backward by data (or None)."""
+
+    forward: np.ndarray
+    backward: np.ndarray | None
+
+
+class Convolution:
+    """A convolution for one size of images.
+
+    kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
+    bottom), (left, right)), or "same" (the output has ceil(size / stride) pixels a side, as
+    TensorFlow and ONNX SAME_UPPER). groups divides both channels. residual: forward adds an array
+    like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs. Raises TypeError or
+    ValueError that names argument, value and rule.
+
+    >>> layer = Convolution(1, 2, 4, 4, 3, 3, padding=1, bias=False)
+    >>> x, w = np.ones((1, 2, 4, 4), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    >>> layer.forward(x, w)[0, 0].tolist()[:2]
+    [[8.0, 12.0, 12.0, 8.0], [12.0, 18.0, 18.0, 12.0]]
+    """
+
+    def __init__(
+        self, batch: int, in_channels: int, height: int, width: int, out_channels: int,
+        kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
+        bias: bool = True, activation: str | None = None, residual: bool = False,
+        dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
+        target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        sizes = {
+            "batch": batch, "in_channels": in_channels, "height": height, "width": width,
+            "out_channels": out_channels, "groups": groups,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            _positive(name, value)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value % groups:
+                raise ValueError(f"groups={groups} does not divide {name}={value}")
+        if activation is not None and activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+        size = (height, width)
+        taps, steps, spread = _pair("kernel", kernel), _pair("stride", stride), _pair(
+            "dilation", dilation
+        )
+        border = _border(padding, size, taps, steps, spread)
+        out = []
+        for i, name in enumerate(("height", "width")):
+            reach = (taps[i] - 1) * spread[i] + 1
+            room = size[i] + sum(border[i]) - reach
+            if room < 0:
+                raise ValueError(
+                    f"{name}={size[i]} with padding {border[i]} is smaller than the kernel's reach "
+                    f"of {reach}"
+                )
+            out.append(room // steps[i] + 1)
+        epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
+        epilogue += (("residual",),) if residual else ()
+        epilogue += ((activation,),) if activation else ()
+        if target is None:
+            chosen = cpu.host()
+        else:
+            chosen = target if isinstance(target, Target) else parse_target(target)
+        self.conv = Conv(
+            batch, in_channels, size, out_channels, taps, steps, (border[0][0], border[1][0]),
+            (out[0], out[1]), spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
+            check_threads(threads), chosen,
+        )  # fmt: skip
+        self.residual = bool(residual)
+        #: shapes of x, w and y
+        self.x_shape = self._shape(in_channels, size)
+        self.w_shape = (out_channels, in_channels // groups, *taps)
+        self.y_shape = self._shape(out_channels, self.conv.out)
+        self._numpy = NUMPY[dtype]
+        self._runs: dict[Any, Run] = {}
+
+    def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
+        conv = self.conv
+        if conv.nhwc:
+            return (conv.batch, *size, channels)
+        return (conv.batch, channels, *size)
+
+    def _run(self, make: Any, *how: Any) -> Run:
+        key = (make, *how)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = make(self.conv, *how)
+        return run
+
+    def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
+        """w as the passes read it; without `backward` for the forward pass only."""
+        conv = self.conv
+        buffer = check("w", w, self.w_shape, conv.dtype)
+        packed = []
+        for way in (False, True)[: 1 + backward]:
+            array = aligned((packed_elements(conv, way),), conv.dtype)
+            self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
+            packed.append(array)
+        return PackedFilter(packed[0], packed[1] if backward else None)
+
+    def forward(
+        self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
+        residual: np.ndarray | None = None, out: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """y = activation(x * w + b + residual), in `out` if that is given."""
+        conv = self.conv
+        packed, weights = self._weights(w, "forward", False)
+        more = []
+        for name, value, wanted, shape in (
+            ("b", b, conv.bias, (conv.features,)),
+            ("residual", residual, self.residual, self.y_shape),
+        ):
+            if wanted:
+                more.append(check(name, value, shape, conv.dtype))
+            elif value is not None:
+                raise ValueError(f"{name} is given, but the layer was made without")
+        first = check("x", x, self.x_shape, conv.dtype)
+        inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
+        result: np.ndarray
+        result, third = self._output(out, self.y_shape, inputs)
+        self._run(streams.forward, packed)((first, weights, third, *more))
+        return result
+
+    def backward_data(
+        self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """dx, shaped like x; dy is the gradient before the activation."""
+        packed, weights = self._weights(w, "backward", True)
+        first = check("dy", dy, self.y_shape, self.conv.dtype)
+        result: np.ndarray
+        result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
+        self._run(streams.backward_data, packed)((first, weights, third))
+        return result
+
+    def backward_weights(
+        self, dy: np.ndarray, x: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """dw, shaped like w, and db = sums of dy by channel (None without bias)."""
+        conv = self.conv
+        first = check("dy", dy, self.y_shape, conv.dtype)
+        second = check("x", x, self.x_shape, conv.dtype)
+        dw = np.empty(self.w_shape, self._numpy)
+        db = np.empty(conv.features, self._numpy) if conv.bias else None
+        more = [buffer_of(db)] if db is not None else []
+        self._run(streams.backward_weights)((first, second, buffer_of(dw), *more))
+        return dw, db
+
+    def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
+        conv = self.conv
+        if not isinstance(w, PackedFilter):
+            return False, check("w", w, self.w_shape, conv.dtype)
+        array = getattr(w, name)
+        if array is None:
+            raise ValueError("w was packed with backward=False")
+        return True, check("w", array, (packed_elements(conv, backward),), conv.dtype)
+
+    def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
+        if out is None:
+            out = np.empty(shape, self._numpy)
+            return out, buffer_of(out)
+        return out, check_output("out", out, shape, self.conv.dtype, inputs)
+
+
+def _positive(name: str, value: Any) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{name}={value!r} is no int")
+    if value < 1:
+        raise ValueError(f"{name}={value} is not positive")
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name}={value!r} is neither an int nor a pair")
+    for one in pair:
+        _positive(name, one)
+    return pair
+
+
+def _border(
+    padding: Any, size: tuple[int, int], taps: tuple[int, int], stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
+    """Zeros before and after, in rows and columns."""
+    if isinstance(padding, str):
+        if padding != "same":
+            raise ValueError(f"padding={padding!r}: a number, a pair, pairs, or 'same'")
+        sides = []
+        for x, k, s, d in zip(size, taps, stride, dilation, strict=True):
+            total = max(0, (-(-x // s) - 1) * s + (k - 1) * d + 1 - x)
+            sides.append((total // 2, total - total // 2))
+        return sides[0], sides[1]
+    pair = padding if isinstance(padding, tuple) else (padding, padding)
+    if len(pair) != 2:
+        raise ValueError(f"padding={padding!r} is neither an int, a pair, nor a pair of pairs")
+    sides = [one if isinstance(one, tuple) else (one, one) for one in pair]
+    for side in sides:
+        if len(side) != 2 or any(type(x) is not int or x < 0 for x in side):
+            raise ValueError(f"padding={padding!r}: sizes are whole numbers, not negative")
+    return sides[0], sides[1]

@@ -1,0 +1,231 @@
+"""Convolutions against float64: three passes over every option, replayed on every tier; errors.
+
+Not here: the machinery of streams (test_streams).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from random_cases import SEED
+from rig import count
+from rig.job import Buffer, Job, Pointers
+from tiers import TIERS, need
+
+from jitgen import cpu
+from jitgen.replay import emit_replay
+from primitives import conv_streams as streams
+from primitives.convolution import Convolution
+from primitives.run import Run
+
+HERE = [name for name, why in cpu.targets().items() if not why]
+KINDS = {"f32": np.float32, "f64": np.float64}
+EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
+#: Targets, most of all AVX2, and how many times 50 configurations each gets
+PARTS = [(target, i) for target in HERE for i in range(20 if target == "avx2" else 5)]
+#: tier -> configurations of each pass
+AMOUNT = {"avx512 bochs": 24, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10}
+
+
+def random_layer(rng: random.Random, target: str, most: int) -> Convolution:
+    """Any kernel, stride, padding, dilation, groups and layout; sizes that no block divides."""
+    while True:
+        groups = rng.choice([1, 1, 1, 2, 3])
+        c, k = (rng.choice([1, 3, rng.randint(1, most)]) * groups for _ in "ck")
+        taps = rng.choice([(1, 1), (3, 3), (rng.randint(1, 5), rng.randint(1, 5))])
+        height, width = rng.randint(1, most), rng.randint(1, most)
+        pair = lambda low, high: (rng.randint(low, high), rng.randint(low, high))  # noqa: E731
+        padding = rng.choice(["same", 0, pair(0, 3), (pair(0, 2), pair(0, 2))])
+        try:
+            return Convolution(
+                rng.randint(1, 3), c, height, width, k, taps,
+                stride=rng.choice([1, 1, 2, pair(1, 3)]), padding=padding,
+                dilation=rng.choice([1, 1, pair(1, 2)]), groups=groups, bias=rng.random() < 0.7,
+                activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
+                dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
+                threads=rng.randint(1, 3), target=target,
+            )  # fmt: skip
+        except ValueError as error:
+            assert "smaller than the kernel's reach" in str(error)
+
+
+class Reference:
+    """All passes in float64, tap by tap, on NCHW arrays of standard normal numbers."""
+
+    def __init__(self, layer: Convolution, seed: int) -> None:
+        conv, rng = layer.conv, np.random.default_rng(seed)
+        kind = KINDS[conv.dtype]
+        n, (c, k) = conv.batch, conv.group
+        shapes = {
+            "x": (n, conv.channels, *conv.size), "w": layer.w_shape, "b": (conv.features,),
+            "residual": (n, conv.features, *conv.out), "dy": (n, conv.features, *conv.out),
+        }  # fmt: skip
+        data = {name: rng.standard_normal(s).astype(kind) for name, s in shapes.items()}
+        self.data = data
+        x, w, b, residual, dy = (data[name].astype(np.float64) for name in shapes)
+        (top, left), (height, width) = conv.padding, conv.padded
+        whole = np.zeros((n, conv.channels, height, width))
+        inside = (slice(None), slice(None), slice(top, top + conv.size[0]),
+                  slice(left, left + conv.size[1]))  # fmt: skip
+        whole[inside] = x
+        y, dw, dwhole = np.zeros(dy.shape), np.zeros(w.shape), np.zeros(whole.shape)
+        size = np.zeros(dy.shape)
+        for i, (r, s) in enumerate(conv.taps):
+            at = np.s_[:, :, r : r + conv.stride[0] * (conv.out[0] - 1) + 1 : conv.stride[0],
+                       s : s + conv.stride[1] * (conv.out[1] - 1) + 1 : conv.stride[1]]  # fmt: skip
+            tap = np.unravel_index(i, conv.kernel)
+            for g in range(conv.groups):
+                ins, outs = slice(g * c, g * c + c), slice(g * k, g * k + k)
+                part, filters = whole[at][:, ins], w[outs, :, tap[0], tap[1]]
+                y[:, outs] += np.einsum("nchw,kc->nkhw", part, filters)
+                size[:, outs] += np.einsum("nchw,kc->nkhw", np.abs(part), np.abs(filters))
+                dw[outs, :, tap[0], tap[1]] = np.einsum("nchw,nkhw->kc", part, dy[:, outs])
+                dwhole[at][:, ins] += np.einsum("nkhw,kc->nchw", dy[:, outs], filters)
+        if conv.bias:
+            y += b[:, None, None]
+        if layer.residual:
+            y += residual
+        if conv.epilogue and conv.epilogue[-1] == ("relu",):
+            y = np.maximum(y, 0)
+        self.y, self.dx, self.dw, self.db = y, dwhole[inside], dw, dy.sum((0, 2, 3))
+        terms = max(len(conv.taps) * max(c, k), n * conv.out[0] * conv.out[1])
+        #: how far off a result may be: a sum of `terms` products of standard normal numbers
+        self.bound = 40 * (terms + 8) * EPS[conv.dtype] * 2
+
+
+def stored(layer: Convolution, array: np.ndarray) -> np.ndarray:
+    """An NCHW array in the layer's layout."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if layer.conv.nhwc else array
+
+
+def check(layer: Convolution, what: str, got: np.ndarray, exact: np.ndarray, bound: float) -> None:
+    if layer.conv.nhwc and got.ndim == 4 and what in ("y", "dx"):
+        got = got.transpose(0, 3, 1, 2)
+    error = np.abs(got - exact).max()
+    assert error <= bound, f"JITGEN_SEED={SEED} {what} is off by {error}: {layer.conv}"
+
+
+@pytest.mark.parametrize(("target", "part"), PARTS)
+def test_random_configurations(target: str, part: int) -> None:
+    rng = random.Random(f"{SEED} {target} {part}")
+    for i in range(50):
+        layer = random_layer(rng, target, 17)
+        r = Reference(layer, SEED + 100 * part + i)
+        x, dy, residual = (stored(layer, r.data[name]) for name in ("x", "dy", "residual"))
+        w, b = r.data["w"], r.data["b"] if layer.conv.bias else None
+        packed = layer.pack_weights(w)
+        for filters in (w, packed):
+            y = layer.forward(x, filters, b, residual if layer.residual else None)
+            check(layer, "y", y, r.y, r.bound)
+            check(layer, "dx", layer.backward_data(dy, filters), r.dx, r.bound)
+        dw, db = layer.backward_weights(dy, x)
+        check(layer, "dw", dw, r.dw, r.bound)
+        if layer.conv.bias:
+            assert db is not None
+            check(layer, "db", db, r.db, r.bound)
+        count.count(target, "convolutions", 5)
+
+
+def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, ...]]) -> Job:
+    """The stream of a run with its arrays in memory of their own, outputs poisoned."""
+    kind = next(iter(given.values())).dtype
+    buffers = []
+    for name in run.stream.tensors:
+        if name in given:
+            buffers.append(Buffer(given[name]))
+        elif name in result:
+            buffers.append(Buffer(np.full(result[name], np.nan, kind), write=True))
+        elif name in run.scratch:
+            buffers.append(Buffer(np.zeros(run.scratch[name], kind), write=True))
+        else:
+            buffers.append(Buffer(run.constants[name]))
+    code = emit_replay(run.stream.calls, run._target)
+    return Job(code, [Buffer(run.stream.slices[0]), Pointers(buffers), 0, 0])
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_replay(tier: str) -> None:
+    """The drivers and kernels of other instruction sets compute the same layers."""
+    need(TIERS[tier])
+    rng = random.Random(f"{SEED} {tier}")
+    jobs: list[Job] = []
+    expected: list[tuple[Convolution, str, np.ndarray, float, int]] = []
+    for i in range(AMOUNT[tier]):
+        layer = random_layer(rng, TIERS[tier].target, 7)
+        object.__setattr__(layer.conv, "threads", 1)
+        r, conv = Reference(layer, SEED + i), layer.conv
+        x, dy, residual = (stored(layer, r.data[name]) for name in ("x", "dy", "residual"))
+        given = {"image": x, "w": r.data["w"], "bias": r.data["b"], "residual": residual}
+        for what, run, arrays, outputs, exact in (
+            ("y", streams.forward(conv, False), given, {"result": layer.y_shape}, r.y),
+            ("dx", streams.backward_data(conv, False), {**given, "image": dy},
+             {"result": layer.x_shape}, r.dx),
+            ("dw", streams.backward_weights(conv), {"image": x, "dy": dy},
+             {"dw": layer.w_shape, "db": (conv.features,)}, r.dw),
+        ):  # fmt: skip
+            jobs.append(as_job(run, arrays, outputs))
+            written = [n for n in run.stream.tensors if n in outputs or n in run.scratch]
+            index = written.index(next(iter(outputs)))
+            expected.append((layer, what, exact, r.bound, index))
+    for (layer, what, exact, bound, index), outcome in zip(
+        expected, TIERS[tier].run(jobs, isa=TIERS[tier].target), strict=True
+    ):
+        assert outcome.ok, f"JITGEN_SEED={SEED} {what} {layer.conv}: {outcome.error}"
+        shape = {"y": layer.y_shape, "dx": layer.x_shape, "dw": layer.w_shape}[what]
+        check(layer, what, outcome.outputs[index].reshape(shape), exact, bound)
+
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    for size, taps, stride in ((9, 3, 1), (14, 1, 1), (13, 5, 2)):
+        results = []
+        for threads in (1, 2, 4):
+            layer = Convolution(
+                2, 37, size, size, 70, taps, stride=stride, padding="same", threads=threads
+            )
+            r = Reference(layer, SEED)
+            x, w, b, dy = (r.data[name] for name in ("x", "w", "b", "dy"))
+            results.append((layer.forward(x, w, b), layer.backward_data(dy, w)))
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                np.testing.assert_array_equal(one, two)
+
+
+X, W, B = (np.zeros(s, np.float32) for s in ((1, 4, 5, 5), (6, 4, 3, 3), (6,)))
+LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda x: Convolution(0, 4, 5, 5, 6, 3), ValueError, "batch=0"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 6), ValueError, "height=5"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, (3,)), ValueError, "kernel=(3,)"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, stride=0), ValueError, "stride=0"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, stride=1.5), TypeError, "stride=1.5"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, padding=-1), ValueError, "padding=-1"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, padding="valid"), ValueError, "valid"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, groups=4), ValueError, "groups=4"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, layout="chwn"), ValueError, "chwn"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, activation="elu"), ValueError, "elu"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, dtype="i8"), ValueError, "i8"),
+        (lambda x: x.forward(X[0], W, B), ValueError, "x has shape (4, 5, 5)"),
+        (lambda x: x.forward(X, W[:5], B), ValueError, "w has shape"),
+        (lambda x: x.forward(X, W), TypeError, "b is NoneType"),
+        (lambda x: x.forward(X, W, B, X), ValueError, "residual is given"),
+        (lambda x: x.forward(X, W, B, out=X), ValueError, "out has shape"),
+        (lambda x: x.forward(X.astype("f8"), W, B), TypeError, "float64"),
+        (lambda x: x.backward_data(X, W), ValueError, "dy has shape"),
+        (lambda x: x.backward_data(np.zeros((1, 6, 3, 3), "f4"),
+                                   x.pack_weights(W, backward=False)), ValueError, "backward="),
+        (lambda x: x.backward_weights(np.zeros((1, 6, 3, 3), "f4"), X[:, :3]), ValueError, "x has"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
+def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as raised:
+        call(LAYER)
+    assert words in str(raised.value)
