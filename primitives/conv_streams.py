@@ -27,12 +27,19 @@ from primitives.conv_layouts import (
     packed_elements,
     spread,
 )
+from primitives.gemm import Product, fused_part
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
 #: Bytes of a panel's weights that are used for all rows of an image before the next channels
-WEIGHT_BYTES = 1 << 19
+WEIGHT_BYTES = 640 << 10
+#: Most pixels that a call of the weight update sums over: its rows of x and dy stay in L2
+MOST_DEPTH = 1024
+#: Fewer input channels than this would leave lanes empty in the weight update
+FEW_CHANNELS = 16
+#: Bytes of results of one panel that wait in L2 for the next channels
+RESULT_BYTES = 1 << 18
 
 
 @lru_cache(maxsize=256)
@@ -111,10 +118,28 @@ def _product(
         "n": Loop(conv.batch, (1,)), "g": Loop(conv.groups, (1,)), "k": Loop(k, (width,)),
         "c": Loop(c, (depth,)), "h": Loop(p.pixels[0], (1,)), "w": Loop(p.pixels[1], (columns,)),
     }  # fmt: skip
-    tasks = conv.batch * conv.groups * -(-k // width)
-    even = -(-tasks // conv.threads) * conv.threads <= 1.15 * tasks
-    order = "NGKchw" if even else "NGKHcw"
+    order = _order(conv, p, -(-k // width), c > depth, width)
     return Part(f"sum over {count} taps", order, loops, code, words, "c"), tables
+
+
+def _order(conv: Conv, p: _Taps, panels: int, pieces: bool, width: int) -> str:
+    """The order of the loops over n images, g groups, k panels of results, c pieces of the
+    reduction, h rows and w pieces of rows; the threads share the upper-case ones.
+
+    One long row of pixels: a piece of it stays in L2 for all panels. Images: a panel's weights stay
+    for all rows of an image, and, if they come in pieces and the results are small enough to wait
+    for the next piece in L2, of all images. The threads share rows where that alone is even.
+    """
+    if conv.batch * p.pixels[0] == 1:
+        return "NHWGkc"
+
+    def even(tasks: int) -> bool:
+        return -(-tasks // conv.threads) * conv.threads <= 1.15 * tasks
+
+    results = conv.batch * p.pixels[0] * p.pixels[1] * width * conv.element
+    if pieces and results <= RESULT_BYTES and even(conv.groups * panels):
+        return "GKcnhw"
+    return "NGKchw" if even(conv.batch * conv.groups * panels) else "NGKHcw"
 
 
 def _even(extent: int, most: int, multiple: int = 1) -> int:
@@ -262,55 +287,22 @@ def backward_weights(conv: Conv) -> Run:
     if not conv.nhwc:
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
-    row = inside[1] * conv.channels
-    tables = {
-        "x_rows": np.array([(n * inside[0] + h * conv.stride[0]) * row
-                            for n in range(conv.batch) for h in range(conv.out[0])], np.int64),
-        "y_rows": np.arange(conv.batch * conv.out[0], dtype=np.int64)
-        * (conv.out[1] * conv.features),
-    }  # fmt: skip
-    width = conv.width(conv.out[1], c)
-    result = "by_tap" if len(taps) > 1 else "dw"
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        kernel = brgemm(
-            size["k"], size["c"], conv.out[1], conv.dtype, lda=conv.features, trans_a=True,
-            ldb=conv.stride[1] * conv.channels, ldc=c, batch="offset", target=conv.target,
-        )  # fmt: skip
-        return kernel.code, {"count": conv.batch * conv.out[0]}
-
-    words = {
-        "a": Ref(dy, {"g": k, "k": 1}, e),
-        "b": Ref(x, {"r": conv.dilation[0] * row, "s": conv.dilation[1] * conv.channels, "g": c,
-                     "c": 1}, e),
-        "c": Ref(result, {"r": conv.kernel[1] * conv.features * c, "s": conv.features * c,
-                          "g": k * c, "k": c, "c": 1}, e),
-        "a_offsets": Ref("y_rows", {}, 8),
-        "b_offsets": Ref("x_rows", {}, 8),
-    }  # fmt: skip
-    tasks = len(taps) * conv.groups * -(-c // width)
-    rows = _even(k, 64) if tasks * -(-k // 64) >= 2 * conv.threads else _even(k, 24)
-    loops = {
-        "g": Loop(conv.groups, (1,)), "r": Loop(conv.kernel[0], (1,)),
-        "s": Loop(conv.kernel[1], (1,)), "k": Loop(k, (rows,)), "c": Loop(c, (width,)),
-    }  # fmt: skip
-    parts.append(Part("weight gradient by tap", "GKCRS", loops, code, words))
-    if len(taps) > 1:
-
-        def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-            made = emit_transpose(
-                len(taps), c, conv.dtype, conv.target, lda=conv.features * c, ldc=len(taps)
-            )
-            return made, {}
-
-        back = {"a": Ref("by_tap", {"k": c}, e), "c": Ref("dw", {"k": c * len(taps)}, e)}
-        parts.append(
-            Part("weight gradient k x c x taps", "K", {"k": Loop(conv.features, (1,))}, turn, back)
-        )
+    flat = _as_product(conv) is not conv
+    pixels = conv.batch * conv.out[0] * conv.out[1]
+    tables: dict[str, np.ndarray] = {}
+    product = Product(
+        k, c, pixels, conv.dtype, conv.target, conv.threads, conv.width(c, k), a="columns", b="rows"
+    )
+    if flat and conv.groups == 1 and product.fused:
+        # all pixels of all images are one long reduction
+        scratch["panels"] = conv.threads * product.panel_depth * product.width
+        parts.append(fused_part(product, dy, x, "panels", "dw"))
+    else:
+        more, tables = _by_taps(conv, x, dy)
+        parts += more
     if conv.bias:
 
         def sums(size: dict[str, int], first: bool, last: bool) -> Made:
-            pixels = conv.batch * conv.out[0] * conv.out[1]
             made = emit_column_sums(
                 pixels, size["k"], conv.dtype, conv.target, lda=conv.features
             )
@@ -321,6 +313,78 @@ def backward_weights(conv: Conv) -> Run:
         parts.append(Part("bias gradient", "K", {"k": Loop(conv.features, (piece,))}, sums, refs))
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
+
+
+def _by_taps(conv: Conv, x: str, dy: str) -> tuple[list[Part], dict[str, np.ndarray]]:
+    """The weight gradient tap by tap, from tensors `x` and `dy` to "dw", and tables of the rows of
+    output pixels that the reduction runs over. Lanes are input channels, or output channels where
+    there are few of the former."""
+    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
+    row, length = inside[1] * conv.channels, conv.out[1]
+    images = np.arange(conv.batch, dtype=np.int64)[:, None]
+    lines = np.arange(conv.out[0], dtype=np.int64)
+    tables = {
+        "x_rows": ((images * inside[0] + lines * conv.stride[0]) * row).reshape(-1),
+        "y_rows": ((images * conv.out[0] + lines) * length * conv.features).reshape(-1),
+    }
+    few = c < FEW_CHANNELS <= k
+    step = conv.stride[1] * conv.channels
+    width = conv.width(length, k if few else c)
+    result = "by_tap" if len(taps) > 1 or few else "dw"
+
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
+        m, n = (size["c"], size["k"]) if few else (size["k"], size["c"])
+        kernel = brgemm(
+            m, n, length, conv.dtype, lda=step if few else conv.features, trans_a=True,
+            ldb=conv.features if few else step, ldc=k if few else c, batch="offset",
+            target=conv.target, beta=0.0 if first else 1.0,
+        )  # fmt: skip
+        return kernel.code, {"count": size["p"]}
+
+    of_x = Ref(x, {"r": conv.dilation[0] * row, "s": conv.dilation[1] * conv.channels, "g": c,
+                   "c": 1}, e)  # fmt: skip
+    of_dy = Ref(dy, {"g": k, "k": 1}, e)
+    x_rows, dy_rows = Ref("x_rows", {"p": 1}, 8), Ref("y_rows", {"p": 1}, 8)
+    place = {"k": 1, "c": k} if few else {"k": c, "c": 1}
+    words = {
+        "a": of_x if few else of_dy,
+        "b": of_dy if few else of_x,
+        "c": Ref(result, {"r": conv.kernel[1] * conv.features * c, "s": conv.features * c,
+                          "g": k * c, **place}, e),
+        "a_offsets": x_rows if few else dy_rows,
+        "b_offsets": dy_rows if few else x_rows,
+    }  # fmt: skip
+    tasks = len(taps) * conv.groups * -(-(k if few else c) // width)
+    rows = c if few else _even(k, 64 if tasks * -(-k // 64) >= 2 * conv.threads else 24)
+    loops = {
+        "g": Loop(conv.groups, (1,)), "r": Loop(conv.kernel[0], (1,)),
+        "s": Loop(conv.kernel[1], (1,)), "k": Loop(k, (width if few else rows,)),
+        "c": Loop(c, (rows if few else width,)),
+        "p": Loop(len(tables["x_rows"]), (max(1, MOST_DEPTH // length),)),
+    }  # fmt: skip
+    parts = [Part("weight gradient by tap", "GKCRSp", loops, code, words, "p")]
+    if result == "dw":
+        return parts, tables
+    count = len(taps)
+
+    def turn(size: dict[str, int], first: bool, last: bool) -> Made:
+        # taps of a channel, or of an output channel, that lie far apart come together
+        columns, ldc = (k, c * count) if few else (c, count)
+        made = emit_transpose(
+            count, columns, conv.dtype, conv.target, lda=conv.features * c, ldc=ldc
+        )
+        return made, {}
+
+    if few:
+        back = {"a": Ref("by_tap", {"g": k * c, "c": k}, e),
+                "c": Ref("dw", {"g": k * c * count, "c": count}, e)}  # fmt: skip
+        over = {"g": Loop(conv.groups, (1,)), "c": Loop(c, (1,))}
+    else:
+        back = {"a": Ref("by_tap", {"k": c}, e), "c": Ref("dw", {"k": c * count}, e)}
+        over = {"k": Loop(conv.features, (1,))}
+    title = "weight gradient k x c x taps"
+    parts.append(Part(title, "".join(over).upper(), over, turn, back))
+    return parts, tables
 
 
 def _renamed(part: Part, names: dict[str, str]) -> Part:
