@@ -1,0 +1,101 @@
+"""Pooling kernels on every tier, between guard pages, against float64; maxima must be exact.
+
+Not here: depthwise convolution (`test_depthwise`), whose random windows these are.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
+from random_cases import SEED
+from test_depthwise import Windows, amount
+from tiers import TIERS, need
+
+from jitgen.pooling import emit_pool
+from jitgen.target import TARGETS, Target, parse_target
+
+
+def pool(rng: random.Random, target: Target, kind: str) -> Call:
+    dtype = rng.choice(("f32", "f64"))
+    windows = Windows(rng, dtype)
+    ldc = windows.channels + rng.choice((0, 0, 3, 8))
+    divisor = None
+    bound: Any = 0.0
+    if kind == "max":
+        if rng.random() < 0.5:  # NaN and infinities at any place of a window
+            at = rng.choices(windows.index.ravel(), k=max(1, windows.index.size // 20))
+            windows.flat[at] = rng.choices((np.nan, -np.nan, np.inf, -np.inf), k=len(at))
+        value = windows.seen().max(axis=0)
+    else:
+        seen = windows.seen()
+        divisor = rng.choice((None, 9, 2.5, -3.0))
+        number = divisor or len(windows.taps)
+        value = seen.sum(axis=0) / number
+        eps = np.finfo(FLOATS[dtype]).eps
+        bound = (len(windows.taps) + 1) * eps * np.abs(seen).sum(axis=0) / abs(number)
+    code = emit_pool(
+        kind, windows.pixels, windows.channels, windows.taps, dtype, target, step=windows.step,
+        ldc=ldc, divisor=divisor,
+    )  # fmt: skip
+    words = {"a": windows.flat, "c": block(poison(*windows.shape, dtype), ldc)}
+    label = f"{kind} {windows.label} divisor {divisor} ldc {ldc}"
+    return Call(code, words, {"c": Wanted(value, ldc, bound)}, label, rng.choice(("end", "start")))
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("tier", EVERYWHERE)
+def test_random_rows(tier: str, kind: str) -> None:
+    need(TIERS[tier])
+    rng = random.Random(f"{SEED} {tier} {kind}")
+    target = parse_target(TIERS[tier].target)
+    calls = [pool(rng, target, kind) for _ in range(amount(tier))]
+    for call in calls:
+        assert len(call.code) < 8192, call.label
+    failures = execute(tier, calls)
+    assert not failures, f"JITGEN_SEED={SEED}: {len(failures)} failed:\n" + "\n".join(failures[:9])
+
+
+@pytest.mark.parametrize("tier", EVERYWHERE)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_wins_at_every_tap(tier: str, dtype: str) -> None:
+    """One NaN at each place of a window of four, also beside an infinity."""
+    need(TIERS[tier])
+    x = np.ones((4, 4, 3), FLOATS[dtype])  # windows, taps, channels
+    x[np.arange(4), np.arange(4), 0] = np.nan
+    x[np.arange(4), np.arange(4), 1] = -np.nan
+    x[np.arange(4), np.arange(4) - 1, 1] = np.inf
+    target = parse_target(TIERS[tier].target)
+    code = emit_pool("max", 4, 3, (0, 3, 6, 9), dtype, target, step=12, ldc=3)
+    value = np.array([[np.nan, np.nan, 1.0]] * 4)
+    words = {"a": x.ravel(), "c": poison(4, 3, dtype).ravel()}
+    assert not execute(tier, [Call(code, words, {"c": Wanted(value, 3)}, "NaN")])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_code_is_small(name: str) -> None:
+    taps = tuple(r * 112 * 67 + s * 67 for r in range(3) for s in range(3))
+    for kind in ("max", "average"):
+        code = emit_pool(kind, 56, 67, taps, "f32", TARGETS[name], step=134, ldc=67)
+        assert len(code) < 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "median"}, "'median'"), ({"channels": 0}, "columns=0"), ({"taps": ()}, "taps"),
+        ({"divisor": 4.0}, "divisor=4.0"), ({"kind": "average", "divisor": 0.0}, "divisor=0.0"),
+        ({"kind": "average", "divisor": float("nan")}, "divisor=nan"), ({"step": -2}, "step=-2"),
+    ],
+)  # fmt: skip
+def test_bad_input(change: dict[str, Any], words: str) -> None:
+    good = {
+        "kind": "max", "pixels": 4, "channels": 4, "taps": (0,), "dtype": "f32", "step": 4, "ldc": 4
+    }  # fmt: skip
+    assert emit_pool(**good, target=TARGETS["avx2"])
+    with pytest.raises(ValueError, match=r".") as error:
+        emit_pool(**{**good, **change}, target=TARGETS["avx2"])
+    assert words in str(error.value)
