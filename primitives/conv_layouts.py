@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jitgen.depthwise import MOST_TAPS
 from jitgen.elementwise import emit_map
 from jitgen.kernel import panel_width
 from jitgen.layout import emit_transpose
@@ -16,6 +17,8 @@ from jitgen.target import Target
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
+#: Pixels that lie a multiple of this many bytes apart share a set of L1, so that a gap is left
+CONFLICT, GAP = 2048, 64
 #: Most pixels of a kernel call
 MOST_PIXELS = 128
 
@@ -75,21 +78,66 @@ class Conv:
         )  # fmt: skip
         return height, width
 
+    @property
+    def depthwise(self) -> bool:
+        """Each channel is a group: kernels of its own, if they know window and epilogue."""
+        alone = self.groups == self.channels == self.features > 1
+        steps = {step for step, *_ in self.epilogue}
+        return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
+
+    @property
+    def covered(self) -> bool:
+        """Every input pixel is seen by some tap, whatever its place by the stride."""
+        seen = {(r % self.stride[0], s % self.stride[1]) for r, s in self.taps}
+        return len(seen) == self.stride[0] * self.stride[1]
+
+    @property
+    def apart(self) -> int:
+        """Elements from a pixel to the next in a buffer of our own: depthwise kernels read many
+        rows at once, which must not share a set of L1."""
+        conflict = self.depthwise and self.channels * self.element % CONFLICT == 0
+        return self.channels + (GAP // self.element if conflict else 0)
+
+    @property
+    def flat(self) -> bool:
+        """Each tap is a pixel and there is no border: all pixels of all images are one long row."""
+        return self.padded == self.size and all(x == 1 for x in (*self.kernel, *self.stride))
+
     def width(self, c: int, k: int) -> int:
         """Columns of a panel of weights for a product over c channels with k results."""
-        return panel_width(min(self.out[1], MOST_PIXELS), k, c, self.dtype, self.target)
+        row = self.batch * self.out[0] * self.out[1] if self.flat else self.out[1]
+        return panel_width(min(row, MOST_PIXELS), k, c, self.dtype, self.target)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A product over taps: results of `pixels` (rows, columns), from a buffer of `inside` pixels
+    and `channels` (of all groups) whose pixel for result (h, w) and tap t begins at (h, w) *
+    stride + offsets[t]. Which weights belong to it: `weights`, numbers of taps in the panels.
+    Results lie `apart` (rows, columns) pixels of an image of `image` pixels, from `at` on."""
+
+    pixels: tuple[int, int]
+    inside: tuple[int, int]
+    channels: int
+    features: int
+    stride: tuple[int, int]
+    offsets: tuple[tuple[int, int], ...]
+    weights: tuple[int, ...]
+    image: tuple[int, int]
+    apart: tuple[int, int] = (1, 1)
+    at: tuple[int, int] = (0, 0)
 
 
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int], step: tuple[int, int] = (1, 1),
+    inside: tuple[int, int], at: tuple[int, int], apart: int = 0,
 ) -> Part:  # fmt: skip
-    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
-    pixel `at`; their pixels are `step` apart there."""
+    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, which lie
+    `apart` elements from each other (0: channels), beginning at pixel `at`."""
     (h, w), (buffer_h, buffer_w) = size, inside
-    pixel = step[1] * channels
+    pixel = apart or channels
     # images without a border are one long row
-    rows = 1 if step == (1, 1) and buffer_w == w and at[1] == 0 else h
+    rows = 1 if buffer_w == w and at[1] == 0 else h
     length = h * w // rows
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
@@ -104,11 +152,11 @@ def spread(
 
     image = channels * h * w
     row = length * channels if conv.nhwc else length
-    start = (at[0] * buffer_w + at[1]) * channels
+    start = (at[0] * buffer_w + at[1]) * pixel
     words = {
         "a": Ref(source, {"n": image, "h": row}, conv.element),
-        "c": Ref(to, {"n": buffer_h * buffer_w * channels, "h": step[0] * buffer_w * channels},
-                 conv.element, start=start),
+        "c": Ref(to, {"n": buffer_h * buffer_w * pixel, "h": buffer_w * pixel}, conv.element,
+                 start=start),
     }  # fmt: skip
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(rows, (1,))}
     return Part("images into a buffer with a border", "NH", loops, code, words)
@@ -171,8 +219,19 @@ def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
     return parts
 
 
+def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
+    """What must agree between the layer that packed weights and the one that reads them."""
+    c, k = conv.group
+    if conv.depthwise and (conv.covered or not backward):
+        return (conv.channels, len(conv.taps))
+    width = conv.width(k, c) if backward else conv.width(c, k)
+    return (conv.groups, c, k, *conv.kernel, width)
+
+
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the packed weights."""
+    if conv.depthwise and (conv.covered or not backward):
+        return conv.channels * len(conv.taps)
     c, k = conv.group
     rows, columns = (k, c) if backward else (c, k)
     width = conv.width(rows, columns)

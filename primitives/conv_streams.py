@@ -9,7 +9,7 @@ checks (`primitives.convolution`), layouts (`primitives.conv_layouts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,10 +18,12 @@ from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
+from primitives import conv_depthwise as depthwise
 from primitives.conv_layouts import (
     MOST_PIXELS,
     Conv,
     Made,
+    Taps,
     gather,
     pack_parts,
     packed_elements,
@@ -42,35 +44,22 @@ FEW_CHANNELS = 16
 RESULT_BYTES = 1 << 18
 
 
+def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
+    if conv.depthwise and (conv.covered or not backward):
+        return [depthwise.pack_part(conv, source, "panels")]
+    return pack_parts(conv, backward, source, "panels")
+
+
 @lru_cache(maxsize=256)
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
     scratch = {"by_tap": conv.features * conv.group[0] * len(conv.taps)}
-    parts = pack_parts(conv, backward, "w", "panels")
+    parts = _pack_parts(conv, backward, "w")
     return Run(parts, ["w", "panels"], conv.threads, conv.target, conv.dtype, scratch)
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """A product over taps: results of `pixels` (rows, columns), from a buffer of `inside` pixels
-    and `channels` (of all groups) whose pixel for result (h, w) and tap t begins at (h, w) *
-    stride + offsets[t]. Which weights belong to it: `weights`, numbers of taps in the panels.
-    Results lie `apart` (rows, columns) pixels of an image of `image` pixels, from `at` on."""
-
-    pixels: tuple[int, int]
-    inside: tuple[int, int]
-    channels: int
-    features: int
-    stride: tuple[int, int]
-    offsets: tuple[tuple[int, int], ...]
-    weights: tuple[int, ...]
-    image: tuple[int, int]
-    apart: tuple[int, int] = (1, 1)
-    at: tuple[int, int] = (0, 0)
-
-
 def _product(
-    conv: Conv, p: _Taps, name: str, epilogue: tuple[Step, ...]
+    conv: Conv, p: Taps, name: str, epilogue: tuple[Step, ...]
 ) -> tuple[Part, dict[str, np.ndarray]]:  # fmt: skip
     """The part (tensors "x", "panels", "y", "bias", "residual"), and its tables of offsets."""
     c, k = p.channels // conv.groups, p.features // conv.groups
@@ -122,7 +111,7 @@ def _product(
     return Part(f"sum over {count} taps", order, loops, code, words, "c"), tables
 
 
-def _order(conv: Conv, p: _Taps, panels: int, pieces: bool, width: int) -> str:
+def _order(conv: Conv, p: Taps, panels: int, pieces: bool, width: int) -> str:
     """The order of the loops over n images, g groups, k panels of results, c pieces of the
     reduction, h rows and w pieces of rows; the threads share the upper-case ones.
 
@@ -149,17 +138,16 @@ def _even(extent: int, most: int, multiple: int = 1) -> int:
     return -(-block // multiple) * multiple
 
 
-def _forward_taps(conv: Conv) -> _Taps:
-    return _Taps(
+def _forward_taps(conv: Conv) -> Taps:
+    return Taps(
         conv.out, conv.padded, conv.channels, conv.features, conv.stride, tuple(conv.taps),
         tuple(range(len(conv.taps))), conv.out,
     )  # fmt: skip
 
 
 def _as_product(conv: Conv) -> Conv:
-    """Where a tap is a pixel, all pixels of all images are one long row of pixels."""
-    flat = all(x == 1 for x in (*conv.kernel, *conv.stride)) and conv.padded == conv.size
-    if not flat or conv.batch * conv.size[0] == 1:
+    """A flat convolution as one image of one row, another as it is."""
+    if not conv.flat:
         return conv
     pixels = (1, conv.batch * conv.size[0] * conv.size[1])
     return replace(conv, batch=1, size=pixels, out=pixels)
@@ -169,21 +157,27 @@ def _as_product(conv: Conv) -> Conv:
 def forward(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     inside = conv.padded
-    images = conv.batch * conv.channels * inside[0] * inside[1]
     pixels = conv.out[0] * conv.out[1]
     parts, scratch = [], {}
-    x, y, panels = "image", "result", "w"
-    if not conv.nhwc or inside != conv.size:
-        x, scratch["x"] = "x", images
-        parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding))
+    x, y, panels, apart = "image", "result", "w", conv.channels
+    if not conv.nhwc or inside != conv.size or conv.apart != apart:
+        x, apart = "x", conv.apart
+        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
+        parts.append(
+            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
+        )
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.features * pixels
     if not packed:
         panels, scratch["panels"] = "panels", packed_elements(conv, False)
         scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
-        parts += pack_parts(conv, False, "w", "panels")
-    product_of = _as_product(conv)
-    part, tables = _product(product_of, _forward_taps(product_of), "forward", conv.epilogue)
+        parts += _pack_parts(conv, False, "w")
+    tables: dict[str, np.ndarray] = {}
+    if conv.depthwise:
+        part = depthwise.product_part(conv, _forward_taps(conv), apart, conv.epilogue)
+    else:
+        flat = _as_product(conv)
+        part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue)
     residual = "residual"
     if not conv.nhwc and any(step == "residual" for step, *_ in conv.epilogue):
         residual, scratch["r"] = "r", conv.batch * conv.features * pixels
@@ -199,7 +193,7 @@ def forward(conv: Conv, packed: bool) -> Run:
 # ---- backward -----------------------------------------------------------------------------------
 
 
-def _backward_taps(conv: Conv) -> tuple[list[_Taps], tuple[int, int], tuple[int, int]]:
+def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, int]]:
     """Backward by data as products over taps, one for each remainder of a pixel's place by the
     stride; and size and border of the buffer that holds the gradient of the output.
 
@@ -234,7 +228,7 @@ def _backward_taps(conv: Conv) -> tuple[list[_Taps], tuple[int, int], tuple[int,
             )
             at = (first[0] * conv.stride[0] + a - conv.padding[0],
                   first[1] * conv.stride[1] + b - conv.padding[1])  # fmt: skip
-            products.append(_Taps(
+            products.append(Taps(
                 (pixels[0], pixels[1]), inside, conv.features, conv.channels, (1, 1), offsets,
                 tuple(i for i, _, _ in chosen), conv.size, conv.stride, at,
             ))  # fmt: skip
@@ -247,22 +241,27 @@ def backward_data(conv: Conv, packed: bool) -> Run:
     scratch: dict[str, int] = {}
     parts: list[Part] = []
     x, y, panels = "image", "result", "w"
-    flat = _as_product(conv)
+    alone, apart = conv.depthwise and conv.covered, conv.features
+    flat = conv if alone else _as_product(conv)
     products, inside, border = _backward_taps(flat)
-    if not conv.nhwc or inside != flat.out:
-        x, scratch["x"] = "x", flat.batch * conv.features * inside[0] * inside[1]
-        real = conv.out if flat is not conv else inside
-        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
+    if not conv.nhwc or inside != flat.out or (alone and conv.apart != apart):
+        x, apart = "x", conv.apart if alone else apart
+        scratch["x"] = flat.batch * apart * inside[0] * inside[1]
+        real = conv.out if conv.flat else inside
+        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border, apart))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
     if not packed:
         panels, scratch["panels"] = "panels", packed_elements(conv, True)
         scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
-        parts += pack_parts(conv, True, "w", "panels")
+        parts += _pack_parts(conv, True, "w")
     tables: dict[str, np.ndarray] = {}
     for i, product in enumerate(products):
-        part, more = _product(flat, product, f"backward_{i}", ())
-        tables |= more
+        if alone:
+            part = depthwise.product_part(conv, product, apart, ())
+        else:
+            part, more = _product(flat, product, f"backward_{i}", ())
+            tables |= more
         parts.append(_renamed(part, {"x": x, "y": y, "panels": panels}))
     if not conv.nhwc:
         parts.append(gather(conv, "y", "result", conv.channels, conv.size[0] * conv.size[1]))
@@ -280,20 +279,24 @@ def backward_weights(conv: Conv) -> Run:
     (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
     scratch = {"by_tap": conv.features * c * len(taps)}
     parts: list[Part] = []
-    x, dy = "image", "dy"
-    if not conv.nhwc or inside != conv.size:
-        x, scratch["x"] = "x", conv.batch * conv.channels * inside[0] * inside[1]
-        parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding))
+    x, dy, apart = "image", "dy", conv.channels
+    if not conv.nhwc or inside != conv.size or conv.apart != apart:
+        x, apart = "x", conv.apart
+        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
+        parts.append(
+            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
+        )
     if not conv.nhwc:
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
-    flat = _as_product(conv) is not conv
     pixels = conv.batch * conv.out[0] * conv.out[1]
     tables: dict[str, np.ndarray] = {}
     product = Product(
         k, c, pixels, conv.dtype, conv.target, conv.threads, conv.width(c, k), a="columns", b="rows"
     )
-    if flat and conv.groups == 1 and product.fused:
+    if conv.depthwise:
+        parts += depthwise.weights_parts(conv, x, dy, apart)
+    elif conv.flat and conv.groups == 1 and product.fused:
         # all pixels of all images are one long reduction
         scratch["panels"] = conv.threads * product.panel_depth * product.width
         parts.append(fused_part(product, dy, x, "panels", "dw"))

@@ -21,7 +21,7 @@ from jitgen.target import Target, parse_target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives.arrays import aligned, buffer_of, check, check_output
-from primitives.conv_layouts import Conv, packed_elements
+from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.run import Run
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
@@ -31,10 +31,12 @@ Pair = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class PackedFilter:
-    """Weights as the passes read them: for forward, and for backward by data (or None)."""
+    """Weights as the passes read them, for forward and for backward by data (or None), and their
+    layouts."""
 
     forward: np.ndarray
     backward: np.ndarray | None
+    layouts: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Convolution:
@@ -131,7 +133,8 @@ class Convolution:
             array = aligned((packed_elements(conv, way),), conv.dtype)
             self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
             packed.append(array)
-        return PackedFilter(packed[0], packed[1] if backward else None)
+        layouts = packed_layout(conv, False), packed_layout(conv, True)
+        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -187,6 +190,9 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
+        wanted = packed_layout(conv, backward)
+        if w.layouts[backward] != wanted:
+            raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
         return True, check("w", array, (packed_elements(conv, backward),), conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:

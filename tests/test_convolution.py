@@ -35,6 +35,8 @@ def random_layer(rng: random.Random, target: str, most: int) -> Convolution:
     while True:
         groups = rng.choice([1, 1, 1, 2, 3])
         c, k = (rng.choice([1, 3, rng.randint(1, most)]) * groups for _ in "ck")
+        if rng.random() < 0.2:  # depthwise; once in a while with pixels that share a set of L1
+            c = k = groups = rng.choice([rng.randint(2, 3 * most), 512])
         taps = rng.choice([(1, 1), (3, 3), (rng.randint(1, 5), rng.randint(1, 5))])
         height, width = rng.randint(1, most), rng.randint(1, most)
         pair = lambda low, high: (rng.randint(low, high), rng.randint(low, high))  # noqa: E731
@@ -129,6 +131,31 @@ def test_random_configurations(target: str, part: int) -> None:
         count.count(target, "convolutions", 5)
 
 
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize(("size", "c", "k", "taps"), [
+    (7, 512, 2048, 1), (7, 2048, 512, 1), (14, 96, 512, 1), (1, 300, 700, 1), (28, 3, 64, 7),
+    (9, 700, 130, 3),
+])  # fmt: skip
+def test_layers_of_networks(size: int, c: int, k: int, taps: int, target: str) -> None:
+    """Sizes at which panels, pieces of the reduction and long rows of pixels come into play."""
+    for batch, threads in ((1, 1), (2, 2)):
+        layer = Convolution(
+            batch, c, size, size, k, taps, padding="same", layout="nhwc", threads=threads,
+            target=target,
+        )  # fmt: skip
+        r = Reference(layer, SEED)
+        x, dy = (stored(layer, r.data[name]) for name in ("x", "dy"))
+        w, b = r.data["w"], r.data["b"]
+        packed = layer.pack_weights(w)
+        for filters in (w, packed):
+            check(layer, "y", layer.forward(x, filters, b), r.y, r.bound)
+            check(layer, "dx", layer.backward_data(dy, filters), r.dx, r.bound)
+        dw, db = layer.backward_weights(dy, x)
+        assert db is not None
+        check(layer, "dw", dw, r.dw, r.bound)
+        check(layer, "db", db, r.db, r.bound)
+
+
 def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, ...]]) -> Job:
     """The stream of a run with its arrays in memory of their own, outputs poisoned."""
     kind = next(iter(given.values())).dtype
@@ -221,6 +248,8 @@ LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
         (lambda x: x.backward_data(X, W), ValueError, "dy has shape"),
         (lambda x: x.backward_data(np.zeros((1, 6, 3, 3), "f4"),
                                    x.pack_weights(W, backward=False)), ValueError, "backward="),
+        (lambda x: x.forward(X, Convolution(1, 4, 5, 5, 6, 1).pack_weights(W[:, :, :1, :1].copy()),
+                             B), ValueError, "w is packed as"),
         (lambda x: x.backward_weights(np.zeros((1, 6, 3, 3), "f4"), X[:, :3]), ValueError, "x has"),
     ],
 )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Benchmark commands: ``python -m tools.bench kernel|fc|disk|analysis|export [options]``.
+"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|disk|analysis|export [options]``.
 
 What it is: jitgen's kernels against LIBXSMM and NumPy on one core: a suite of batch shapes, a grid
 of small sizes, and the latency of generation and of calls (`disk` is `tools.bench_disk`). Every
 instruction set is measured in a process of its own, with the peers held to the same one.
-What it is not: it measures no whole primitives and no threads; `fc` does (`tools.bench_fc`).
+What it is not: it measures no whole primitives and no threads; `fc` and `conv` do.
 
 Example::
 
@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tools import bench_analysis, bench_disk, bench_export, bench_fc, bench_mlp
+from tools import bench_analysis, bench_conv, bench_disk, bench_export, bench_fc, bench_mlp
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
 # The child's own exit codes (see bench_run) are 0, 1 and 3.
@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     bench_export.add_arguments(export)
     layer = commands.add_parser("fc", help="the fully connected layer against PyTorch and others")
     bench_fc.add_arguments(layer)
+    conv = commands.add_parser("conv", help="convolutions against PyTorch and ONNX Runtime")
+    bench_conv.add_arguments(conv)
     mlp = commands.add_parser("mlp", help="a training step against PyTorch's")
     bench_mlp.add_arguments(mlp)
     return parser
@@ -182,6 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         return bench_export.run(args)
     if args.command == "fc":
         return bench_fc.run(args)
+    if args.command == "conv":
+        return bench_conv.run(args)
     if args.command == "mlp":
         return bench_mlp.run(args)
     options = _options(parser, args)

@@ -21,9 +21,8 @@ from jitgen.team import Team
 from primitives.arrays import aligned, buffer_of
 from primitives.fully_connected import FullyConnected
 from tools import bench_peers, bench_problem
-from tools.bench_machine_code import drivers, ffi, fma_chain, memory_walk, walk_step
+from tools.bench_machine_code import drivers, ffi, memory_walk, walk_step
 from tools.bench_problem import last_level_cache_bytes
-from tools.bench_timing import FmaPeak
 
 PASSES = ("forward", "data", "weights")
 #: Contestants that take arrays as they are, and all that are called from Python
@@ -287,15 +286,3 @@ def memory_calls(isa: str, threads: int, problem: Problem) -> tuple[int, Calls]:
     team = Team([call], slices, 1, cpu.host())
     arrays = [buffer_of(array) for array in (problem.dw or problem.w)]
     return piece * threads, [lambda a=array: team((a,)) for array in arrays]
-
-
-def team_peak(isa: str, threads: int) -> tuple[int, Callable[[], Any]]:
-    """Floating-point operations of a call, and a call that multiplies and adds on all threads."""
-    peak = FmaPeak(isa, "f32")
-    loops, factor = 20 * 400, int(np.float32(0.8).view(np.uint32))
-    # a kernel returns 0: xor eax, eax instead of the last byte, a ret
-    code = fma_chain(isa, "f32")[:-1] + bytes.fromhex("31c0c3")
-    call = Call(code, (Word("c", 0, 2),), (("a", loops), ("b", factor)))
-    slices = [np.array([FIRST_KIND, 1, 0, END, 0], np.uint32) for _ in range(threads)]
-    team, nothing = Team([call], slices, 1, cpu.host()), ffi.new("char[]", 64)
-    return 20 * threads * peak.flops_per_call, lambda: team((nothing,))

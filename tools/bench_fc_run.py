@@ -11,68 +11,35 @@ import contextlib
 import importlib.metadata
 import json
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jitgen import cpu
 from tools import bench_fc_peers as peers
 from tools import bench_peers, bench_report
 from tools.bench_fc_peers import PEERS, PLAIN_PEERS, Calls, Problem, Shape
-from tools.bench_kernel import QUIET_SHARE
-from tools.bench_timing import Contestant, Cursor, FmaPeak, PythonCall, interleave, warm_up
+from tools.bench_timing import Contestant, Cursor, PythonCall, interleave
+from tools.bench_turns import Turns
 
 OURS = ("jitgen", "jitgen packed")
 #: The smallest batch whose speed-up by threads is measured
 SPEED_UP_BATCH = 64
 TINY = Shape(1, 64, 64)
-#: How long the idle threads of a pool spin, in seconds: OpenBLAS for 2**26 cycles, GNU's OpenMP for
-#: 300000 rounds of a pause
-SPINNING = {"openblas": 0.025, "openmp": 0.006}
-#: Longest wait for a quiet machine before a row is measured again, in seconds
-WAIT = 1.0
-
-
-class Settle:
-    """Before a turn: one untimed call, and as many as last until the threads of another pool, which
-    had the turn before, sleep."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._last = ""
-
-    def __call__(self, contestant: Contestant) -> None:
-        pool = "openblas" if contestant.name == "numpy" else "openmp"
-        wait = SPINNING.get(self._last, 0) if self._threads > 1 and pool != self._last else 0
-        end = time.perf_counter() + wait
-        contestant.run(1)
-        while time.perf_counter() < end:
-            contestant.run(1)
-        self._last = pool
 
 
 class Bench:
-    """The settings of one process, and the best reading of the peak so far."""
+    """The settings of one process, and what it measures with."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.threads: int = options["threads"]
-        self.rounds: int = options["rounds"]
-        self.sample_ns: float = 1e6 * options["sample_ms"]
         self.cold: bool = options["cold"]
-        self.retries: int = options["retries"]
-        self.isa = cpu.host().name
-        self.core = FmaPeak(self.isa, "f32")
-        flops, call = peers.team_peak(self.isa, self.threads)
-        self.all_cores, self._all_cores_flops = PythonCall("all cores", [call]), flops
-        self.before = Settle(self.threads)
+        self.turns = Turns(
+            self.threads, options["rounds"], options["sample_ms"], options["retries"]
+        )
         self.origins, self.missing = {}, {}  # type: dict[str, str], dict[str, str]
         self._torch = self._start_torch()
         self._libxsmm = self._start_libxsmm()
-        warm_up(self.core)
-        readings = interleave([self.core, self.all_cores], 9, 2e6)
-        self.best_peak = self._all_cores_flops / readings["all cores"].best_ns
 
     def _start_torch(self) -> bool:
         try:
@@ -154,15 +121,14 @@ class Bench:
         memory: list[Contestant] = []
         moved = 0
         if shape.n == 1:
-            moved, calls = peers.memory_calls(self.isa, self.threads, problem)
+            moved, calls = peers.memory_calls(self.turns.isa, self.threads, problem)
             memory = [PythonCall("memory", calls, cursor=Cursor(problem.sets))]
-        everyone = [self.core, self.all_cores, *memory, *contestants]
-        best, median = self._times(everyone)
+        best, median, disturbed = self.turns.times([*memory, *contestants])
         names = [c.name for c in contestants]
         row = {
             "pass": which, "n": shape.n, "c": shape.c, "k": shape.k, "failed": failed,
             "threads": self.threads, "cold": self.cold,
-            "disturbed": not self._quiet(median["all cores"]),
+            "disturbed": disturbed,
             **self._figures(shape, best, median, names),
         }  # fmt: skip
         if memory:
@@ -172,39 +138,11 @@ class Bench:
             row["gbs"]["memory"] = limit
         return row
 
-    def _times(self, everyone: list[Contestant]) -> tuple[dict[str, float], dict[str, float]]:
-        """Nanoseconds per call: the least of all rounds, and the median of the quietest attempt."""
-        best: dict[str, float] = {}
-        median: dict[str, float] = {}
-        for attempt in range(1 + self.retries):
-            if attempt:
-                self._wait()
-            timings = interleave(everyone, self.rounds, self.sample_ns, self.before)
-            for name, timing in timings.items():
-                best[name] = min(timing.best_ns, best.get(name, timing.best_ns))
-            cores = timings["all cores"]
-            self.best_peak = max(self.best_peak, self._all_cores_flops / cores.best_ns)
-            if not median or cores.median_ns < median["all cores"]:
-                median = {name: timing.median_ns for name, timing in timings.items()}
-            if self._quiet(median["all cores"]):
-                break
-        return best, median
-
-    def _quiet(self, all_cores_ns: float) -> bool:
-        return self._all_cores_flops / all_cores_ns >= QUIET_SHARE * self.best_peak
-
-    def _wait(self) -> None:
-        """Until the machine is quiet, but no longer than WAIT."""
-        end = time.perf_counter() + WAIT
-        while time.perf_counter() < end:
-            if self._quiet(interleave([self.all_cores], 9, 1e6)["all cores"].median_ns):
-                break
-
     def _figures(
         self, shape: Shape, best_ns: dict[str, float], median_ns: dict[str, float],
         names: list[str],
     ) -> dict[str, Any]:  # fmt: skip
-        peak = self.threads * self.core.flops_per_call / best_ns["peak"]
+        peak = self.turns.peak(best_ns)
         best = {name: shape.flops / best_ns[name] for name in names}
         median = {name: shape.flops / median_ns[name] for name in names}
         result: dict[str, Any] = {
@@ -233,7 +171,8 @@ class Bench:
             problem = Problem(TINY, which)
             contestants, _ = self._contestants(problem)
             plain = [c for c in contestants if c.name in ("jitgen", *PLAIN_PEERS)]
-            timings = interleave(plain, self.rounds, self.sample_ns, self.before)
+            turns = self.turns
+            timings = interleave(plain, turns.rounds, turns.sample_ns, turns.before)
             result[which] = {name: timing.best_ns / 1e3 for name, timing in timings.items()}
         return result
 
@@ -276,7 +215,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     for name, text in bench.missing.items():
         print(f"  without {name}: {text}")
     result: dict[str, Any] = {
-        "threads": bench.threads, "isa": bench.isa, "origins": bench.origins,
+        "threads": bench.threads, "isa": bench.turns.isa, "origins": bench.origins,
         "missing": bench.missing, "rows": [],
     }  # fmt: skip
     print(HEADING, flush=True)
