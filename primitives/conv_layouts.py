@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from jitgen.depthwise import MOST_TAPS
 from jitgen.elementwise import emit_map
 from jitgen.kernel import panel_width
@@ -114,7 +116,8 @@ class Taps:
     """A product over taps: results of `pixels` (rows, columns), from a buffer of `inside` pixels
     and `channels` (of all groups) whose pixel for result (h, w) and tap t begins at (h, w) *
     stride + offsets[t]. Which weights belong to it: `weights`, numbers of taps in the panels.
-    Results lie `apart` (rows, columns) pixels of an image of `image` pixels, from `at` on."""
+    Results lie `apart` (rows, columns) pixels of an image of `image` pixels, from `at` on. Rows of
+    the buffer other than `rows` (first, behind the last) hold zeros."""
 
     pixels: tuple[int, int]
     inside: tuple[int, int]
@@ -124,8 +127,16 @@ class Taps:
     offsets: tuple[tuple[int, int], ...]
     weights: tuple[int, ...]
     image: tuple[int, int]
+    rows: tuple[int, int]
     apart: tuple[int, int] = (1, 1)
     at: tuple[int, int] = (0, 0)
+
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of results, the first tap that sees more than zeros, and how many do: they
+        follow one another, as taps go down (or up) the rows."""
+        places = np.arange(self.pixels[0])[:, None] * self.stride[0] + [r for r, _ in self.offsets]
+        good = (places >= self.rows[0]) & (places < self.rows[1])
+        return good.argmax(axis=1), good.sum(axis=1)
 
 
 def spread(

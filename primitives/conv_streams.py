@@ -70,6 +70,7 @@ def _product(
         f"w_{name}": np.array([t * c * width for t in p.weights] or [0], np.int64),
     }
     count = len(p.offsets)
+    first_tap, taps_seen = p.seen() if count else (np.zeros(p.pixels[0], int),) * 2
     # channels whose weights stay in L2 for all rows of an image
     depth = max(16, WEIGHT_BYTES // (max(count, 1) * width * e))
     depth = min(c, _even(c, depth, 16))
@@ -81,7 +82,7 @@ def _product(
             ldc=p.apart[1] * p.features, batch="offset", packed_b=width, target=conv.target,
             beta=0.0 if first else 1.0, epilogue=epilogue if last else (),
         )  # fmt: skip
-        return kernel.code, {"count": count}
+        return kernel.code, {"count": size["taps"]}
 
     y_row = p.image[1] * p.features
     results = {
@@ -95,8 +96,8 @@ def _product(
         "b": Ref("panels", {"g": -(-k // width) * width * total * c, "k": total * c,
                             "c": width}, e),
         "c": Ref("y", results, e, start=start),
-        "a_offsets": Ref(f"x_{name}", {}, 8),
-        "b_offsets": Ref(f"w_{name}", {}, 8),
+        "a_offsets": Ref(f"x_{name}", {}, 8, table={"h": first_tap}),
+        "b_offsets": Ref(f"w_{name}", {}, 8, table={"h": first_tap}),
     }  # fmt: skip
     for step, *_ in epilogue:
         if step == "bias":
@@ -108,7 +109,10 @@ def _product(
         "c": Loop(c, (depth,)), "h": Loop(p.pixels[0], (1,)), "w": Loop(p.pixels[1], (columns,)),
     }  # fmt: skip
     order = _order(conv, p, -(-k // width), c > depth, width)
-    return Part(f"sum over {count} taps", order, loops, code, words, "c"), tables
+    # rows at the border leave out the taps that see zeros only
+    variants = {"taps": ("h", taps_seen)}
+    title = f"sum over {count} taps"
+    return Part(title, order, loops, code, words, "c", variants=variants), tables
 
 
 def _order(conv: Conv, p: Taps, panels: int, pieces: bool, width: int) -> str:
@@ -142,6 +146,7 @@ def _forward_taps(conv: Conv) -> Taps:
     return Taps(
         conv.out, conv.padded, conv.channels, conv.features, conv.stride, tuple(conv.taps),
         tuple(range(len(conv.taps))), conv.out,
+        (conv.padding[0], conv.padding[0] + conv.size[0]),
     )  # fmt: skip
 
 
@@ -230,7 +235,8 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
                   first[1] * conv.stride[1] + b - conv.padding[1])  # fmt: skip
             products.append(Taps(
                 (pixels[0], pixels[1]), inside, conv.features, conv.channels, (1, 1), offsets,
-                tuple(i for i, _, _ in chosen), conv.size, conv.stride, at,
+                tuple(i for i, _, _ in chosen), conv.size, (top, top + conv.out[0]), conv.stride,
+                at,
             ))  # fmt: skip
     return products, inside, (top, left)
 

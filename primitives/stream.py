@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,12 +36,17 @@ class Ref:
     element: int = 4
     per_thread: int = 0
     start: int = 0
+    #: loop -> elements to add at each position of the loop
+    table: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
     """A loop nest and the kernel in it; `reduction` names the loops that sum into the same
     output.
+
+    `variants` are further facts on a call that its kernel depends on: name -> loop, and a value for
+    each position of the loop; `code` finds them beside the sizes.
 
     `before` is a part over the outermost loops of this one, in the same order: each of its calls
     is made by the thread, and just before the calls, that have its position.
@@ -54,6 +59,7 @@ class Part:
     words: Mapping[str, Ref]
     reduction: str = ""
     before: Part | None = None
+    variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Stream:
     def _calls(self, part: Part, nest: Nest, before: Calls | None, at: np.ndarray) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
+        names += part.variants
+        columns += [values[nest.start[loop]] for loop, values in part.variants.values()]
         first = np.ones(len(nest), bool)
         last = np.ones(len(nest), bool)
         for n in part.reduction:
@@ -126,6 +134,8 @@ class Stream:
             offsets[:, w] += ref.start + nest.thread * ref.per_thread
             for name, step in ref.steps.items():
                 offsets[:, w] += nest.start[name] * step
+            for name, elements in ref.table.items():
+                offsets[:, w] += elements[nest.start[name]]
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
         kind = np.array(kinds, np.int64)[index]
