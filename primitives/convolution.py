@@ -23,10 +23,10 @@ from primitives import conv_streams as streams
 from primitives.arrays import aligned, buffer_of, check, check_output
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.run import Run
+from primitives.windows import Pair, border, out_size, pair, positive
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 LAYOUTS = ("nchw", "nhwc")
-Pair = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Convolution:
             "out_channels": out_channels, "groups": groups,
         }  # fmt: skip
         for name, value in sizes.items():
-            _positive(name, value)
+            positive(name, value)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={value}")
@@ -77,20 +77,11 @@ class Convolution:
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
         size = (height, width)
-        taps, steps, spread = _pair("kernel", kernel), _pair("stride", stride), _pair(
+        taps, steps, spread = pair("kernel", kernel), pair("stride", stride), pair(
             "dilation", dilation
         )
-        border = _border(padding, size, taps, steps, spread)
-        out = []
-        for i, name in enumerate(("height", "width")):
-            reach = (taps[i] - 1) * spread[i] + 1
-            room = size[i] + sum(border[i]) - reach
-            if room < 0:
-                raise ValueError(
-                    f"{name}={size[i]} with padding {border[i]} is smaller than the kernel's reach "
-                    f"of {reach}"
-                )
-            out.append(room // steps[i] + 1)
+        around = border(padding, size, taps, steps, spread)
+        out = out_size(size, around, taps, steps, spread)
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
         epilogue += ((activation,),) if activation else ()
@@ -99,8 +90,8 @@ class Convolution:
         else:
             chosen = target if isinstance(target, Target) else parse_target(target)
         self.conv = Conv(
-            batch, in_channels, size, out_channels, taps, steps, (border[0][0], border[1][0]),
-            (out[0], out[1]), spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
+            batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
+            out, spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
         self.residual = bool(residual)
@@ -200,42 +191,3 @@ class Convolution:
             out = np.empty(shape, self._numpy)
             return out, buffer_of(out)
         return out, check_output("out", out, shape, self.conv.dtype, inputs)
-
-
-def _positive(name: str, value: Any) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{name}={value!r} is no int")
-    if value < 1:
-        raise ValueError(f"{name}={value} is not positive")
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = value if isinstance(value, tuple) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}={value!r} is neither an int nor a pair")
-    for one in pair:
-        _positive(name, one)
-    return pair
-
-
-def _border(
-    padding: Any, size: tuple[int, int], taps: tuple[int, int], stride: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
-    """Zeros before and after, in rows and columns."""
-    if isinstance(padding, str):
-        if padding != "same":
-            raise ValueError(f"padding={padding!r}: a number, a pair, pairs, or 'same'")
-        sides = []
-        for x, k, s, d in zip(size, taps, stride, dilation, strict=True):
-            total = max(0, (-(-x // s) - 1) * s + (k - 1) * d + 1 - x)
-            sides.append((total // 2, total - total // 2))
-        return sides[0], sides[1]
-    pair = padding if isinstance(padding, tuple) else (padding, padding)
-    if len(pair) != 2:
-        raise ValueError(f"padding={padding!r} is neither an int, a pair, nor a pair of pairs")
-    sides = [one if isinstance(one, tuple) else (one, one) for one in pair]
-    for side in sides:
-        if len(side) != 2 or any(type(x) is not int or x < 0 for x in side):
-            raise ValueError(f"padding={padding!r}: sizes are whole numbers, not negative")
-    return sides[0], sides[1]
