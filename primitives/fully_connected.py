@@ -172,9 +172,11 @@ class FullyConnected:
         layer = self.layer
         a_width, first = self._operand(*a)
         if isinstance(b[1], Blocked):
-            b_width, second, b_array = b[1].width, buffer_of(b[1].array), b[1].array
             if b[1].columns != columns:
                 raise ValueError(f"w was packed for {b[1].columns} features; here are {columns}")
+            b_width, b_array = b[1].width, b[1].array
+            panels_shape = (-(-columns // b_width), a[2], b_width)
+            second = check("w (packed)", b_array, panels_shape, layer.dtype)
         else:
             b_width, second, b_array = 0, check(b[0], b[1], b[2], layer.dtype), b[1]
         blocked = a_width > 0

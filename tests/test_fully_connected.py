@@ -212,6 +212,15 @@ LAYER = FullyConnected(4, 6, 5) if HERE else None
         (lambda x: x.forward(blocked(Y, 8), W, B), ValueError, "x has 5 columns"),
         (lambda x: x.forward(X, FullyConnected(4, 6, 9).pack_weights(np.zeros((9, 6), "f4")), B),
          ValueError, "w was packed for 9"),
+        # as many columns, but panels of another depth or type: read, they would end too early
+        (lambda x: x.forward(X, FullyConnected(4, 2, 5).pack_weights(np.zeros((5, 2), "f4")), B),
+         ValueError, "w (packed) has shape"),
+        (lambda x: x.backward_data(
+            Y, FullyConnected(4, 6, 3).pack_weights(np.zeros((3, 6), "f4"))),
+         ValueError, "w (packed) has shape"),
+        (lambda x: x.forward(
+            X, FullyConnected(4, 6, 5, dtype="f64").pack_weights(np.zeros((5, 6))), B),
+         TypeError, "w (packed) has dtype float64"),
     ],
 )  # fmt: skip
 def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
