@@ -5,6 +5,7 @@ Not here: any test or fixture.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -17,3 +18,9 @@ def need(reason: str | None, installable: bool = True) -> None:
     if installable and os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def need_torch() -> None:
+    """Skip where there is no PyTorch: a peer to compare with, which CI does not install."""
+    there = importlib.util.find_spec("torch") is not None
+    need(None if there else "PyTorch is not installed", installable=False)

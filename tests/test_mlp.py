@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 from random_cases import SEED
@@ -122,7 +123,7 @@ def test_the_digits_example_reports_failure() -> None:
 
 def test_beside_pytorch() -> None:
     """The first 50 losses from the same weights."""
-    pytest.importorskip("torch")
+    needs.need_torch()
     for optimizer in ("adam", "sgd"):
         done = subprocess.run(
             [sys.executable, "examples/digits.py", "--compare", "--threads", "1", "--optimizer",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import needs
 import numpy as np
-import pytest
 from random_cases import SEED
 
 from examples import resnet50
@@ -55,7 +55,7 @@ def test_a_block_against_float64() -> None:
 
 
 def test_logits_against_pytorch() -> None:
-    pytest.importorskip("torch")
+    needs.need_torch()
     weights = resnet50.random_weights()
     net = resnet50.Resnet50(weights, 1, 64, threads=2)
     images = np.random.default_rng(SEED).standard_normal((1, 64, 64, 3)).astype(np.float32)

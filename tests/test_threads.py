@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 
@@ -110,7 +111,7 @@ def test_many_callers_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_beside_pytorch() -> None:
     """PyTorch brings an OpenMP runtime of its own."""
-    pytest.importorskip("torch")
+    needs.need_torch()
     body = "import torch\nx = torch.rand(300, 300)\n" + "problem.check(); x @ x\n" * 3
     assert "fine" in in_a_child(body)
 
