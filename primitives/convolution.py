@@ -9,8 +9,9 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,37 @@ from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target, parse_target
 from jitgen.threads import check_threads
-from primitives import conv_streams as streams
+from primitives import conv_layouts, conv_streams, conv_winograd
 from primitives.arrays import aligned, buffer_of, check, check_output
-from primitives.conv_layouts import Conv, packed_elements, packed_layout
+from primitives.conv_layouts import Conv
 from primitives.run import Run
 from primitives.windows import Pair, border, out_size, pair, positive
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 LAYOUTS = ("nchw", "nhwc")
+
+
+class _Algorithm(NamedTuple):
+    """Streams of the passes, and the packed weights that they read."""
+
+    forward: Callable[[Conv, bool], Run]
+    backward_data: Callable[[Conv, bool], Run]
+    backward_weights: Callable[[Conv], Run]
+    pack_weights: Callable[[Conv, bool], Run]
+    packed_layout: Callable[[Conv, bool], tuple[int, ...]]
+    packed_elements: Callable[[Conv, bool], int]
+
+
+ALGORITHMS = {
+    "direct": _Algorithm(
+        conv_streams.forward, conv_streams.backward_data, conv_streams.backward_weights,
+        conv_streams.pack_weights, conv_layouts.packed_layout, conv_layouts.packed_elements,
+    ),
+    "winograd": _Algorithm(
+        conv_winograd.forward, conv_winograd.backward_data, conv_winograd.backward_weights,
+        conv_winograd.pack_weights, conv_winograd.packed_layout, conv_winograd.packed_elements,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class Convolution:
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
         dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
-        target: str | Target | None = None,
+        algorithm: str | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         sizes = {
             "batch": batch, "in_channels": in_channels, "height": height, "width": width,
@@ -99,6 +123,8 @@ class Convolution:
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
+        #: pass ("forward", "data", "weights") -> "direct" or "winograd"
+        self.algorithms = conv_winograd.choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
 
@@ -107,6 +133,9 @@ class Convolution:
         if conv.nhwc:
             return (conv.batch, *size, channels)
         return (conv.batch, channels, *size)
+
+    def _streams(self, which: str) -> _Algorithm:
+        return ALGORITHMS[self.algorithms[which]]
 
     def _run(self, make: Any, *how: Any) -> Run:
         key = (make, *how)
@@ -120,12 +149,15 @@ class Convolution:
         conv = self.conv
         buffer = check("w", w, self.w_shape, conv.dtype)
         packed = []
-        for way in (False, True)[: 1 + backward]:
-            array = aligned((packed_elements(conv, way),), conv.dtype)
-            self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
-            packed.append(array)
-        layouts = packed_layout(conv, False), packed_layout(conv, True)
-        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
+        layouts = []
+        for way, name in ((False, "forward"), (True, "data")):
+            streams = self._streams(name)
+            layouts.append(streams.packed_layout(conv, way))
+            if backward or not way:
+                array = aligned((streams.packed_elements(conv, way),), conv.dtype)
+                self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
+                packed.append(array)
+        return PackedFilter(packed[0], packed[1] if backward else None, (layouts[0], layouts[1]))
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -147,7 +179,7 @@ class Convolution:
         inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
         result: np.ndarray
         result, third = self._output(out, self.y_shape, inputs)
-        self._run(streams.forward, packed)((first, weights, third, *more))
+        self._run(self._streams("forward").forward, packed)((first, weights, third, *more))
         return result
 
     def backward_data(
@@ -158,7 +190,7 @@ class Convolution:
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
         result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
-        self._run(streams.backward_data, packed)((first, weights, third))
+        self._run(self._streams("data").backward_data, packed)((first, weights, third))
         return result
 
     def backward_weights(
@@ -171,7 +203,8 @@ class Convolution:
         dw = np.empty(self.w_shape, self._numpy)
         db = np.empty(conv.features, self._numpy) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
-        self._run(streams.backward_weights)((first, second, buffer_of(dw), *more))
+        run = self._run(self._streams("weights").backward_weights)
+        run((first, second, buffer_of(dw), *more))
         return dw, db
 
     def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
@@ -181,10 +214,11 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        wanted = packed_layout(conv, backward)
+        streams = self._streams("data" if backward else "forward")
+        wanted = streams.packed_layout(conv, backward)
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
-        return True, check("w", array, (packed_elements(conv, backward),), conv.dtype)
+        return True, check("w", array, (streams.packed_elements(conv, backward),), conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         if out is None:

@@ -48,8 +48,9 @@ class Part:
     `variants` are further facts on a call that its kernel depends on: name -> loop, and a value for
     each position of the loop; `code` finds them beside the sizes.
 
-    `before` is a part over the outermost loops of this one, in the same order: each of its calls
-    is made by the thread, and just before the calls, that have its position.
+    `before` and `after` are parts over outermost loops of this one, in the same order, and perhaps
+    blocks of their own inside: their calls are made by the thread, and just before or after the
+    calls, that have their position.
     """
 
     title: str
@@ -58,22 +59,23 @@ class Part:
     code: MakeCode
     words: Mapping[str, Ref]
     reduction: str = ""
-    before: Part | None = None
+    before: tuple[Part, ...] = ()
+    after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Calls:
     """The calls of one part: the nest, the kind of each iteration, and the offset of each word in
-    elements, (iterations, words); and those of the part before, with the index of the iteration
-    that each of them precedes."""
+    elements, (iterations, words); and those of the parts before and after, each with the index of
+    the iteration that its calls stand by."""
 
     part: Part
     nest: Nest
     kind: np.ndarray
     offsets: np.ndarray
-    before: Calls | None
-    at: np.ndarray
+    before: Sequence[tuple[Calls, np.ndarray]] = ()
+    after: Sequence[tuple[Calls, np.ndarray]] = ()
 
 
 class Stream:
@@ -95,17 +97,38 @@ class Stream:
 
     def _part(self, part: Part) -> Calls:
         nest = iterate(part.order, part.loops, self.threads)
-        before, at = None, np.zeros(0, np.int64)
-        if part.before is not None:
-            places = np.stack([nest.start[n] for n in part.before.loops], axis=1)
-            changes = (np.diff(places, axis=0) != 0).any(axis=1)
-            at = np.concatenate([[0], np.flatnonzero(changes) + 1])
-            outer = iterate(part.before.order, part.before.loops)
-            assert all((outer.start[n] == nest.start[n][at]).all() for n in part.before.loops)
-            before = self._calls(part.before, replace(outer, thread=nest.thread[at]), None, at)
-        return self._calls(part, nest, before, at)
+        before, after = (
+            [self._beside(other, part, nest, last) for other in others]
+            for last, others in enumerate((part.before, part.after))
+        )
+        return replace(self._calls(part, nest), before=before, after=after)
 
-    def _calls(self, part: Part, nest: Nest, before: Calls | None, at: np.ndarray) -> Calls:
+    def _beside(
+        self, other: Part, part: Part, nest: Nest, last: int
+    ) -> tuple[Calls, np.ndarray]:
+        """The calls of a part beside another, and the iteration of that one each stands by: the
+        first one of its position, or the last one."""
+        blocks = {n: loop.blocks[0] for n, loop in other.loops.items() if n in part.loops}
+        own = iterate(other.order, other.loops)
+        key, wanted = (
+            np.stack([np.zeros(len(x), int), *(x.start[n] // b for n, b in blocks.items())], axis=1)
+            for x in (own, nest)
+        )
+        wanted[:, 0] = nest.thread
+        begins, ends = _edges(key)
+        place = {tuple(k): i for i, k in enumerate(key[begins, 1:].tolist())}
+        firsts, behind = _edges(wanted)
+        group = [place[tuple(k)] for k in wanted[firsts, 1:].tolist()]
+        count = (ends - begins)[group]
+        at = np.repeat(behind - 1 if last else firsts, count)
+        index = np.repeat(begins[group] - np.cumsum(count) + count, count) + np.arange(len(at))
+        chosen = replace(
+            own, start={n: x[index] for n, x in own.start.items()},
+            size={n: x[index] for n, x in own.size.items()}, thread=nest.thread[at],
+        )  # fmt: skip
+        return self._calls(other, chosen), at
+
+    def _calls(self, part: Part, nest: Nest) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
         names += part.variants
@@ -139,7 +162,7 @@ class Stream:
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
         kind = np.array(kinds, np.int64)[index]
-        return Calls(part, nest, kind, offsets, before, at)
+        return Calls(part, nest, kind, offsets)
 
     def _slice(self, thread: int) -> np.ndarray:
         """The words that one thread replays."""
@@ -175,13 +198,12 @@ class Stream:
                 chosen = np.flatnonzero(calls.nest.thread == thread)
                 out.append(f"  thread {thread}: {len(chosen)} calls")
                 for i in chosen[:most].tolist():
-                    if calls.before is not None and i in calls.at:
-                        out.append(_line(calls.before, int(np.searchsorted(calls.at, i))))
-                    out.append(_line(calls, i))
+                    beside = [_beside(others, i) for others in (calls.before, calls.after)]
+                    lines = [[_line(c, j) for c, at in o for j in at.tolist()] for o in beside]
+                    out += [*lines[0], _line(calls, i), *lines[1]]
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
-
 
 
 
@@ -197,23 +219,35 @@ def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[order[new]], index
 
 
+def _edges(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and ends of stretches of equal rows."""
+    edges = np.flatnonzero((np.diff(key, axis=0) != 0).any(axis=1)) + 1
+    return np.concatenate([[0], edges]), np.concatenate([edges, [len(key)]])
+
+
+def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Calls, np.ndarray]]:
+    """The calls of other parts that stand by iteration i."""
+    found = [(calls, np.arange(*np.searchsorted(at, [i, i + 1]))) for calls, at in others]
+    return [(calls, index) for calls, index in found if len(index)]
+
+
 def _runs(calls: Calls, chosen: np.ndarray) -> list[np.ndarray]:
-    """The words of the chosen calls, and of those before them: runs of one kind each."""
+    """The words of the chosen calls, and of those beside them: runs of one kind each."""
     kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
-    ends = np.diff(kind) != 0
-    if calls.before is not None:
-        place = np.searchsorted(calls.at, chosen, side="right") - 1
-        ends |= np.diff(place) != 0
-    edges = [0, *(np.flatnonzero(ends) + 1).tolist(), len(chosen)]
+    edges = np.flatnonzero(np.diff(kind)) + 1
+    for _, at in calls.before:
+        edges = np.union1d(edges, np.searchsorted(chosen, at))
+    for _, at in calls.after:
+        edges = np.union1d(edges, np.searchsorted(chosen, at, side="right"))
+    edges = np.union1d(edges, [0, len(chosen)])
     pieces = []
-    for begin, end in itertools.pairwise(edges):
-        if begin == end:
-            continue
-        if calls.before is not None and (begin == 0 or place[begin] != place[begin - 1]):
-            first = calls.before.offsets[place[begin]].astype(np.uint32)
-            pieces += [np.array([calls.before.kind[place[begin]], 1], np.uint32), first]
+    for begin, end in itertools.pairwise(edges.tolist()):
+        for other, index in _beside(calls.before, chosen[begin]):
+            pieces += _runs(other, index)
         pieces.append(np.array([kind[begin], end - begin], np.uint32))
         pieces.append(offsets[begin:end].reshape(-1))
+        for other, index in _beside(calls.after, chosen[end - 1]):
+            pieces += _runs(other, index)
     return pieces
 
 
