@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
@@ -24,6 +23,7 @@ from primitives.conv_layouts import (
     Conv,
     Made,
     Taps,
+    bias_part,
     gather,
     pack_parts,
     packed_elements,
@@ -310,16 +310,7 @@ def backward_weights(conv: Conv) -> Run:
         more, tables = _by_taps(conv, x, dy)
         parts += more
     if conv.bias:
-
-        def sums(size: dict[str, int], first: bool, last: bool) -> Made:
-            made = emit_column_sums(
-                pixels, size["k"], conv.dtype, conv.target, lda=conv.features
-            )
-            return made, {}
-
-        refs = {"a": Ref(dy, {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
-        piece = -(-conv.features // conv.threads // 64) * 64
-        parts.append(Part("bias gradient", "K", {"k": Loop(conv.features, (piece,))}, sums, refs))
+        parts.append(bias_part(conv, dy))
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
 

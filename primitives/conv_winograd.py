@@ -8,7 +8,7 @@ in L2. Pixels beyond the image are never read. Not here: the transforms (`jitgen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from jitgen.layout import emit_transpose
 from jitgen.pack import emit_packer
 from jitgen.spec import Step
 from jitgen.winograd import Grid, Squares, emit_winograd
-from primitives.conv_layouts import Conv, Made, gather, spread
+from primitives.conv_layouts import Conv, Made, bias_part, gather, spread
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
@@ -62,6 +62,11 @@ def _squares(places: list[int], rows: tuple[int, int], side: int, size: int) -> 
         else:
             found.append(Squares(1, rows, columns))
     return tuple(found)
+
+
+def pitch(elements: int) -> int:
+    """Elements from a plane of so many elements to the next."""
+    return -(-elements // CONFLICT) * CONFLICT + GAP
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Pass:
 
     def pitch(self, channels: int) -> int:
         """Elements from a plane of a block to the next."""
-        return -(-int(self.block_tiles.max()) * channels // CONFLICT) * CONFLICT + GAP
+        return pitch(int(self.block_tiles.max()) * channels)
 
     def table(self, of: str, size: tuple[int, int], channels: int) -> np.ndarray:
         """Element of the images at which each strip's `of` lies."""
@@ -136,6 +141,62 @@ class Pass:
         places = [getattr(s, of) for s in self.strips]
         one = np.array([r * row + c * channels for r, c in places], np.int64)
         return (np.arange(self.conv.batch)[:, None] * size[0] * row + one).reshape(-1)
+
+    @cached_property
+    def kinds(self) -> list[tuple[Any, ...]]:
+        """What the transforms' code for a strip depends on."""
+        return list(dict.fromkeys((s.lead, s.reads, s.writes) for s in self.strips))
+
+    @cached_property
+    def variants(self) -> dict[str, tuple[str, np.ndarray]]:
+        """Number in `kinds` by strip."""
+        kind = [self.kinds.index((s.lead, s.reads, s.writes)) for s in self.strips]
+        return {"kind": ("s", np.tile(kind, self.conv.batch))}
+
+    @property
+    def loop(self) -> Loop:
+        """Over strips, in blocks and one by one."""
+        return Loop(len(self.tiles) - 1, (self.block, 1))
+
+    def inputs(self, x: str, pitch: int, over: str, most: int) -> Part:
+        """Planes "v" of a block of images `x`; where `over` names the loop over channels, `most`
+        of them at a time."""
+        row = self.size[1] * self.channels
+        grid = Grid(row, self.channels, 2 * self.channels)
+        places = self.table("pixel", self.size, self.channels)
+        return self._planes("input", x, "v", places, self.channels, grid, pitch, over, most)
+
+    def gradients(self, dy: str, pitch: int, over: str, most: int) -> Part:
+        """Planes "m" of a block of the gradient of the results."""
+        row = self.out[1] * self.features
+        grid = Grid(row, self.features, 2 * self.features)
+        places = self.table("result", self.out, self.features)
+        return self._planes("gradient", dy, "m", places, self.features, grid, pitch, over, most)
+
+    def _planes(
+        self, kind: str, source: str, to: str, places: np.ndarray, channels: int, grid: Grid,
+        pitch: int, over: str, most: int,
+    ) -> Part:  # fmt: skip
+        conv, e = self.conv, self.conv.element
+
+        def code(size: dict[str, int], first: bool, last: bool) -> Made:
+            lead, reads, writes = self.kinds[size["kind"]]
+            made = emit_winograd(
+                kind, size.get(over, channels), reads if kind == "input" else writes, grid,
+                Grid(4 * pitch, pitch, most), conv.dtype, conv.target,
+                lead=lead[0] * grid.down + lead[1] * grid.right if kind == "input" else 0,
+            )  # fmt: skip
+            return made, {}
+
+        loops = {over: Loop(channels, (most,))} if over else {}
+        words = {
+            "a": Ref(source, dict.fromkeys(loops, 1), e, table={"s": places}),
+            "c": Ref(to, {}, e, per_thread=PLANES * pitch, table={"s": self.within * most}),
+        }
+        return Part(
+            f"{kind} in planes", over + "ss", {**loops, "s": self.loop}, code, words,
+            variants=self.variants,
+        )  # fmt: skip
 
 
 def of_pass(conv: Conv, backward: bool) -> Pass:
@@ -199,23 +260,13 @@ def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
     return [planes, Part("planes in panels", "PN", loops, pack, words)]
 
 
-def product_part(p: Pass, x: str, panels: str, y: str, epilogue: tuple[Step, ...], residual: str) -> tuple[Part, dict[str, int]]:
+def product_part(
+    p: Pass, x: str, panels: str, y: str, epilogue: tuple[Step, ...], residual: str
+) -> tuple[Part, dict[str, int]]:
     """Results from NHWC images, and the scratch it takes."""
     conv, e, c, width = p.conv, p.conv.element, p.channels, p.width
-    strips = len(p.tiles) - 1
-    kinds = list(dict.fromkeys((s.lead, s.reads, s.writes) for s in p.strips))
-    kind = np.tile([kinds.index((s.lead, s.reads, s.writes)) for s in p.strips], conv.batch)
     columns = width
     v, m = p.pitch(c), p.pitch(columns)
-
-    def inputs(size: dict[str, int], first: bool, last: bool) -> Made:
-        lead, reads, _ = kinds[size["kind"]]
-        row = p.size[1] * c
-        made = emit_winograd(
-            "input", c, reads, Grid(row, c, 2 * c), Grid(4 * v, v, c), conv.dtype, conv.target,
-            lead=lead[0] * row + lead[1] * c,
-        )  # fmt: skip
-        return made, {}
 
     def multiply(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
@@ -227,34 +278,24 @@ def product_part(p: Pass, x: str, panels: str, y: str, epilogue: tuple[Step, ...
     def outputs(size: dict[str, int], first: bool, last: bool) -> Made:
         k, row = p.features, p.out[1] * p.features
         made = emit_winograd(
-            "output", size["k"], kinds[size["kind"]][2], Grid(4 * m, m, columns),
+            "output", size["k"], p.kinds[size["kind"]][2], Grid(4 * m, m, columns),
             Grid(row, k, 2 * k), conv.dtype, conv.target, epilogue=epilogue,
         )  # fmt: skip
         return made, {}
 
-    s, k = Loop(strips, (p.block, 1)), Loop(p.features, (columns,))
-    variants = {"kind": ("s", kind)}
-    before = Part(
-        "pixels to planes", "ss", {"s": s}, inputs,
-        {"a": Ref(x, {}, e, table={"s": p.table("pixel", p.size, c)}),
-         "c": Ref("v", {}, e, per_thread=PLANES * v, table={"s": p.within * c})},
-        variants=variants,
-    )  # fmt: skip
     to = Ref(y, {"k": 1}, e, table={"s": p.table("result", p.out, p.features)})
     words = {
-        "a": Ref("m", {}, e, per_thread=PLANES * m, table={"s": p.within * columns}),
-        "c": to,
+        "a": Ref("m", {}, e, per_thread=PLANES * m, table={"s": p.within * columns}), "c": to
     }
     for step, *_ in epilogue:
         if step == "bias":
             words["bias"] = Ref("bias", {"k": 1}, e)
         elif step == "residual":
-            words["residual"] = Ref(residual, to.steps, e, table=to.table)
-    after = Part(
-        "planes to results", "sks", {"s": s, "k": k}, outputs, words, variants=variants
-    )
+            words["residual"] = replace(to, tensor=residual)
+    loops = {"s": p.loop, "k": Loop(p.features, (columns,))}
+    after = Part("planes to results", "sks", loops, outputs, words, variants=p.variants)
     loops = {
-        "s": Loop(strips, (p.block,)), "k": Loop(p.features, (columns, width)),
+        "s": Loop(p.loop.extent, p.loop.blocks[:1]), "k": Loop(p.features, (columns, width)),
         "p": Loop(PLANES, (1,)),
     }  # fmt: skip
     words = {
@@ -264,8 +305,8 @@ def product_part(p: Pass, x: str, panels: str, y: str, epilogue: tuple[Step, ...
                  table={"k": np.arange(p.features) % columns}),
     }  # fmt: skip
     part = Part(
-        "planes times planes", "SKpk", loops, multiply, words, before=(before,), after=(after,),
-        variants={"tiles": ("s", p.block_tiles)},
+        "planes times planes", "SKpk", loops, multiply, words, "", (p.inputs(x, v, "", c),),
+        (after,), {"tiles": ("s", p.block_tiles)},
     )  # fmt: skip
     return part, {"v": conv.threads * PLANES * v, "m": conv.threads * PLANES * m}
 
@@ -324,7 +365,70 @@ def _run(conv: Conv, backward: bool, packed: bool) -> Run:
 
 @lru_cache(maxsize=256)
 def backward_weights(conv: Conv) -> Run:
-    raise NotImplementedError
+    """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
+
+    A thread sums a block of the weights' planes, of `kb` features by `cb` channels, over all tiles:
+    planes of gradients (tiles x kb), transposed, times planes of pixels (tiles x cb).
+    """
+    p, e = of_pass(conv, False), conv.element
+    parts: list[Part] = []
+    scratch: dict[str, int] = {}
+    x, dy = "image", "dy"
+    if not conv.nhwc:
+        x, scratch["x"] = "x", conv.batch * conv.channels * conv.size[0] * conv.size[1]
+        parts.append(spread(conv, "image", x, conv.channels, conv.size, conv.size, (0, 0)))
+        dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
+        parts.append(spread(conv, "dy", dy, conv.features, conv.out, conv.out, (0, 0)))
+    kb, cb = _blocks(conv)
+    v, m, u = p.pitch(cb), p.pitch(kb), pitch(kb * cb)
+
+    def multiply(size: dict[str, int], first: bool, last: bool) -> Made:
+        kernel = brgemm(
+            size["k"], size["c"], size["tiles"], conv.dtype, lda=kb, ldb=cb, ldc=cb, trans_a=True,
+            beta=0.0 if first else 1.0, target=conv.target, plan={"k_split": 1},
+        )  # fmt: skip
+        return kernel.code, {"count": 1}
+
+    def back(size: dict[str, int], first: bool, last: bool) -> Made:
+        whole = (Squares(size["k"], (0, 4), (0, 4)),)
+        made = emit_winograd(
+            "weight gradient", size["c"], whole, Grid(4 * u, u, cb), Grid(3 * cb, cb, 9 * cb),
+            conv.dtype, conv.target,
+        )  # fmt: skip
+        return made, {}
+
+    def turn(size: dict[str, int], first: bool, last: bool) -> Made:
+        return emit_transpose(9, size["c"], conv.dtype, conv.target, lda=cb, ldc=9), {}
+
+    k, c, s = Loop(conv.features, (kb,)), Loop(conv.channels, (cb,)), p.loop
+    planes = {name: Ref(name, {"p": pitch}, e, per_thread=PLANES * pitch)
+              for name, pitch in (("v", v), ("m", m), ("u", u))}  # fmt: skip
+    block = Ref("by_tap", {}, e, per_thread=9 * kb * cb)
+    rows = Loop(conv.features, (kb, 1))
+    after = (
+        Part("planes to weights", "kc", {"k": k, "c": c}, back, {"a": replace(planes["u"], steps={}), "c": block}),
+        Part("weight gradient k x c x taps", "kck", {"k": rows, "c": c}, turn, {
+            "a": replace(block, table={"k": np.arange(conv.features) % kb * 9 * cb}),
+            "c": Ref("dw", {"k": 9 * conv.channels, "c": 9}, e),
+        }),
+    )  # fmt: skip
+    parts.append(Part(
+        "planes of weights", "KCsp",
+        {"k": k, "c": c, "s": Loop(s.extent, s.blocks[:1]), "p": Loop(PLANES, (1,))}, multiply,
+        {"a": planes["m"], "b": planes["v"], "c": planes["u"]}, "s",
+        (p.inputs(x, v, "c", cb), p.gradients(dy, m, "k", kb)), after,
+        {"tiles": ("s", p.block_tiles)},
+    ))  # fmt: skip
+    if conv.bias:
+        parts.append(bias_part(conv, dy))
+    scratch |= {ref.tensor: conv.threads * ref.per_thread for ref in (*planes.values(), block)}
+    tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
+    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
+
+
+def _blocks(conv: Conv) -> tuple[int, int]:
+    """Features and channels of a block of the weights' planes."""
+    return min(conv.features, 64), min(conv.channels, 64)
 
 
 PASSES = ("forward", "data", "weights")
