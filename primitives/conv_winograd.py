@@ -8,6 +8,7 @@ in L2. Pixels beyond the image are never read. Not here: the transforms (`jitgen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -15,17 +16,22 @@ import numpy as np
 
 from jitgen.kernel import brgemm, panel_width
 from jitgen.layout import emit_transpose
-from jitgen.pack import emit_packer
 from jitgen.spec import Step
 from jitgen.winograd import Grid, Squares, emit_winograd
 from primitives.conv_layouts import Conv, Made, bias_part, gather, spread
-from primitives.loops import Loop
+from primitives.loops import Loop, iterate
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
 PLANES = 16
 #: Tiles of a block, about: their planes stay in L2
 TILES = 56
+#: Features and channels of a block of planes of weights in the weight update
+BLOCK_FEATURES, BLOCK_CHANNELS = 128, 64
+#: What a block of tiles, and one of features, costs beside its work, in tiles and features
+TILE_COST, BLOCK_COST = 3, 5
+#: Rows of a panel of weights that are transformed at a time: their taps stay in L1
+PACK_ROWS = 16
 #: Elements between planes beyond their tiles: 16 planes at a multiple of 4 KiB share a set of L1
 GAP, CONFLICT = 80, 1024
 
@@ -69,6 +75,13 @@ def pitch(elements: int) -> int:
     return -(-elements // CONFLICT) * CONFLICT + GAP
 
 
+def _slowest(order: str, loops: Mapping[str, Loop], threads: int) -> float:
+    """Work of the thread that has most of a nest."""
+    nest = iterate(order, loops, threads)
+    work = np.prod(list(nest.size.values()), axis=0)
+    return float(np.bincount(nest.thread, work).max())
+
+
 @dataclass(frozen=True)
 class Pass:
     """One of the products: images of `size` pixels and `channels`, results of `out` pixels and
@@ -108,10 +121,16 @@ class Pass:
 
     @cached_property
     def block(self) -> int:
-        """Strips of a block: about TILES tiles."""
+        """Strips of a block: about TILES tiles, and as even shares for the threads as can be."""
         strips, tiles = len(self.tiles) - 1, int(self.tiles[-1])
-        blocks = max(1, round(tiles / TILES))
-        return -(-strips // min(blocks, strips))
+        choices = []
+        for block in range(1, strips + 1):
+            size = tiles * block / strips
+            if TILES / 4 <= size <= 2 * TILES or block == 1:
+                loops = {"s": Loop(strips, (block,)), "k": Loop(self.features, (self.width,))}
+                work = _slowest("SK", loops, self.conv.threads) * (1 + TILE_COST / size)
+                choices.append((work, abs(size - TILES), block))
+        return min(choices)[2]
 
     @cached_property
     def within(self) -> np.ndarray:
@@ -130,6 +149,11 @@ class Pass:
         """Columns of a panel of weights."""
         conv = self.conv
         return panel_width(TILES, self.features, self.channels, conv.dtype, conv.target)
+
+    @property
+    def panels(self) -> int:
+        """Elements from a plane of weights to the next."""
+        return pitch(-(-self.features // self.width) * self.width * self.channels)
 
     def pitch(self, channels: int) -> int:
         """Elements from a plane of a block to the next."""
@@ -209,8 +233,7 @@ def of_pass(conv: Conv, backward: bool) -> Pass:
 
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the transformed weights."""
-    p = of_pass(conv, backward)
-    return PLANES * -(-p.features // p.width) * p.width * p.channels
+    return PLANES * of_pass(conv, backward).panels
 
 
 def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
@@ -218,46 +241,38 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     return (PLANES, conv.channels, conv.features, of_pass(conv, backward).width)
 
 
-def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
-    """Weights k x c x 3 x 3 to panels [plane][columns / width][rows][width]; "by_tap" is scratch."""
-    p, c, k, e = of_pass(conv, backward), conv.channels, conv.features, conv.element
+def pack_part(conv: Conv, backward: bool, source: str, to: str) -> tuple[Part, dict[str, int]]:
+    """Weights k x c x 3 x 3 to panels [plane][columns / width][rows][width], and the scratch it
+    takes. Lanes of a panel beyond the last column hold numbers that are of no use."""
+    p, c, e = of_pass(conv, backward), conv.channels, conv.element
+    width, high, panels = p.width, min(PACK_ROWS, p.channels), p.panels
 
     def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-        return emit_transpose(c, 9, conv.dtype, conv.target), {}
+        columns, lda = (9, 9) if backward else (9 * size["r"], 9 * c)
+        made = emit_transpose(size["n"], columns, conv.dtype, conv.target, lda=lda, ldc=width)
+        return made, {}
 
     def transform(size: dict[str, int], first: bool, last: bool) -> Made:
-        whole = (Squares(1, (0, 3), (0, 3)),)
         made = emit_winograd(
-            "weights", c, whole, Grid(3 * c, c, 0), Grid(4 * k * c, k * c, 0), conv.dtype,
-            conv.target,
+            "weights", width, (Squares(size["r"], (0, 3), (0, 3)),),
+            Grid(-3 * width, -width, 9 * width) if backward else Grid(3 * width, width, 9 * width),
+            Grid(4 * panels, panels, width), conv.dtype, conv.target,
         )  # fmt: skip
         return made, {}
 
-    start = PLANES * k * c
-    taps = Ref("by_tap", {}, e, per_thread=9 * c, start=start)
-    over = {"k": Loop(k, (1,))}
-    by_tap = Part("weights by tap", "k", over, turn, {"a": Ref(source, {"k": 9 * c}, e), "c": taps})
-    planes = Part(
-        "weights in planes", "K", over, transform, {"a": taps, "c": Ref("by_tap", {"k": c}, e)},
-        before=(by_tap,),
+    # backward by data sees the taps mirrored: from the last one on
+    taps = Ref("taps", {}, e, per_thread=9 * width * high, start=8 * width if backward else 0)
+    loops = {"n": Loop(p.features, (width,)), "r": Loop(p.channels, (high,))}
+    place = np.arange(p.channels) % high * 9 * width
+    turned = Part(
+        "weights by tap", "nrr" if backward else "nr",
+        {**loops, "r": Loop(p.channels, (high, 1) if backward else (high,))}, turn,
+        {"a": Ref(source, {"n": 9, "r": 9 * c} if backward else {"n": 9 * c, "r": 9}, e),
+         "c": replace(taps, table={"r": place}, start=0)},
     )  # fmt: skip
-    # taps mirrored: the first plane in each direction changes places with the last one
-    mirrored = np.array([4 * (3, 1, 2, 0)[i] + (3, 1, 2, 0)[j] for i in range(4) for j in range(4)])
-    number = mirrored if backward else np.arange(PLANES)
-
-    def pack(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_packer(
-            p.channels, size["n"], c, 0, p.width, conv.dtype, not backward, conv.target
-        )
-        return made, {"count": 1}
-
-    panels = -(-p.features // p.width) * p.width * p.channels
-    words = {
-        "a": Ref("by_tap", {"n": 1 if backward else c}, e, table={"p": number * k * c}),
-        "c": Ref(to, {"p": panels, "n": p.channels}, e),
-    }
-    loops = {"p": Loop(PLANES, (1,)), "n": Loop(p.features, (p.width,))}
-    return [planes, Part("planes in panels", "PN", loops, pack, words)]
+    words = {"a": taps, "c": Ref(to, {"n": p.channels, "r": width}, e)}
+    part = Part("weights to planes in panels", "NR", loops, transform, words, before=(turned,))
+    return part, {"taps": conv.threads * taps.per_thread}
 
 
 def product_part(
@@ -300,7 +315,7 @@ def product_part(
     }  # fmt: skip
     words = {
         "a": Ref("v", {"p": v}, e, per_thread=PLANES * v),
-        "b": Ref(panels, {"p": -(-p.features // width) * width * c, "k": c}, e),
+        "b": Ref(panels, {"p": p.panels, "k": c}, e),
         "c": Ref("m", {"p": m}, e, per_thread=PLANES * m,
                  table={"k": np.arange(p.features) % columns}),
     }  # fmt: skip
@@ -311,17 +326,11 @@ def product_part(
     return part, {"v": conv.threads * PLANES * v, "m": conv.threads * PLANES * m}
 
 
-def pack_scratch(conv: Conv) -> int:
-    """Elements of scratch "by_tap" of `pack_parts`."""
-    return PLANES * conv.features * conv.channels + conv.threads * 9 * conv.channels
-
-
 @lru_cache(maxsize=256)
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
-    parts = pack_parts(conv, backward, "w", "panels")
-    scratch = {"by_tap": pack_scratch(conv)}
-    return Run(parts, ["w", "panels"], conv.threads, conv.target, conv.dtype, scratch)
+    part, scratch = pack_part(conv, backward, "w", "panels")
+    return Run([part], ["w", "panels"], conv.threads, conv.target, conv.dtype, scratch)
 
 
 @lru_cache(maxsize=256)
@@ -345,8 +354,9 @@ def _run(conv: Conv, backward: bool, packed: bool) -> Run:
     results = conv.batch * p.features * p.out[0] * p.out[1]
     if not packed:
         panels, scratch["panels"] = "panels", packed_elements(conv, backward)
-        scratch["by_tap"] = pack_scratch(conv)
-        parts += pack_parts(conv, backward, "w", panels)
+        part, more = pack_part(conv, backward, "w", panels)
+        parts.append(part)
+        scratch |= more
     if not conv.nhwc:
         x, scratch["x"] = "x", conv.batch * p.channels * p.size[0] * p.size[1]
         parts.append(spread(conv, "image", x, p.channels, p.size, p.size, (0, 0)))
@@ -427,8 +437,15 @@ def backward_weights(conv: Conv) -> Run:
 
 
 def _blocks(conv: Conv) -> tuple[int, int]:
-    """Features and channels of a block of the weights' planes."""
-    return min(conv.features, 64), min(conv.channels, 64)
+    """Features and channels of a block of the weights' planes: as many as L2 holds, fewer where
+    that leaves threads without work."""
+    cb = min(conv.channels, BLOCK_CHANNELS)
+    choices = []
+    for most in (BLOCK_FEATURES >> i for i in range(4)):
+        kb = min(conv.features, most)
+        loops = {"k": Loop(conv.features, (kb,)), "c": Loop(conv.channels, (cb,))}
+        choices.append((_slowest("KC", loops, conv.threads) * (1 + BLOCK_COST / kb), kb))
+    return min(choices)[1], cb
 
 
 PASSES = ("forward", "data", "weights")
