@@ -32,6 +32,9 @@ BLOCK_FEATURES, BLOCK_CHANNELS = 128, 64
 TILE_COST, BLOCK_COST = 3, 5
 #: Rows of a panel of weights that are transformed at a time: their taps stay in L1
 PACK_ROWS = 16
+#: Costs that `choose` adds, in multiply-accumulates: for each element of a plane of pixels or
+#: results, and for each of a plane of weights by pass; and by how much it must be worth it
+TRANSFORM, WEIGHTS, MARGIN = 3.5, {"forward": 1.2, "data": 1.2, "weights": 4.5}, 1.1
 #: Elements between planes beyond their tiles: 16 planes at a multiple of 4 KiB share a set of L1
 GAP, CONFLICT = 80, 1024
 
@@ -448,16 +451,35 @@ def _blocks(conv: Conv) -> tuple[int, int]:
     return min(choices)[1], cb
 
 
-PASSES = ("forward", "data", "weights")
-
-
 def choose(conv: Conv, algorithm: str | None) -> dict[str, str]:
-    """pass -> "direct" or "winograd"; ValueError if `algorithm` is impossible."""
-    rule = conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
-    if algorithm == "winograd" and not rule:
+    """The algorithm of each pass: the one asked for or, for None, the one that costs less.
+
+    Costs are multiply-accumulates of whole vectors: those of the products; TRANSFORM for each
+    element of a plane of pixels or results; WEIGHTS for each element of a plane of weights.
+    ValueError if `algorithm` is none, or impossible.
+    """
+    if algorithm not in (None, "direct", "winograd"):
+        raise ValueError(f"algorithm={algorithm!r} is not 'direct', 'winograd' or None")
+    possible = conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1)
+    possible &= conv.groups == 1
+    if algorithm == "winograd" and not possible:
         raise ValueError(
-            "algorithm='winograd': it needs kernel=3, stride=1, dilation=1 and groups=1"
+            "algorithm='winograd' is for kernel=3, stride=1, dilation=1 and groups=1, not for "
+            f"kernel={conv.kernel}, stride={conv.stride}, dilation={conv.dilation}, "
+            f"groups={conv.groups}"
         )
-    if algorithm is None:
-        return dict.fromkeys(PASSES, "direct")
-    return dict.fromkeys(PASSES, algorithm)
+    if algorithm is not None or not possible:
+        return dict.fromkeys(WEIGHTS, algorithm or "direct")
+    chosen = {}
+    for name, weights in WEIGHTS.items():
+        p = of_pass(conv, name == "data")
+        lanes = conv.target.machine(conv.dtype, p.features).lanes
+        c, k = (-(-x // lanes) * lanes for x in (p.channels, p.features))
+        places = np.arange(p.out[0])[:, None] - p.border[0] + np.arange(3)
+        # the direct forward pass leaves out rows of taps that see the border only
+        seen = 3 * p.out[0] if name == "weights" else ((places >= 0) & (places < p.size[0])).sum()
+        direct = conv.batch * int(seen) * 3 * p.out[1] * p.channels * k
+        planes = int(p.tiles[-1]) * (p.channels * k + TRANSFORM * (c + k))
+        cost = PLANES * (planes + weights * p.channels * p.features)
+        chosen[name] = "winograd" if MARGIN * cost < direct else "direct"
+    return chosen
