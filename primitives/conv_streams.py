@@ -282,7 +282,7 @@ def backward_weights(conv: Conv) -> Run:
     For each tap, dw (k x c) = sum over rows of output pixels of dy^T x; the batch of a call is all
     rows of all images, so that each piece of dw is written once.
     """
-    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
+    (c, k), taps, inside = conv.group, conv.taps, conv.padded
     scratch = {"by_tap": conv.features * c * len(taps)}
     parts: list[Part] = []
     x, dy, apart = "image", "dy", conv.channels

@@ -23,6 +23,7 @@ from jitgen.threads import check_threads
 from primitives import conv_layouts, conv_streams, conv_winograd
 from primitives.arrays import aligned, buffer_of, check, check_output
 from primitives.conv_layouts import Conv
+from primitives.conv_tiles import choose
 from primitives.run import Run
 from primitives.windows import Pair, border, out_size, pair, positive
 
@@ -124,7 +125,7 @@ class Convolution:
         self.w_shape = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
         #: pass ("forward", "data", "weights") -> "direct" or "winograd"
-        self.algorithms = conv_winograd.choose(self.conv, algorithm)
+        self.algorithms = choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
 
