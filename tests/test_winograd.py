@@ -85,7 +85,8 @@ class Case:
         self.finish(target, a, value, size, index, seen, grid_a, grid_c)
 
     def data(self, *shape: int) -> Array:
-        made = self.numbers.integers(-8, 9, shape) if self.exact else self.numbers.normal(size=shape)
+        pick = self.numbers
+        made = pick.integers(-8, 9, shape) if self.exact else pick.standard_normal(shape)
         return made.astype(FLOATS[self.dtype])
 
     def image(self) -> tuple[Array, Array, Grid, Any]:
@@ -249,7 +250,7 @@ class Bounds(Reference):
         super().__init__(layer, seed, whole_numbers)
         conv, eps = layer.conv, 2 * EPS[layer.conv.dtype]
         x, w, dy = (self.data[name].astype(np.float64) for name in ("x", "w", "dy"))
-        (top, left), (height, width) = conv.padding, conv.size
+        top, left = conv.padding
         pixels = self.tiles(x, (top, left), conv.out)
         gradient = self.tiles(dy, (2 - top, 2 - left), conv.size)
         mirrored = w[:, :, ::-1, ::-1].swapaxes(0, 1)
