@@ -172,7 +172,7 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
     if bias:
         words["bias"] = Ref(bias, {"n": 1}, p.element)
     loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
-    return Part("multiply", "Nkm", loops, code, words, "k", packing)
+    return Part("multiply", "Nkm", loops, code, words, "k", (packing,))
 
 
 def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
