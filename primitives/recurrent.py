@@ -33,6 +33,7 @@ from primitives.recurrent_streams import (
     pack_weights,
     packed_elements,
 )
+from primitives.run import Run
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
@@ -86,6 +87,14 @@ class _Recurrent:
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
         }  # fmt: skip
         self._numpy = NUMPY[dtype]
+        #: elements of packed weights, and of what is kept for the backward pass, by tensor
+        self._packed = packed_elements(self.layer)
+        self._saved = {name: size for name, size in self.layer.sizes.items() if size}
+        self._layout = (
+            kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
+        )  # fmt: skip
+        #: streams by direction and use: hashing the layer at each call would cost a microsecond
+        self._runs: dict[tuple[Any, ...], Run] = {}
         self._zeros = np.zeros((batch, hidden), self._numpy)
         self._kept: _Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
@@ -101,20 +110,16 @@ class _Recurrent:
             for array in panels.values():
                 array.fill(0)
             given = self._one(w, "w", d), self._one(r, "r", d)
-            pack_weights(self.layer)(tuple(buffer_of(a) for a in (*given, *panels.values())))
+            self._run(pack_weights)(tuple(buffer_of(a) for a in (*given, *panels.values())))
             packed.append(panels)
         return PackedRecurrent(packed, self._layout, w, r)
 
-    @property
-    def _packed(self) -> dict[str, int]:
-        return packed_elements(self.layer)
-
-    @property
-    def _layout(self) -> tuple[Any, ...]:
-        layer = self.layer
-        return (
-            layer.kind, layer.inputs, layer.hidden, layer.directions, layer.width, layer.dtype
-        )  # fmt: skip
+    def _run(self, make: Any, *how: Any) -> Run:
+        key = (make, *how)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = make(self.layer, *how)
+        return run
 
     def _one(self, array: Any, name: str, d: int) -> Any:
         """One direction's part of an argument."""
@@ -164,7 +169,7 @@ class _Recurrent:
                 arrays |= packed.panels[d]
             started = any(array is not None for array in given.values())
             way = Way(reverse, d * layer.hidden, started, mask is not None)
-            run = forward(layer, way, training, packed is not None)
+            run = self._run(forward, way, training, packed is not None)
             names = ["x", *(self._packed if packed else ("w", "r")), *STATES]
             names += [n for n in self._saved if n != "c"] if training else []
             run(tuple(_pointer(arrays.get(name)) for name in names))
@@ -180,10 +185,6 @@ class _Recurrent:
         for parts in last.values():
             results.append(np.stack(parts) if len(parts) == 2 else np.array(parts[0]))
         return results
-
-    @property
-    def _saved(self) -> dict[str, int]:
-        return {name: size for name, size in self.layer.sizes.items() if size}
 
     def _arrays(self, d: int, training: bool) -> dict[str, Any]:
         """Arrays that the forward pass leaves to the backward pass; the states of the cells."""
@@ -260,7 +261,7 @@ class _Recurrent:
             more |= {name: self._one(array, name, d) for name, array in first.items()}
             way = Way(self._reversed[d], d * h, True, kept.mask is not None)
             every = {**arrays, **more}
-            backward(layer, way)(tuple(_pointer(every.get(name)) for name in TENSORS))
+            self._run(backward, way)(tuple(_pointer(every.get(name)) for name in TENSORS))
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:

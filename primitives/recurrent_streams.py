@@ -11,9 +11,9 @@ arithmetic (`jitgen.cells`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 from jitgen.cells import emit_cell
 from jitgen.kernel import brgemm
@@ -66,7 +66,7 @@ class Layer:
         """Bytes of an element."""
         return DTYPES[self.dtype].element
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Units of a panel of gates."""
         return self.target.machine(self.dtype, ANY_WIDTH).lanes * VECTORS[self.kind]
@@ -95,8 +95,7 @@ class Layer:
         }
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """How one direction runs: against time with `reverse`; its results of a step begin at `column`
     of a row of y. state: there are initial states. masked: sequences have lengths."""
 
@@ -347,7 +346,7 @@ class _Forward:
         size = layer.batch * h if save else 0
         reset = {**words, "residual": span.ref("reset", size, n=h, u=1)}
         part = step_cell(
-            span, replace(way, masked=False), "gru_before_reset", reset, {**ld, "residual": h},
+            span, way._replace(masked=False), "gru_before_reset", reset, {**ld, "residual": h},
             tuple(before),
         )  # fmt: skip
         to = self.gates(span, "gates", 2)
