@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 from isa.machine import Machine
 from jitgen import functions
+from jitgen.epilogue import FUNCTIONS
 from jitgen.frame import Frame
 
 
@@ -36,17 +39,29 @@ class Cell:
     peephole: bool = False
 
 
+class _Recorder:
+    """Takes down the operations that a function emits."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, verb: str) -> Any:
+        return lambda *operands: self.calls.append((verb, operands))
+
+
 class Vector:
     """Emits a cell's work on one vector of one row; registers come from `take` and go back."""
 
-    def __init__(self, machine: Machine, frame: Frame, registers: list[int], **options: bool):
+    def __init__(
+        self, machine: Machine, frame: Frame, registers: list[int], masked: bool, peephole: bool,
+        save: bool,
+    ) -> None:  # fmt: skip
         self.machine, self.frame = machine, frame
-        self.temps, self.free = registers[:3], registers[3:]
-        self.masked, self.peephole, self.save = (
-            options[name] for name in ("masked", "peephole", "save")
-        )
-        self.valid = self.free.pop() if self.masked else -1
-        #: bytes from a gate to the next, by word
+        self.masked, self.peephole, self.save = masked, peephole, save
+        self.temp, *self.free = registers
+        self.valid = self.free.pop() if masked else -1
+        #: bytes from a gate to the next, by word, and active lanes: set by the caller
         self.pitch: dict[str, int] = {}
         self.lanes = 0
 
@@ -68,8 +83,8 @@ class Vector:
         """Store x at each (word, gate), and give its register back."""
         *more, last = places
         for word, gate in more:
-            self.machine.or_(self.temps[0], x, x)  # a store may clobber its register
-            self._store(self.temps[0], word, gate)
+            self.machine.or_(self.temp, x, x)  # a store may clobber its register
+            self._store(self.temp, word, gate)
         self._store(x, *last)
         self.drop(x)
 
@@ -79,7 +94,7 @@ class Vector:
     def store_valid(self, x: int, *places: tuple[str, int], old: str = "") -> None:
         """Store x as `store` does; in rows that are masked out, `old`'s elements, or 0 without."""
         if self.masked:
-            t = self.temps[0]
+            t = self.temp
             if old:
                 self.machine.load(t, (self.frame[old], 0), self.lanes)
             else:
@@ -98,8 +113,8 @@ class Vector:
         """Set the sign of `valid` where the row's element of the mask is positive."""
         if self.masked:
             self.machine.zero(self.valid)
-            self.machine.broadcast(self.temps[0], (self.frame["mask"], 0))
-            self.machine.sub(self.valid, self.valid, self.temps[0])
+            self.machine.broadcast(self.temp, (self.frame["mask"], 0))
+            self.machine.sub(self.valid, self.valid, self.temp)
 
     def add_product(self, acc: int, x: int, peephole: int) -> None:
         """acc += x p, p being the peephole weights of input, forget or output gate; if any."""
@@ -108,13 +123,19 @@ class Vector:
             self.machine.fma(acc, x, p)
             self.drop(p)
 
-    def sigmoid(self, x: int) -> None:
-        """x = 1 / (1 + e^-x)."""
-        functions.sigmoid(self.machine, x, self.temps)
-
-    def tanh(self, x: int) -> None:
-        """x = tanh(x)."""
-        functions.tanh(self.machine, x, self.temps)
+    def activate(self, *functions_of: tuple[str, int]) -> None:
+        """Apply each (function, register): their chains of operations are emitted in turn, since
+        one alone waits for its own results."""
+        machine, used, chains = self.machine, [], []
+        for name, x in functions_of:
+            temps = [self.take() for _ in range(functions.TEMPS[name])]
+            used += temps
+            chains.append(_Recorder(machine))
+            FUNCTIONS[name](chains[-1], x, temps)
+        for verbs in zip_longest(*(chain.calls for chain in chains)):
+            for verb, operands in filter(None, verbs):
+                getattr(machine, verb)(*operands)
+        self.drop(*used)
 
     def rest(self, d: int, y: int) -> None:
         """d = 1 - y."""
@@ -123,14 +144,14 @@ class Vector:
 
     def sigmoid_backward(self, d: int, y: int) -> None:
         """d *= y (1 - y), the derivative of y = sigmoid."""
-        t = self.temps[0]
+        t = self.temp
         self.rest(t, y)
         self.machine.mul(t, t, y)
         self.machine.mul(d, d, t)
 
     def tanh_backward(self, d: int, y: int) -> None:
         """d *= 1 - y y, the derivative of y = tanh."""
-        t = self.temps[0]
+        t = self.temp
         self.machine.load_const(t, self.machine.const(1.0))
         self.machine.fnma(t, y, y)
         self.machine.mul(d, d, t)
@@ -151,9 +172,7 @@ def _lstm(v: Vector) -> None:
     c, i, f, g = v.load("b"), v.load("a", 0), v.load("a", 1), v.load("a", 2)
     v.add_product(i, c, 0)
     v.add_product(f, c, 1)
-    v.sigmoid(i)
-    v.sigmoid(f)
-    v.tanh(g)
+    v.activate(("sigmoid", i), ("sigmoid", f), ("tanh", g))
     m.mul(c, c, f)
     m.fma(c, i, g)
     v.save_or_drop(i, 0)
@@ -161,11 +180,10 @@ def _lstm(v: Vector) -> None:
     v.save_or_drop(g, 2)
     o = v.load("a", 3)
     v.add_product(o, c, 2)
-    v.sigmoid(o)
     h = v.take()
     m.or_(h, c, c)
     v.store_valid(c, ("c", 0), old="b")
-    v.tanh(h)
+    v.activate(("sigmoid", o), ("tanh", h))
     m.mul(h, h, o)
     v.save_or_drop(o, 3)
     v.store_valid(h, ("residual", 0), old="bias_row")
@@ -173,13 +191,12 @@ def _lstm(v: Vector) -> None:
 
 def _gru(v: Vector) -> None:
     r, z = v.sum(("a", 0), ("b", 0)), v.sum(("a", 1), ("b", 1))
-    v.sigmoid(r)
-    v.sigmoid(z)
+    v.activate(("sigmoid", r), ("sigmoid", z))
     n, recurrent = v.load("a", 2), v.load("b", 2)
     v.machine.fma(n, r, recurrent)
     v.drop(recurrent)
     v.save_or_drop(r, 0)
-    v.tanh(n)
+    v.activate(("tanh", n))
     _gru_state(v, z, n)
     v.save_or_drop(z, 1)
 
@@ -195,8 +212,7 @@ def _gru_state(v: Vector, z: int, n: int) -> None:
 
 def _gru_before_reset(v: Vector) -> None:
     r, z = v.load("a", 0), v.load("a", 1)
-    v.sigmoid(r)
-    v.sigmoid(z)
+    v.activate(("sigmoid", r), ("sigmoid", z))
     v.store(z, ("a", 1))
     h = v.load("bias_row")
     v.machine.mul(h, h, r)
@@ -206,14 +222,14 @@ def _gru_before_reset(v: Vector) -> None:
 
 def _gru_before_output(v: Vector) -> None:
     z, n = v.load("a", 1), v.load("a", 2)
-    v.tanh(n)
+    v.activate(("tanh", n))
     _gru_state(v, z, n)
     v.drop(z)
 
 
 def _rnn(v: Vector) -> None:
     h = v.load("a")
-    v.tanh(h)
+    v.activate(("tanh", h))
     v.store_valid(h, ("residual", 0), old="bias_row")
 
 
@@ -223,7 +239,7 @@ def _rnn(v: Vector) -> None:
 def _lstm_backward(v: Vector) -> None:
     m = v.machine
     d, c, o = v.sum(("residual", 0), ("bias_row", 0)), v.load("a_offsets"), v.load("a", 3)
-    v.tanh(c)
+    v.activate(("tanh", c))
     do = v.take()
     m.mul(do, d, c)
     v.sigmoid_backward(do, o)

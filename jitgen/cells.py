@@ -119,7 +119,7 @@ def _emit_cell(
     frame = Frame(machine)
     free = list(range(machine.vectors - (machine.tail_vectors(tail) if tail else 0)))
     machine.constant_temps = tuple(free.pop() for _ in range(machine.constant_registers))
-    body = Vector(machine, frame, free, masked=masked, peephole=peephole, save=save)
+    body = Vector(machine, frame, free, masked, peephole, save)
 
     #: by word, in bytes: from a row to the next, from a vector to the next, over the rest of a
     #: panel to the next one
