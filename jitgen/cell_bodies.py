@@ -109,6 +109,11 @@ class Vector:
         else:
             self.drop(x)
 
+    def emit(self, cell: Cell, lanes: int) -> None:
+        """The cell's work on a vector of `lanes` elements."""
+        self.lanes = lanes
+        cell.body(self)
+
     def begin(self) -> None:
         """Set the sign of `valid` where the row's element of the mask is positive."""
         if self.masked:

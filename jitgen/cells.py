@@ -133,44 +133,41 @@ def _emit_cell(
             over[word] = (pitch - width) * element
     if peephole:
         body.pitch["bias"], row["bias"], step["bias"] = hidden * element, 0, lanes * element
-    if masked:
-        row["mask"], step["mask"] = element, 0
-    counted = bool(over) and width > lanes
-    for role in (*row, "row", "vector", *(["panel"] if counted else []), "constants"):
+    each = width // lanes  # vectors of a panel
+    for role in (*row, *(["mask"] if masked else []), "row", "vector", "panel", "constants"):
         frame.take(role)
-
-    def all_rows(lanes: int) -> None:
-        body.lanes = lanes
-        machine.program.section(f"{rows} rows of {lanes} units")
-        with repeated(machine, frame["row"], rows):
-            body.begin()
-            CELLS[cell].body(body)
-            for word, size in row.items():
-                machine.advance(frame[word], size)
 
     machine.program.section(f"{cell}: {rows} x {units}")
     machine.begin(frame.used())
     machine.use_constants(frame["constants"])
     if tail:
         machine.set_tail(tail, machine.vectors - 1)
-    for word in row:
+    for word in (*row, *(["mask"] if masked else [])):
         frame.load_argument(word, word)
-    if counted:
-        machine.set(frame["panel"], width // lanes)
-    if vectors:
-        with repeated(machine, frame["vector"], vectors):
-            all_rows(lanes)
-            for word, size in step.items():
-                extra = 0 if counted else over.get(word, 0)
-                machine.advance(frame[word], size - rows * row[word] + extra)
-            if counted:
-                same = machine.program.new_label()
-                machine.count_down(frame["panel"], same)
-                for word, size in over.items():
-                    machine.advance(frame[word], size)
-                machine.set(frame["panel"], width // lanes)
-                machine.place(same)
-    if tail:
-        all_rows(tail)
+    with repeated(machine, frame["row"], rows):
+        body.begin()
+        if over and each > 1:
+            machine.set(frame["panel"], each)
+        if vectors:
+            machine.program.section(f"{vectors} vectors")
+            with repeated(machine, frame["vector"], vectors):
+                body.emit(CELLS[cell], lanes)
+                for word, size in step.items():
+                    machine.advance(frame[word], size + (over.get(word, 0) if each == 1 else 0))
+                if over and each > 1:
+                    same = machine.program.new_label()
+                    machine.count_down(frame["panel"], same)
+                    for word, size in over.items():
+                        machine.advance(frame[word], size)
+                    machine.set(frame["panel"], each)
+                    machine.place(same)
+        if tail:
+            machine.program.section(f"tail of {tail} units")
+            body.emit(CELLS[cell], tail)
+        for word, size in row.items():
+            moved = vectors * step[word] + vectors // each * over.get(word, 0)
+            machine.advance(frame[word], size - moved)
+        if masked:
+            machine.advance(frame["mask"], element)
     machine.end()
     return machine.program.encode()
