@@ -7,15 +7,17 @@ compute).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from isa.machine import Machine
+from isa.machine import At, Machine
 from jitgen import functions
-from jitgen.epilogue import FUNCTIONS
-from jitgen.frame import Frame
+
+_FUNCTIONS: dict[str, Callable[[Any, int, Sequence[int]], None]] = {
+    "sigmoid": functions.sigmoid, "tanh": functions.tanh,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Cell:
     peephole: bool = False
 
 
-class _Recorder:
-    """Takes down the operations that a function emits."""
+class Chain:
+    """Takes down operations on vectors, to be emitted later."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine | Chain) -> None:
         self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
@@ -50,33 +52,55 @@ class _Recorder:
         return lambda *operands: self.calls.append((verb, operands))
 
 
+def emit_in_turn(machine: Machine | Chain, chains: Sequence[Chain]) -> None:
+    """Emit an operation of each chain in turn: one chain alone waits for its own results."""
+    for verbs in zip_longest(*(chain.calls for chain in chains)):
+        for verb, operands in filter(None, verbs):
+            getattr(machine, verb)(*operands)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a kernel does besides its cell's least."""
+
+    masked: bool
+    peephole: bool
+    save: bool
+
+
 class Vector:
-    """Emits a cell's work on one vector of one row; registers come from `take` and go back."""
+    """A cell's work on `lanes` elements of a row; registers come from `take` and go back.
+
+    `places`: word -> address of its vector and bytes from a gate to the next. `valid`: a register
+    whose sign is set unless the mask leaves the row out.
+    """
 
     def __init__(
-        self, machine: Machine, frame: Frame, registers: list[int], masked: bool, peephole: bool,
-        save: bool,
+        self, machine: Machine, registers: Sequence[int], places: Mapping[str, tuple[At, int]],
+        valid: int, lanes: int, options: Options,
     ) -> None:  # fmt: skip
-        self.machine, self.frame = machine, frame
-        self.masked, self.peephole, self.save = masked, peephole, save
+        self.machine, self.places = Chain(machine), places
+        self.valid, self.lanes, self.options = valid, lanes, options
         self.temp, *self.free = registers
-        self.valid = self.free.pop() if masked else -1
-        #: bytes from a gate to the next, by word, and active lanes: set by the caller
-        self.pitch: dict[str, int] = {}
-        self.lanes = 0
+        #: how many registers there must be
+        self.used = self.most = 1
 
     def take(self) -> int:
         """A register of any content."""
-        return self.free.pop(0)
+        register = self.free.pop(0)
+        self.used += 1
+        self.most = max(self.most, self.used)
+        return register
 
     def drop(self, *registers: int) -> None:
         """Give registers back."""
         self.free[:0] = registers
+        self.used -= len(registers)
 
     def load(self, word: str, gate: int = 0) -> int:
         """A register with elements of an operand."""
         register = self.take()
-        self.machine.load(register, (self.frame[word], gate * self.pitch[word]), self.lanes)
+        self.machine.load(register, self._at(word, gate), self.lanes)
         return register
 
     def store(self, x: int, *places: tuple[str, int]) -> None:
@@ -84,19 +108,20 @@ class Vector:
         *more, last = places
         for word, gate in more:
             self.machine.or_(self.temp, x, x)  # a store may clobber its register
-            self._store(self.temp, word, gate)
-        self._store(x, *last)
+            self.machine.store(self.temp, self._at(word, gate), self.lanes)
+        self.machine.store(x, self._at(*last), self.lanes)
         self.drop(x)
 
-    def _store(self, x: int, word: str, gate: int) -> None:
-        self.machine.store(x, (self.frame[word], gate * self.pitch[word]), self.lanes)
+    def _at(self, word: str, gate: int) -> At:
+        (register, place), pitch = self.places[word]
+        return register, place + gate * pitch
 
     def store_valid(self, x: int, *places: tuple[str, int], old: str = "") -> None:
         """Store x as `store` does; in rows that are masked out, `old`'s elements, or 0 without."""
-        if self.masked:
+        if self.options.masked:
             t = self.temp
             if old:
-                self.machine.load(t, (self.frame[old], 0), self.lanes)
+                self.machine.load(t, self._at(old, 0), self.lanes)
             else:
                 self.machine.zero(t)
             self.machine.select_negative(x, self.valid, x, t)
@@ -104,42 +129,27 @@ class Vector:
 
     def save_or_drop(self, x: int, gate: int) -> None:
         """Store x as gate of a if the backward pass wants it; give its register back."""
-        if self.save:
+        if self.options.save:
             self.store(x, ("a", gate))
         else:
             self.drop(x)
 
-    def emit(self, cell: Cell, lanes: int) -> None:
-        """The cell's work on a vector of `lanes` elements."""
-        self.lanes = lanes
-        cell.body(self)
-
-    def begin(self) -> None:
-        """Set the sign of `valid` where the row's element of the mask is positive."""
-        if self.masked:
-            self.machine.zero(self.valid)
-            self.machine.broadcast(self.temp, (self.frame["mask"], 0))
-            self.machine.sub(self.valid, self.valid, self.temp)
-
     def add_product(self, acc: int, x: int, peephole: int) -> None:
         """acc += x p, p being the peephole weights of input, forget or output gate; if any."""
-        if self.peephole:
+        if self.options.peephole:
             p = self.load("bias", peephole)
             self.machine.fma(acc, x, p)
             self.drop(p)
 
-    def activate(self, *functions_of: tuple[str, int]) -> None:
-        """Apply each (function, register): their chains of operations are emitted in turn, since
-        one alone waits for its own results."""
-        machine, used, chains = self.machine, [], []
-        for name, x in functions_of:
+    def activate(self, *applied: tuple[str, int]) -> None:
+        """Apply each (function, register)."""
+        used, chains = [], []
+        for name, x in applied:
             temps = [self.take() for _ in range(functions.TEMPS[name])]
             used += temps
-            chains.append(_Recorder(machine))
-            FUNCTIONS[name](chains[-1], x, temps)
-        for verbs in zip_longest(*(chain.calls for chain in chains)):
-            for verb, operands in filter(None, verbs):
-                getattr(machine, verb)(*operands)
+            chains.append(Chain(self.machine))
+            _FUNCTIONS[name](chains[-1], x, temps)
+        emit_in_turn(self.machine, chains)
         self.drop(*used)
 
     def rest(self, d: int, y: int) -> None:
