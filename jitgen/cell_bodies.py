@@ -15,10 +15,6 @@ from typing import Any
 from isa.machine import At, Machine
 from jitgen import functions
 
-_FUNCTIONS: dict[str, Callable[[Any, int, Sequence[int]], None]] = {
-    "sigmoid": functions.sigmoid, "tanh": functions.tanh,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Operand:
@@ -44,7 +40,7 @@ class Cell:
 class Chain:
     """Takes down operations on vectors, to be emitted later."""
 
-    def __init__(self, machine: Machine | Chain) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
@@ -52,7 +48,7 @@ class Chain:
         return lambda *operands: self.calls.append((verb, operands))
 
 
-def emit_in_turn(machine: Machine | Chain, chains: Sequence[Chain]) -> None:
+def emit_in_turn(machine: Machine, chains: Sequence[Chain]) -> None:
     """Emit an operation of each chain in turn: one chain alone waits for its own results."""
     for verbs in zip_longest(*(chain.calls for chain in chains)):
         for verb, operands in filter(None, verbs):
@@ -141,16 +137,18 @@ class Vector:
             self.machine.fma(acc, x, p)
             self.drop(p)
 
-    def activate(self, *applied: tuple[str, int]) -> None:
-        """Apply each (function, register)."""
-        used, chains = [], []
-        for name, x in applied:
-            temps = [self.take() for _ in range(functions.TEMPS[name])]
-            used += temps
-            chains.append(Chain(self.machine))
-            _FUNCTIONS[name](chains[-1], x, temps)
-        emit_in_turn(self.machine, chains)
-        self.drop(*used)
+    def sigmoid(self, x: int) -> None:
+        """x = 1 / (1 + e^-x)."""
+        self._function(functions.sigmoid, x, functions.TEMPS["sigmoid"])
+
+    def tanh(self, x: int) -> None:
+        """x = tanh(x)."""
+        self._function(functions.tanh, x, functions.TEMPS["tanh"])
+
+    def _function(self, function: Callable[..., None], x: int, count: int) -> None:
+        temps = [self.take() for _ in range(count)]
+        function(self.machine, x, temps)
+        self.drop(*temps)
 
     def rest(self, d: int, y: int) -> None:
         """d = 1 - y."""
@@ -184,21 +182,25 @@ class Vector:
 
 def _lstm(v: Vector) -> None:
     m = v.machine
-    c, i, f, g = v.load("b"), v.load("a", 0), v.load("a", 1), v.load("a", 2)
+    c, i, f = v.load("b"), v.load("a", 0), v.load("a", 1)
     v.add_product(i, c, 0)
+    v.sigmoid(i)
     v.add_product(f, c, 1)
-    v.activate(("sigmoid", i), ("sigmoid", f), ("tanh", g))
+    v.sigmoid(f)
     m.mul(c, c, f)
+    v.save_or_drop(f, 1)
+    g = v.load("a", 2)
+    v.tanh(g)
     m.fma(c, i, g)
     v.save_or_drop(i, 0)
-    v.save_or_drop(f, 1)
     v.save_or_drop(g, 2)
     o = v.load("a", 3)
     v.add_product(o, c, 2)
+    v.sigmoid(o)
     h = v.take()
     m.or_(h, c, c)
     v.store_valid(c, ("c", 0), old="b")
-    v.activate(("sigmoid", o), ("tanh", h))
+    v.tanh(h)
     m.mul(h, h, o)
     v.save_or_drop(o, 3)
     v.store_valid(h, ("residual", 0), old="bias_row")
@@ -206,12 +208,13 @@ def _lstm(v: Vector) -> None:
 
 def _gru(v: Vector) -> None:
     r, z = v.sum(("a", 0), ("b", 0)), v.sum(("a", 1), ("b", 1))
-    v.activate(("sigmoid", r), ("sigmoid", z))
+    v.sigmoid(r)
+    v.sigmoid(z)
     n, recurrent = v.load("a", 2), v.load("b", 2)
     v.machine.fma(n, r, recurrent)
     v.drop(recurrent)
     v.save_or_drop(r, 0)
-    v.activate(("tanh", n))
+    v.tanh(n)
     _gru_state(v, z, n)
     v.save_or_drop(z, 1)
 
@@ -227,7 +230,8 @@ def _gru_state(v: Vector, z: int, n: int) -> None:
 
 def _gru_before_reset(v: Vector) -> None:
     r, z = v.load("a", 0), v.load("a", 1)
-    v.activate(("sigmoid", r), ("sigmoid", z))
+    v.sigmoid(r)
+    v.sigmoid(z)
     v.store(z, ("a", 1))
     h = v.load("bias_row")
     v.machine.mul(h, h, r)
@@ -237,14 +241,14 @@ def _gru_before_reset(v: Vector) -> None:
 
 def _gru_before_output(v: Vector) -> None:
     z, n = v.load("a", 1), v.load("a", 2)
-    v.activate(("tanh", n))
+    v.tanh(n)
     _gru_state(v, z, n)
     v.drop(z)
 
 
 def _rnn(v: Vector) -> None:
     h = v.load("a")
-    v.activate(("tanh", h))
+    v.tanh(h)
     v.store_valid(h, ("residual", 0), old="bias_row")
 
 
@@ -254,7 +258,7 @@ def _rnn(v: Vector) -> None:
 def _lstm_backward(v: Vector) -> None:
     m = v.machine
     d, c, o = v.sum(("residual", 0), ("bias_row", 0)), v.load("a_offsets"), v.load("a", 3)
-    v.activate(("tanh", c))
+    v.tanh(c)
     do = v.take()
     m.mul(do, d, c)
     v.sigmoid_backward(do, o)

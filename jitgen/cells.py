@@ -66,7 +66,8 @@ def emit_cell(
 
     `masked`: word mask points to a number for each row. Where it is not above 0 states, dh and dc
     keep their values, gradients of pre-activations (and r h) are 0, whatever a, b and dy hold, and
-    saved activations are undefined. Units beyond `units` are neither used nor written.
+    saved activations are undefined. Units beyond `units` are neither used nor written. Kernels of
+    two vectors of units or more are the fastest: one alone waits for its own results.
 
     Raises ValueError that names argument, value and rule.
     """
@@ -118,9 +119,9 @@ def _emit_cell(
 class _Kernel:
     """Emits one kernel of `emit_cell`: a loop over rows, in it one over vectors.
 
-    Rows are outside, so that plain operands are read and written along their rows: with a power of
-    two between rows, the backward cells of LSTM take a third of the time it takes the other way.
-    Vectors go in pairs, whose operations are emitted in turn, where there are registers for two.
+    Rows are outside, so that plain operands are read and written along their rows: down a column,
+    a power of two between rows would put all of them in the same few sets of the cache. Vectors go
+    in pairs, whose operations are emitted in turn, where there are registers for two.
     """
 
     def __init__(
@@ -152,7 +153,8 @@ class _Kernel:
         self.words = [*self.row, *(["mask"] if options.masked else [])]
         for role in (*self.words, "row", "vector", "panel", "constants"):
             self.frame.take(role)
-        self.free = list(range(machine.vectors - bool(self.tail and machine.tail_vectors(self.tail))))
+        masks = machine.tail_vectors(self.tail) if self.tail else 0
+        self.free = list(range(machine.vectors - masks))
         machine.constant_temps = tuple(self.free.pop() for _ in range(machine.constant_registers))
         self.valid = self.free.pop() if options.masked else -1
         probe = Vector(machine, range(64), self._places(0), self.valid, lanes, options)
