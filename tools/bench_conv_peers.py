@@ -18,6 +18,7 @@ import numpy as np
 
 from primitives.arrays import aligned
 from primitives.convolution import Convolution
+from tools.bench_child import Way
 
 PASSES = ("forward", "data", "weights")
 TABLES = Path(__file__).resolve().parent.parent / "examples" / "convolutions.csv"
@@ -165,14 +166,6 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     result = aligned(shape, "f32")
     result[...] = rng.uniform(-1, 1, shape)
     return result
-
-
-@dataclass(frozen=True)
-class Way:
-    """A contestant: `call` is timed, `read` turns what it returned into results in NCHW."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], tuple[Any, ...]] = lambda result: (result,)
 
 
 # ---- jitgen -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from jitgen.team import Team
 from primitives.arrays import aligned, buffer_of
 from primitives.fully_connected import FullyConnected
 from tools import bench_peers, bench_problem
+from tools.bench_child import Way
 from tools.bench_machine_code import drivers, ffi, memory_walk, walk_step
 from tools.bench_problem import last_level_cache_bytes
 
@@ -255,6 +256,13 @@ class Blocks:
         """The product of the first set as a plain array."""
         rows, columns, bm, bn = self._first.shape
         return self._first.transpose(0, 2, 1, 3).reshape(rows * bm, columns * bn)
+
+
+def libxsmm_way(library: bench_peers.Libxsmm, problem: Problem) -> Way:
+    """The product alone."""
+    blocks = Blocks(library, problem)
+    calls = blocks.calls()
+    return Way(calls[0], lambda _: (blocks.result(),), calls[1:])
 
 
 def _divisor(size: int, vector: int = 1) -> int:
