@@ -66,7 +66,8 @@ class Bench(bench_child.Child):
         cells, best_ms = bench_child.cells, {n: t / 1e6 for n, t in row["best_ns"].items()}
         line = f"{row['network']:20} {row['batch']:5} {row['optimizer']:6}"
         line += "".join(cells(best_ms, [name], "7.2f") + " ms" for name in ("jitgen", "torch"))
-        line += cells(row["ratio"], ["jitgen"], "6.2f") + cells(row["median_ratio"], ["jitgen"], "7.2f")
+        line += cells(row["ratio"], ["jitgen"], "6.2f")
+        line += cells(row["median_ratio"], ["jitgen"], "7.2f")
         return line + cells(row["best"], ["jitgen"]) + cells(row["percent"], ["jitgen"], "3.0f")
 
 
