@@ -1,4 +1,4 @@
-"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|mlp|disk|analysis|export``.
+"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|mlp|resnet50|disk|analysis|export``.
 
 What it is: jitgen's kernels against LIBXSMM and NumPy on one core: a suite of batch shapes, a grid
 of small sizes, and the latency of generation and of calls (`disk` is `tools.bench_disk`). Every
@@ -21,7 +21,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tools import bench_analysis, bench_conv, bench_disk, bench_export, bench_fc, bench_mlp
+from tools import (
+    bench_analysis,
+    bench_conv,
+    bench_disk,
+    bench_export,
+    bench_fc,
+    bench_mlp,
+    bench_resnet50,
+)
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
 # The child's own exit codes (see bench_run) are 0, 1 and 3.
@@ -34,6 +42,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "fc": (bench_fc, "the fully connected layer against PyTorch and others"),
     "conv": (bench_conv, "convolutions against PyTorch and ONNX Runtime"),
     "mlp": (bench_mlp, "a training step against PyTorch's"),
+    "resnet50": (bench_resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 
 _EXAMPLES = """\

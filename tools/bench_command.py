@@ -27,11 +27,14 @@ Rows = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, tuple[str, ...]]
 
 
-def add_arguments(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, passes: Sequence[str], examples: str = ""
+) -> None:
     """The options that all these commands have; --pass where there are several `passes`."""
+    parser.epilog, parser.formatter_class = examples, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer rows, shorter turns")
-    add("--threads", default=None, metavar="LIST", help="such as 1,2; default: 1 and all CPUs")
+    add("--threads", nargs="+", metavar="N", help="default: 1 and all CPUs")
     if passes:
         add("--pass", dest="passes", default=",".join(passes), metavar="LIST", help="%(default)s")
     add("--rounds", type=int, default=None, help="turns of each contestant, at least 5; default 7")
@@ -49,7 +52,7 @@ def options(arguments: argparse.Namespace, passes: Sequence[str]) -> dict[str, A
         raise ValueError(f"--json {arguments.json!r}: its folder does not exist")
     return {
         "passes": names("--pass", arguments.passes.split(","), passes) if passes else [],
-        "all_threads": numbers("--threads", arguments.threads or f"1,{cpus}", cpus),
+        "all_threads": numbers("--threads", arguments.threads or ["1", f"{cpus}"], cpus),
         "rounds": rounds, "sample_ms": 0.5 if quick else 2.0, "retries": 1 if quick else 2,
     }  # fmt: skip
 
@@ -62,13 +65,14 @@ def names(option: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(given)
 
 
-def numbers(option: str, text: str, most: int | None = None) -> list[int]:
-    """The positive numbers of a list such as "1,2", each once; ValueError names a wrong one."""
-    for part in text.split(","):
+def numbers(option: str, texts: Sequence[str], most: int | None = None) -> list[int]:
+    """The positive numbers of texts such as "1" or "1,2", each once; ValueError names others."""
+    parts = [part for text in texts for part in text.split(",")]
+    for part in parts:
         if not part.isdigit() or not 1 <= int(part) <= (most or int(part)):
             rule = "no positive number" if most is None else f"not from 1 to {most}"
             raise ValueError(f"{option} {part!r} is {rule}")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
+    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--table", default="paper", help="paper, resnet50, vgg16, mobilenet, odd; default paper")
     add("--layer", action="append", metavar="NAME", help="only this layer of the table")
-    add("--batch", default="4", metavar="LIST", help="images, such as 1,4,16; default %(default)s")
+    add("--batch", nargs="+", default=["4"], metavar="N", help="images at a time; default 4")
     command.add_arguments(parser, PASSES)
 
 

@@ -31,7 +31,7 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--network", action="append", metavar="SIZES", help="e.g. 784-512-512-10")
-    parser.add_argument("--batch", default=f"{BATCH}", metavar="LIST", help="default %(default)s")
+    parser.add_argument("--batch", nargs="+", default=[f"{BATCH}"], metavar="N", help="default 256")
     command.add_arguments(parser, ())
 
 
@@ -39,7 +39,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options as plain data; ValueError names what is wrong."""
     networks = arguments.network or NETWORKS[: 1 if arguments.quick else None]
     for text in networks:
-        command.numbers("--network", text.replace("-", ","))
+        command.numbers("--network", text.split("-"))
         if "-" not in text:
             raise ValueError(f"--network {text!r} has no two sizes such as 64-10")
     return {
