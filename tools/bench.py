@@ -1,4 +1,4 @@
-"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|mlp|resnet50|disk|analysis|export``.
+"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|lstm|...``.
 
 What it is: jitgen's kernels against LIBXSMM and NumPy on one core: a suite of batch shapes, a grid
 of small sizes, and the latency of generation and of calls (`disk` is `tools.bench_disk`). Every
@@ -28,6 +28,7 @@ from tools import (
     bench_export,
     bench_fc,
     bench_mlp,
+    bench_recurrent,
     bench_resnet50,
 )
 
@@ -42,6 +43,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "fc": (bench_fc, "the fully connected layer against PyTorch and others"),
     "conv": (bench_conv, "convolutions against PyTorch and ONNX Runtime"),
     "mlp": (bench_mlp, "a training step against PyTorch's"),
+    "lstm": (bench_recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
     "resnet50": (bench_resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 

@@ -1,5 +1,5 @@
-"""What ``python -m tools.bench fc|conv|mlp`` share: options, a child process for each number of
-threads, summaries and JSON.
+"""What ``python -m tools.bench fc|conv|mlp|lstm|resnet50`` share: options, a child process for each
+number of threads, summaries and JSON.
 
 What it is: the side of the command; `bench_child` is that of the measuring processes.
 What it is not: it knows no layers and times nothing.
@@ -65,14 +65,18 @@ def names(option: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(given)
 
 
+def number(option: str, text: str, most: int | None = None) -> int:
+    """A positive number; ValueError names another text."""
+    if not text.isdigit() or not 1 <= int(text) <= (most or int(text)):
+        rule = "no positive number" if most is None else f"not from 1 to {most}"
+        raise ValueError(f"{option} {text!r} is {rule}")
+    return int(text)
+
+
 def numbers(option: str, texts: Sequence[str], most: int | None = None) -> list[int]:
     """The positive numbers of texts such as "1" or "1,2", each once; ValueError names others."""
     parts = [part for text in texts for part in text.split(",")]
-    for part in parts:
-        if not part.isdigit() or not 1 <= int(part) <= (most or int(part)):
-            rule = "no positive number" if most is None else f"not from 1 to {most}"
-            raise ValueError(f"{option} {part!r} is {rule}")
-    return list(dict.fromkeys(int(part) for part in parts))
+    return list(dict.fromkeys(number(option, part, most) for part in parts))
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from tools import bench_fc_peers as peers
 from tools.bench_child import Way
 from tools.bench_fc_peers import PEERS, PLAIN_PEERS, Calls, Problem, Shape
 from tools.bench_timing import Contestant, Cursor, PythonCall
+from tools.bench_turns import team_walk
 
 OURS = ("jitgen", "jitgen packed")
 #: What is compared with the best of whom
@@ -93,7 +94,8 @@ class Bench(bench_child.Child):
         memory: list[Contestant] = []
         moved = 0
         if shape.n == 1:
-            moved, calls = peers.memory_calls(self.turns.isa, self.threads, problem)
+            arrays, store = problem.dw or problem.w, which == "weights"
+            moved, calls = team_walk(self.turns.isa, self.threads, arrays, store)
             memory = [PythonCall("memory", calls, cursor=cursor)]
         measured = self.measure(
             self._ways(problem),

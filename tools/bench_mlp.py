@@ -39,8 +39,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options as plain data; ValueError names what is wrong."""
     networks = arguments.network or NETWORKS[: 1 if arguments.quick else None]
     for text in networks:
-        command.numbers("--network", text.split("-"))
-        if "-" not in text:
+        sizes = [command.number("--network", size) for size in text.split("-")]
+        if len(sizes) < 2:
             raise ValueError(f"--network {text!r} has no two sizes such as 64-10")
     return {
         **command.options(arguments, ()), "networks": networks, "sample_ms": SAMPLE_MS,

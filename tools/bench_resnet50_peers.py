@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from examples.resnet50 import CLASSES, Torch, Weights, folded, network
+from tools import bench_onnx
 
 
 class Fused(Torch):
@@ -43,47 +44,27 @@ class Onnx:
     of its nodes goes to a file of that prefix."""
 
     def __init__(
-        self, weights: Weights, batch: int = 1, size: int = 224, threads: int | None = None,
-        profile: str | None = None,
-    ) -> None:  # fmt: skip
-        import onnx
-        import onnxruntime
+        self, weights: Weights, batch: int, size: int, threads: int, profile: str | None = None
+    ) -> None:
+        from onnx.helper import make_node
 
-        self.weights, self.helper, self.initial = weights, onnx.helper, onnx.numpy_helper.from_array
+        self.weights, self.make_node = weights, make_node
         self.nodes: list[Any] = []
-        self.arrays: list[Any] = []
-        #: the images, NCHW, and the logits of `run`
+        self.constants: dict[str, np.ndarray] = {}
+        #: the images, NCHW
         self.x = np.zeros((batch, 3, size, size), np.float32)
-        self.y = np.full((batch, CLASSES), np.nan, np.float32)
         last = network(self, "images")
-        ends = [
-            [self.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)]
-            for name, array in (("images", self.x), (last, self.y))
-        ]
-        graph = self.helper.make_graph(self.nodes, "resnet50", *ends, self.arrays)
-        opset = [self.helper.make_opsetid("", 17)]
-        model = self.helper.make_model(graph, opset_imports=opset, ir_version=9)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
-        options.enable_profiling = profile is not None
-        if profile is not None:
-            options.profile_file_prefix = profile
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.binding = self.session.io_binding()
-        for name, array, bind in (
-            ("images", self.x, self.binding.bind_input), (last, self.y, self.binding.bind_output)
-        ):  # fmt: skip
-            bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        self.model = bench_onnx.Model(
+            self.nodes, self.constants, {"images": self.x},
+            {last: np.full((batch, CLASSES), np.nan, np.float32)}, threads, profile,
+        )  # fmt: skip
 
     def _node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        self.nodes.append(self.helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(self.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def _constant(self, name: str, array: np.ndarray) -> str:
-        self.arrays.append(self.initial(np.ascontiguousarray(array), name))
+        self.constants[name] = array
         return name
 
     def conv(
@@ -110,8 +91,8 @@ class Onnx:
 
     def run(self) -> np.ndarray:
         """The logits of `x`; the array is that of every call."""
-        self.session.run_with_iobinding(self.binding)
-        return self.y
+        (logits,) = self.model.run()
+        return logits
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of NHWC images."""

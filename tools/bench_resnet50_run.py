@@ -113,7 +113,7 @@ class Bench(bench_child.Child):
             net = self._onnx(weights, x, f"{folder}/profile")
             for _ in range(repeats + 1):
                 net.run()
-            events = json.loads(Path(net.session.end_profiling()).read_text())
+            events = json.loads(Path(net.model.session.end_profiling()).read_text())
         best: dict[str, float] = {}
         for event in events:
             if event["name"].endswith("_kernel_time"):
