@@ -34,8 +34,6 @@ STEPS = ("bias", "relu", "clip")
 MOST_MACS = 640
 #: Pixels of a strip whose rows are computed by themselves, and its multiply-accumulates, at most
 ROW_PIXELS, ROW_MACS = 8, 320
-#: Rows of results ahead of which input is fetched into L1: 70 cycles each, against L3's 200
-AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -303,7 +301,7 @@ class _Walk(ABC):
                 machine.program.section(f"{passes} times {len(self.acc)} rows")
                 with repeated(machine, frame["again"], passes):
                     for i in range(len(self.acc)):
-                        self._step(steps[o + i], o + i, start, lanes, fetch=True)
+                        self._step(steps[o + i], o + i, start, lanes)
                 o += passes * len(self.acc)
             else:
                 machine.program.section(f"row {o}")
@@ -313,9 +311,8 @@ class _Walk(ABC):
             self.leave(self.groups[0], lanes)
 
     def _step(
-        self, step: tuple[bool, tuple[Reads, ...]], o: int, start: int, lanes: int,
-        fetch: bool = False,
-    ) -> None:  # fmt: skip
+        self, step: tuple[bool, tuple[Reads, ...]], o: int, start: int, lanes: int
+    ) -> None:
         """Read the rows of a step, which completes row o of the results."""
         machine, frame, alive = self.machine, self.frame, len(self.acc)
         blank, reads = step
@@ -330,7 +327,7 @@ class _Walk(ABC):
                         if first:
                             self.begin(self.acc[(o + down) % alive], down, lanes)
                 seen = [(self.acc[(o + down) % alive], r) for down, r, _ in uses]
-                self._row((i - start) * self.x[0], seen, taps, lanes, fetch)
+                self._row((i - start) * self.x[0], seen, taps, lanes)
             if not self.rolling:
                 self.leave(taps, lanes)
         self.finish(self.acc[o % alive], lanes)
@@ -338,7 +335,7 @@ class _Walk(ABC):
         machine.advance(frame["y_now"], self.y[0])
 
     def _row(
-        self, at: int, uses: list[tuple[list[int], int]], taps: range, lanes: int, fetch: bool
+        self, at: int, uses: list[tuple[list[int], int]], taps: range, lanes: int
     ) -> None:
         """Multiply a row of input with `taps`: for each (results, row of taps) of `uses`."""
         machine, x, width = self.machine, self.frame["x_now"], len(self.columns.taps)
@@ -350,10 +347,7 @@ class _Walk(ABC):
                         pair = (acc[p], self.weights[r * width + s])
                         found.setdefault(place, []).append(pair)
         for place, pairs in sorted(found.items()):
-            there = at + place * self.x[1]
-            machine.load(self.temps[0], (x, there), lanes)
-            if fetch:
-                machine.prefetch((x, there + AHEAD * self.rows.step * self.x[0]))
+            machine.load(self.temps[0], (x, at + place * self.x[1]), lanes)
             for result, weight in pairs:
                 self.mac(result, weight, self.temps[0], lanes)
 
