@@ -12,9 +12,9 @@ What lies beyond the image is left out: there is no border in memory. Called as 
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,28 +38,39 @@ ROW_PIXELS, ROW_MACS = 8, 320
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one direction: tap t of result o sees pixel o step + taps[t] where that is one
-    of 0 .. size - 1, and zeros elsewhere."""
+    """Windows along one direction: tap t of result o sees pixel (o step + taps[t]) / up where that
+    is whole and one of 0 .. size - 1, and zeros elsewhere. `up` is 1, but in the gradient of x the
+    convolution's stride."""
 
     count: int
     step: int
     taps: tuple[int, ...]
     size: int
+    up: int = 1
 
     def check(self, name: str) -> None:
         """Raise ValueError that names the field unless this is such a direction."""
-        if self.count < 1 or self.step < 1 or self.size < 0 or not self.taps:
-            raise ValueError(f"{name}={self}: count, step and taps are at least 1, size 0")
+        if min(self.count, self.step, self.up) < 1 or self.size < 0 or not self.taps:
+            raise ValueError(f"{name}={self}: count, step, up and taps are at least 1, size 0")
 
     def seen(self, o: int) -> list[tuple[int, int]]:
         """The taps of result o that see a pixel, and that pixel."""
-        places = [(t, o * self.step + tap) for t, tap in enumerate(self.taps)]
-        return [(t, place) for t, place in places if 0 <= place < self.size]
+        places = [(t, *divmod(o * self.step + tap, self.up)) for t, tap in enumerate(self.taps)]
+        return [(t, at) for t, at, rest in places if not rest and 0 <= at < self.size]
 
     @property
     def alive(self) -> int:
         """How many results one walk along the pixels has begun and not finished, at most."""
         return min(self.count, (max(self.taps) - min(self.taps)) // self.step + 1)
+
+    @property
+    def period(self) -> int:
+        """After how many results the same taps see pixels again."""
+        return self.up // math.gcd(self.step, self.up)
+
+    def corner(self, o: int) -> int:
+        """A pixel for result o that moves evenly from period to period."""
+        return o * self.step // self.up
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,8 @@ def emit_depthwise_weights(
     ).emit()
 
 
-#: A row of input in a step: how many rows below the step's first one, and for each result that it
-#: adds to: how many rows that is below the step's result, the row of taps, and if it is the first
+#: A row of input in a step: how far below the corner of the step's result, and for each row of
+#: results that it adds to: how far below the step's result, the row of taps, and if it is the first
 Reads = tuple[int, tuple[tuple[int, int, bool], ...]]
 
 
@@ -168,10 +179,22 @@ def _steps(rows: Axis) -> list[tuple[bool, tuple[Reads, ...]]]:
                 uses.append((out - o, t, out not in begun))
                 begun.add(out)
             if uses:
-                step.append((i - o * rows.step, tuple(uses)))
+                step.append((i - rows.corner(o), tuple(uses)))
         steps.append((not rows.seen(o), tuple(step)))
         read = end
     return steps
+
+
+def _repeating(steps: Sequence[object], period: int) -> tuple[int, int]:
+    """Where the longest stretch begins in which each is equal to that `period` later, and its
+    length."""
+    best = (0, 0)
+    begin = 0
+    for i in range(len(steps)):
+        if i - begin >= period and steps[i] != steps[i - period]:
+            begin = i - period + 1
+        best = max(best, (i + 1 - begin, -begin))
+    return -best[1], best[0]
 
 
 class _Walk(ABC):
@@ -285,24 +308,23 @@ class _Walk(ABC):
         """All results of a vector of channels."""
         machine, frame = self.machine, self.frame
         steps = _steps(self.rows)
-        runs = [(key, list(group)) for key, group in itertools.groupby(
-            range(len(steps)), key=steps.__getitem__)]  # fmt: skip
-        (_, reads), longest = max(runs, key=lambda run: len(run[1]))
+        first, count = _repeating(steps, self.rows.period)
+        unroll = math.lcm(len(self.acc), self.rows.period)
+        passes = count // unroll
         # the walk's pointer stands at the first row that a usual step reads
-        start = reads[0][0] if reads else 0
+        start = next((reads[0][0] for _, reads in steps[first:] if reads), 0)
         machine.offset(frame["x_now"], frame["x"], start * self.x[0])
         machine.move(frame["y_now"], frame["y"])
         if self.rolling:
             self.enter(self.groups[0], lanes)
-        passes = len(longest) // len(self.acc)
         o = 0
         while o < len(steps):
-            if o == longest[0] and passes > 1:
-                machine.program.section(f"{passes} times {len(self.acc)} rows")
+            if o == first and passes > 1:
+                machine.program.section(f"{passes} times {unroll} rows")
                 with repeated(machine, frame["again"], passes):
-                    for i in range(len(self.acc)):
+                    for i in range(unroll):
                         self._step(steps[o + i], o + i, start, lanes)
-                o += passes * len(self.acc)
+                o += passes * unroll
             else:
                 machine.program.section(f"row {o}")
                 self._step(steps[o], o, start, lanes)
@@ -331,7 +353,8 @@ class _Walk(ABC):
             if not self.rolling:
                 self.leave(taps, lanes)
         self.finish(self.acc[o % alive], lanes)
-        machine.advance(frame["x_now"], self.rows.step * self.x[0])
+        rows = self.rows.corner(o + 1) - self.rows.corner(o)
+        machine.advance(frame["x_now"], rows * self.x[0])
         machine.advance(frame["y_now"], self.y[0])
 
     def _row(

@@ -14,7 +14,7 @@ import numpy as np
 from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
-from primitives.conv_layouts import Conv, Made, Taps
+from primitives.conv_layouts import Conv, Made
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
@@ -37,37 +37,29 @@ def pack_part(conv: Conv, source: str, to: str) -> Part:
 
 
 class _Pieces:
-    """Blocks of `block` results along an axis: for each position at which one begins, the first
-    pixel that it sees (`first`), how many pixels the first result's corner is before that
-    (`before`), and how many it sees (`size`)."""
+    """Blocks of `block` results along an axis. By the result with which one begins: the `first`
+    pixel that it sees, how many it sees (`size`), and how far its lowest tap looks `before` that
+    pixel, in the axis' steps."""
 
     def __init__(self, axis: Axis, block: int) -> None:
         self.axis, self.loop = axis, Loop(axis.count, (block,))
-        low, high = min(axis.taps), max(axis.taps)
         at = np.arange(axis.count)
-        last = np.minimum(at + block, axis.count) - 1
-        self.first = np.clip(at * axis.step + low, 0, axis.size)
-        self.size = np.clip(last * axis.step + high + 1, self.first, axis.size) - self.first
+        low = at * axis.step + min(axis.taps)
+        high = np.minimum(at + block - 1, axis.count - 1) * axis.step + max(axis.taps)
+        self.first = np.clip(-(-low // axis.up), 0, axis.size)
+        self.size = np.clip(high // axis.up + 1, self.first, axis.size) - self.first
         # where nothing is seen, this is of no account
-        self.before = np.maximum(self.first - at * axis.step - low, 0)
+        self.before = np.maximum(self.first * axis.up - low, 0)
 
     def variants(self, loop: str) -> dict[str, tuple[str, np.ndarray]]:
-        """Facts for kernels, as `Part` has them."""
+        """What kernels depend on, as `Part` has it."""
         return {f"{loop} before": (loop, self.before), f"{loop} size": (loop, self.size)}
 
     def of(self, loop: str, size: dict[str, int]) -> Axis:
         """The axis of a block, from its first seen pixel on."""
-        low, before = min(self.axis.taps), size[f"{loop} before"]
-        taps = tuple(t - low - before for t in self.axis.taps)
-        return Axis(size[loop], self.axis.step, taps, size[f"{loop} size"])
-
-
-def _shares(conv: Conv, threads: int, rows: int) -> tuple[int, int]:
-    """Rows of a band and channels of a piece, for `threads` threads beside those that images and
-    columns keep busy: pieces of channels if there are enough of them, bands of rows if not."""
-    if conv.channels >= threads * PIECE:
-        return rows, -(-conv.channels // threads // 16) * 16
-    return -(-rows // threads), conv.channels
+        axis, shift = self.axis, min(self.axis.taps) + size[f"{loop} before"]
+        taps = tuple(t - shift for t in axis.taps)
+        return Axis(size[loop], axis.step, taps, size[f"{loop} size"], axis.up)
 
 
 def _strips(
@@ -84,35 +76,50 @@ def _strips(
     return _Pieces(rows, band if strip.rolling else 1), _Pieces(columns, width)
 
 
-def product_part(
-    conv: Conv, p: Taps, size: tuple[int, int], border: tuple[int, int], epilogue: tuple[Step, ...]
-) -> Part:  # fmt: skip
-    """Strips of results (tensors "x", "panels", "y", "bias") from images of `size`; `border` is
-    what the offsets of `p` count besides."""
-    e, c = conv.element, conv.channels
-    rows, columns = (
-        Axis(p.pixels[i], p.stride[i], tuple(dict.fromkeys(o[i] - border[i] for o in p.offsets)),
-             size[i])
+def _forward_axes(conv: Conv) -> list[Axis]:
+    return [
+        Axis(conv.out[i], conv.stride[i],
+             tuple(t * conv.dilation[i] - conv.padding[i] for t in range(conv.kernel[i])),
+             conv.size[i])
         for i in range(2)
-    )  # fmt: skip
-    band, piece = _shares(conv, conv.threads // math.gcd(conv.batch, conv.threads), rows.count)
+    ]  # fmt: skip
+
+
+def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part:
+    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip.
+
+    Pixel p of x adds w[t] dy[o] to its gradient where it is the one that tap t of o sees:
+    p + padding = o stride + t dilation.
+    """
+    e, c = conv.element, conv.channels
+    rows, columns = _forward_axes(conv)
+    if backward:
+        rows, columns = (
+            Axis(axis.size, 1, tuple(-t for t in axis.taps), axis.count, axis.step)
+            for axis in (rows, columns)
+        )
+    # threads share images, then channels if there are many, or else bands of rows
+    share = conv.threads // math.gcd(conv.batch, conv.threads)
+    band, piece = rows.count, c
+    if c >= share * PIECE:
+        piece = -(-c // share // 16) * 16
+    else:
+        band = -(-rows.count // share)
     down, along = _strips(conv, rows, columns, band, piece, epilogue, False)
-    row, y_row = size[1] * c, p.image[1] * c
+    row, y_row = columns.size * c, columns.count * c
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise(
             down.of("h", sizes), along.of("w", sizes), sizes["c"], conv.dtype, conv.target,
-            lda=(row, c), ldb=c, ldc=(p.apart[0] * y_row, p.apart[1] * c), filters=p.weights,
-            epilogue=epilogue,
+            lda=(row, c), ldb=c, ldc=(y_row, c), epilogue=epilogue,
         )  # fmt: skip
         return made, {}
 
     words = {
-        "a": Ref("x", {"n": size[0] * row, "c": 1}, e,
+        "a": Ref("x", {"n": rows.size * row, "c": 1}, e,
                  table={"h": down.first * row, "w": along.first * c}),
         "b": Ref("panels", {"c": 1}, e),
-        "c": Ref("y", {"n": p.image[0] * y_row, "h": p.apart[0] * y_row, "w": p.apart[1] * c,
-                       "c": 1}, e, start=p.at[0] * y_row + p.at[1] * c),
+        "c": Ref("y", {"n": rows.count * y_row, "h": y_row, "w": c, "c": 1}, e),
     }  # fmt: skip
     if ("bias",) in epilogue:
         words["bias"] = Ref("bias", {"c": 1}, e)
@@ -130,12 +137,7 @@ def weights_parts(conv: Conv, x: str, dy: str) -> list[Part]:
     Threads share the channels, so that each weight is summed by one of them, strip by strip.
     """
     e, c, count = conv.element, conv.channels, len(conv.taps)
-    rows, columns = (
-        Axis(conv.out[i], conv.stride[i],
-             tuple(t * conv.dilation[i] - conv.padding[i] for t in range(conv.kernel[i])),
-             conv.size[i])
-        for i in range(2)
-    )  # fmt: skip
+    rows, columns = _forward_axes(conv)
     piece = -(-c // conv.threads // 16) * 16
     down, along = _strips(conv, rows, columns, rows.count, piece, (), True)
     row, y_row = conv.size[1] * c, conv.out[1] * c

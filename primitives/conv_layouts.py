@@ -86,12 +86,6 @@ class Conv:
         return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
 
     @property
-    def covered(self) -> bool:
-        """Every input pixel is seen by some tap, whatever its place by the stride."""
-        seen = {(r % self.stride[0], s % self.stride[1]) for r, s in self.taps}
-        return len(seen) == self.stride[0] * self.stride[1]
-
-    @property
     def flat(self) -> bool:
         """Each tap is a pixel and there is no border: all pixels of all images are one long row."""
         return self.padded == self.size and all(x == 1 for x in (*self.kernel, *self.stride))
@@ -222,7 +216,7 @@ def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
 def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     """What must agree between the layer that packed weights and the one that reads them."""
     c, k = conv.group
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return (conv.channels, len(conv.taps))
     width = conv.width(k, c) if backward else conv.width(c, k)
     return (conv.groups, c, k, *conv.kernel, width)
@@ -230,7 +224,7 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
 
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the packed weights."""
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return conv.channels * len(conv.taps)
     c, k = conv.group
     rows, columns = (k, c) if backward else (c, k)

@@ -45,7 +45,7 @@ RESULT_BYTES = 1 << 18
 
 
 def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return [depthwise.pack_part(conv, source, "panels")]
     return pack_parts(conv, backward, source, "panels")
 
@@ -177,9 +177,7 @@ def forward(conv: Conv, packed: bool) -> Run:
         parts += _pack_parts(conv, False, "w")
     tables: dict[str, np.ndarray] = {}
     if conv.depthwise:
-        part = depthwise.product_part(
-            conv, _forward_taps(conv), conv.size, conv.padding, conv.epilogue
-        )
+        part = depthwise.product_part(conv, False, conv.epilogue)
     else:
         flat = _as_product(conv)
         part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue)
@@ -246,18 +244,19 @@ def backward_data(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
     scratch: dict[str, int] = {}
     parts: list[Part] = []
+    made: list[Part] = []
+    products: list[Taps] = []
     x, y, panels = "image", "result", "w"
-    alone = conv.depthwise and conv.covered
-    flat = conv if alone else _as_product(conv)
-    products, inside, border = _backward_taps(flat)
-    if alone:
-        inside, at = flat.out, (0, 0)
+    flat, inside, border = conv, conv.out, (0, 0)
+    if conv.depthwise:
+        made.append(depthwise.product_part(conv, True, ()))
     else:
-        at = border
+        flat = _as_product(conv)
+        products, inside, border = _backward_taps(flat)
     if not conv.nhwc or inside != flat.out:
         x, scratch["x"] = "x", flat.batch * conv.features * inside[0] * inside[1]
         real = conv.out if conv.flat else inside
-        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, at))
+        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
     if not packed:
@@ -266,12 +265,10 @@ def backward_data(conv: Conv, packed: bool) -> Run:
         parts += _pack_parts(conv, True, "w")
     tables: dict[str, np.ndarray] = {}
     for i, product in enumerate(products):
-        if alone:
-            part = depthwise.product_part(conv, product, conv.out, border, ())
-        else:
-            part, more = _product(flat, product, f"backward_{i}", ())
-            tables |= more
-        parts.append(_renamed(part, {"x": x, "y": y, "panels": panels}))
+        part, more = _product(flat, product, f"backward_{i}", ())
+        made.append(part)
+        tables |= more
+    parts += [_renamed(part, {"x": x, "y": y, "panels": panels}) for part in made]
     if not conv.nhwc:
         parts.append(gather(conv, "y", "result", conv.channels, conv.size[0] * conv.size[1]))
     tensors = ["image", "w", "result"]
