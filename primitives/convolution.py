@@ -21,12 +21,15 @@ from jitgen.target import Target, parse_target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives.arrays import aligned, buffer_of, check, check_output
+from primitives.conv_cost import Choice, choose
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.run import Run
+from primitives.stream import Stream
 from primitives.windows import Pair, border, out_size, pair, positive
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 LAYOUTS = ("nchw", "nhwc")
+PASSES = ("forward", "backward_data", "backward_weights")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Convolution:
         self.y_shape = self._shape(out_channels, self.conv.out)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
+        self._blocks: dict[str, tuple[int, int]] = {}
+        self._order: dict[str, str] = {}
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -108,12 +113,27 @@ class Convolution:
             return (conv.batch, *size, channels)
         return (conv.batch, channels, *size)
 
-    def _run(self, make: Any, *how: Any) -> Run:
-        key = (make, *how)
+    def _run(self, which: str, *how: Any) -> Run:
+        key = (which, *how)
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = make(self.conv, *how)
+            make = getattr(streams, which)
+            run = self._runs[key] = make(self.conv, self.choice(which), *how)
         return run
+
+    def choice(self, which: str) -> Choice | None:
+        """How a pass is cut (None: a depthwise one, which leaves no choice)."""
+        if not streams.free(self.conv, which):
+            return None
+        conv, products = streams.products(self.conv, which)
+        return choose(conv, which, products, self._blocks.get(which), self._order.get(which))
+
+    def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
+        """The stream of "forward", "backward_data" (with packed weights or plain ones) or
+        "backward_weights"; print its `text()`."""
+        if name not in PASSES:
+            raise ValueError(f"name={name!r} is not one of {', '.join(PASSES)}")
+        return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
         """w as the passes read it; without `backward` for the forward pass only."""
@@ -122,7 +142,7 @@ class Convolution:
         packed = []
         for way in (False, True)[: 1 + backward]:
             array = aligned((packed_elements(conv, way),), conv.dtype)
-            self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
+            streams.pack_weights(conv, way)((buffer, buffer_of(array)))
             packed.append(array)
         layouts = packed_layout(conv, False), packed_layout(conv, True)
         return PackedFilter(packed[0], packed[1] if backward else None, layouts)
@@ -147,7 +167,7 @@ class Convolution:
         inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
         result: np.ndarray
         result, third = self._output(out, self.y_shape, inputs)
-        self._run(streams.forward, packed)((first, weights, third, *more))
+        self._run("forward", packed)((first, weights, third, *more))
         return result
 
     def backward_data(
@@ -158,7 +178,7 @@ class Convolution:
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
         result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
-        self._run(streams.backward_data, packed)((first, weights, third))
+        self._run("backward_data", packed)((first, weights, third))
         return result
 
     def backward_weights(
@@ -171,7 +191,7 @@ class Convolution:
         dw = np.empty(self.w_shape, self._numpy)
         db = np.empty(conv.features, self._numpy) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
-        self._run(streams.backward_weights)((first, second, buffer_of(dw), *more))
+        self._run("backward_weights")((first, second, buffer_of(dw), *more))
         return dw, db
 
     def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
