@@ -15,7 +15,7 @@ Not here: the loops themselves (`primitives.conv_streams`, `primitives.conv_weig
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
@@ -28,7 +28,7 @@ from primitives.loops import parse_order
 #: Bytes of L2 that data may take and still be there when it is read again
 KEPT = 3 * L2_BYTES // 4
 #: Bytes a cycle from beyond L2, and cycles of a kernel call
-FAR_BYTES, CALL_CYCLES = 8, 60
+FAR_BYTES, CALL_CYCLES = 16, 60
 #: Numbers of threads for which blocks are chosen: they must not depend on the real one, as sums,
 #: to the last bit, depend on blocks
 TEAMS = (1, 4)
@@ -89,8 +89,12 @@ def check_order(order: str, wanted: str) -> None:
             raise ValueError(f"order={order!r}: threads cannot share a sum ({level.letters.upper()})")
 
 
-def candidates(conv: Conv, which: str, products: Sequence[Taps]) -> Iterator[Choice]:
-    """Ways to cut a pass that may be the best; `products` are those of forward or backward."""
+def candidates(
+    conv: Conv, which: str, products: Sequence[Taps], blocks: tuple[int, int] | None = None,
+    order: str | None = None,
+) -> list[Choice]:  # fmt: skip
+    """Ways to cut a pass that may be the best, with the caller's blocks and order if these are
+    given; `products` are those of forward or backward."""
     names = letters(conv, which)
     (c, k), e = conv.group, conv.element
     row = conv.batch * conv.out[0] * conv.out[1] if conv.flat else conv.out[1]
@@ -111,11 +115,13 @@ def candidates(conv: Conv, which: str, products: Sequence[Taps]) -> Iterator[Cho
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
-    for order in ORDERS[names]:
-        for p in sorted(pixels):
-            for n in sorted(channels):
-                for copy in copies:
-                    yield Choice(order, p, n, copy)
+    if blocks:
+        pixels, channels = {blocks[0]}, {blocks[1]}
+    return [
+        Choice(each, p, n, copy)
+        for copy in copies for p in sorted(pixels) for n in sorted(channels)
+        for each in ([order] if order else ORDERS[names])
+    ]  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -123,18 +129,13 @@ def choose(
     conv: Conv, which: str, products: tuple[Taps, ...], blocks: tuple[int, int] | None = None,
     order: str | None = None,
 ) -> Choice:  # fmt: skip
-    """The cheapest candidate, of those with the caller's blocks and order if these are given.
+    """The cheapest candidate.
 
     Blocks are those that suit several numbers of threads, so that results are the same bits for
     every number; the order then suits the real one.
     """
-    found = {
-        replace(at, order=order or at.order, pixels=blocks[0] if blocks else at.pixels,
-                channels=blocks[1] if blocks else at.channels): None
-        for at in candidates(conv, which, products)
-    }  # fmt: skip
     orders: dict[Choice, list[Choice]] = {}
-    for choice in found:
+    for choice in candidates(conv, which, products, blocks, order):
         orders.setdefault(replace(choice, order=""), []).append(choice)
 
     def over_teams(same: list[Choice]) -> float:
