@@ -25,9 +25,10 @@ TILES = 56
 TILE_COST = 3
 #: Planes at a multiple of CONFLICT elements share a set of L1: they lie GAP elements further apart
 GAP, CONFLICT = 80, 1024
-#: Costs that `choose` adds, in multiply-accumulates: for each element of a plane of pixels or
-#: results, and for each of a plane of weights by pass; and how much cheaper it must be
-TRANSFORM, WEIGHTS, MARGIN = 3.5, {"forward": 1.2, "data": 1.2, "weights": 4.5}, 1.1
+#: Costs of `choose_algorithm` beside the products, in multiply-accumulates: for each element of a
+#: plane of pixels or results, and for each of a plane of weights (read, and updated); and by how
+#: much it must be worth it
+TRANSFORM, WEIGHTS, MARGIN = 3.5, (1.2, 4.5), 1.1
 
 Range = tuple[int, int]
 #: How far a strip's first element is from the corner of its first tile, and what exists of tiles
@@ -188,8 +189,8 @@ def of_pass(conv: Conv, backward: bool) -> Pass:
     return Pass(conv, conv.size, conv.channels, conv.out, conv.features, (top, left))
 
 
-def choose(conv: Conv, algorithm: str | None) -> dict[str, str]:
-    """The algorithm of each pass: the one asked for or, for None, the one that costs less.
+def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
+    """The algorithm of a pass: the one asked for or, for None, the one that costs less.
 
     Costs are multiply-accumulates of whole vectors: those of the products; TRANSFORM for each
     element of a plane of pixels or results; WEIGHTS for each element of a plane of weights.
@@ -206,17 +207,15 @@ def choose(conv: Conv, algorithm: str | None) -> dict[str, str]:
             f"groups={conv.groups}"
         )
     if algorithm is not None or not possible:
-        return dict.fromkeys(WEIGHTS, algorithm or "direct")
-    chosen = {}
-    for name, weights in WEIGHTS.items():
-        p = of_pass(conv, name == "data")
-        lanes = conv.target.machine(conv.dtype, p.features).lanes
-        c, k = (-(-x // lanes) * lanes for x in (p.channels, p.features))
-        places = np.arange(p.out[0])[:, None] - p.border[0] + np.arange(3)
-        # the direct forward pass leaves out rows of taps that see the border only
-        seen = 3 * p.out[0] if name == "weights" else ((places >= 0) & (places < p.size[0])).sum()
-        direct = conv.batch * int(seen) * 3 * p.out[1] * p.channels * k
-        planes = conv.batch * p.grid[0] * p.grid[1] * (p.channels * k + TRANSFORM * (c + k))
-        cost = PLANES * (planes + weights * p.channels * p.features)
-        chosen[name] = "winograd" if MARGIN * cost < direct else "direct"
-    return chosen
+        return algorithm or "direct"
+    p = of_pass(conv, which == "backward_data")
+    lanes = conv.target.machine(conv.dtype, p.features).lanes
+    c, k = (-(-x // lanes) * lanes for x in (p.channels, p.features))
+    places = np.arange(p.out[0])[:, None] - p.border[0] + np.arange(3)
+    # the direct passes that make images leave out rows of taps that see the border only
+    update = which == "backward_weights"
+    seen = 3 * p.out[0] if update else int(((places >= 0) & (places < p.size[0])).sum())
+    direct = conv.batch * seen * 3 * p.out[1] * p.channels * k
+    planes = conv.batch * p.grid[0] * p.grid[1] * (p.channels * k + TRANSFORM * (c + k))
+    cost = PLANES * (planes + WEIGHTS[update] * p.channels * p.features)
+    return "winograd" if MARGIN * cost < direct else "direct"

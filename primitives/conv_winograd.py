@@ -17,8 +17,9 @@ from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
 from jitgen.winograd import Grid, Squares, emit_winograd
-from primitives.conv_layouts import Conv, Made, bias_part, gather, spread
+from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.conv_tiles import PLANES, Pass, of_pass, pitch, slowest
+from primitives.conv_weights import bias_parts
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
@@ -32,14 +33,11 @@ BLOCK_FEATURES, BLOCK_CHANNELS, BLOCK_COST = 128, 64, 5
 # ---- weights ------------------------------------------------------------------------------------
 
 
-def packed_elements(conv: Conv, backward: bool) -> int:
-    """Elements of the transformed weights."""
-    return PLANES * of_pass(conv, backward).panels
-
-
-def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
-    """What must agree between the layer that packed weights and the one that reads them."""
-    return (PLANES, conv.channels, conv.features, of_pass(conv, backward).width)
+def packed_layout(conv: Conv, backward: bool) -> tuple[tuple[int, ...], tuple[int]]:
+    """What must agree between the layer that packed weights and the one that reads them, and the
+    shape of the packed weights."""
+    p = of_pass(conv, backward)
+    return (PLANES, conv.channels, conv.features, p.width), (PLANES * p.panels,)
 
 
 def _pack_part(conv: Conv, backward: bool, to: str) -> tuple[Part, dict[str, int]]:
@@ -239,7 +237,7 @@ def backward_weights(conv: Conv) -> Run:
         before=(p.planes("input", x, "v", "c", wide), p.planes("gradient", dy, "m", "k", high)),
     ))  # fmt: skip
     if conv.bias:
-        parts.append(bias_part(conv, dy))
+        parts += bias_parts(replace(conv, nhwc=True), dy)
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 

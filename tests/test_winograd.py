@@ -23,10 +23,9 @@ from jitgen.target import TARGETS, Target, parse_target
 from jitgen.winograd import KINDS as TRANSFORMS
 from jitgen.winograd import Grid, Squares, emit_winograd
 from primitives import conv_winograd as winograd
-from primitives.convolution import Convolution
+from primitives.convolution import PASSES, Convolution
 
 Array = np.ndarray[Any, Any]
-PASSES = ("forward", "data", "weights")
 B, A, G = (np.array(TRANSFORMS[kind]) for kind in ("input", "output", "weights"))
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 64, 67)
 EPILOGUES: tuple[tuple[tuple[str], ...], ...] = (
@@ -445,7 +444,7 @@ def test_the_choice() -> None:
     assert chosen(1, 512, 1, 1, 512, 3) == chosen(1, 3, 224, 224, 4, 3) == direct
     assert chosen(1, 64, 56, 56, 64, 3, stride=2) == direct
     # three input channels: worth it where they are results only
-    assert chosen(1, 3, 224, 224, 64, 3) == {**direct, "data": "winograd"}
+    assert chosen(1, 3, 224, 224, 64, 3) == {**direct, "backward_data": "winograd"}
 
 
 @pytest.mark.parametrize(
@@ -455,6 +454,7 @@ def test_the_choice() -> None:
         ({"algorithm": "winograd", "stride": 2}, "stride=(2, 2)"),
         ({"algorithm": "winograd", "dilation": 2}, "dilation=(2, 2)"),
         ({"algorithm": "winograd", "groups": 2}, "groups=2"),
+        ({"algorithm": "winograd", "order": "NGKchw"}, "blocks, order: algorithm='winograd'"),
         ({"algorithm": "winograd", "kernel": (3, 1)}, "kernel=(3, 1)"),
     ],
 )
