@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from primitives.mlp import Mlp
 from primitives.optimizers import Adam, Sgd
 
 COMPARED_STEPS = 50
+#: Inputs of a step and their labels
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -38,7 +41,7 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return train_images, train_labels, test_images, test_labels
 
 
-def accuracy(network: Mlp, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(network: Any, images: np.ndarray, labels: np.ndarray) -> float:
     """Share of images that the network gets right; the last batch is filled up."""
     right = 0
     for at in range(0, len(images), network.batch):
@@ -50,14 +53,14 @@ def accuracy(network: Mlp, images: np.ndarray, labels: np.ndarray) -> float:
     return right / len(images)
 
 
-def make_optimizer(name: str, network: Mlp) -> Adam | Sgd:
+def make_optimizer(name: str, network: Any) -> Adam | Sgd:
     """The optimizer of that name."""
     if name == "adam":
         return Adam(network.parameters, lr=1e-3)
     return Sgd(network.parameters, lr=0.1, momentum=0.9)
 
 
-def train(network: Mlp, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+def train(network: Any, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Losses by step and test accuracies by epoch."""
     images, labels, test_images, test_labels = load()
     optimizer = make_optimizer(options.optimizer, network)
@@ -88,31 +91,39 @@ def train(network: Mlp, options: argparse.Namespace) -> tuple[list[float], list[
     return losses, accuracies
 
 
-def compare(network: Mlp, options: argparse.Namespace) -> int:
-    """Both networks from the same weights on the same batches; 1 if losses part by more than
-    1e-4."""
+def torch_module() -> Any:
+    """PyTorch, or the end of the program."""
     try:
         import torch
     except ImportError:
         sys.exit("--compare needs PyTorch")
-    images, labels, _, _ = load()
+    return torch
+
+
+def in_torch(network: Mlp) -> Any:
+    """The network with the same weights as a PyTorch module."""
+    torch = torch_module()
     modules: list[Any] = []
     for w, b in zip(network.weights, network.biases, strict=True):
         linear = torch.nn.Linear(w.shape[1], w.shape[0])
         linear.weight.data[:] = torch.from_numpy(w)
         linear.bias.data[:] = torch.from_numpy(b)
         modules += [linear, torch.nn.ReLU()]
-    other = torch.nn.Sequential(*modules[:-1])
-    if options.optimizer == "adam":
-        theirs: Any = torch.optim.Adam(other.parameters(), lr=1e-3)
-    else:
-        theirs = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    return torch.nn.Sequential(*modules[:-1])
+
+
+def compare(network: Any, other: Any, batches: Iterator[Batch], options: argparse.Namespace) -> int:
+    """Train the network and a PyTorch module that begins with its weights on the same batches; 1
+    if their losses part by more than 1e-4 of the loss."""
+    torch = torch_module()
     ours = make_optimizer(options.optimizer, network)
-    rng = np.random.default_rng(options.seed)
+    if options.optimizer == "adam":
+        theirs: Any = torch.optim.Adam(other.parameters(), lr=ours.lr)
+    else:
+        theirs = torch.optim.SGD(other.parameters(), lr=ours.lr, momentum=0.9)
     worst = 0.0
     for step in range(COMPARED_STEPS):
-        chosen = rng.integers(0, len(images), network.batch)
-        x, y = images[chosen], labels[chosen]
+        x, y = next(batches)
         loss = network.train_step(x, y, ours)
         theirs.zero_grad()
         expected = torch.nn.functional.cross_entropy(
@@ -120,11 +131,19 @@ def compare(network: Mlp, options: argparse.Namespace) -> int:
         )
         expected.backward()
         theirs.step()
-        worst = max(worst, abs(loss - expected.item()))
+        worst = max(worst, abs(loss - expected.item()) / expected.item())
         if step % 10 == 0:
             print(f"step {step:3}: loss {loss:.6f}, PyTorch {expected.item():.6f}")
-    print(f"largest difference in {COMPARED_STEPS} steps: {worst:.1e}")
+    print(f"largest relative difference in {COMPARED_STEPS} steps: {worst:.1e}")
     return int(worst > 1e-4)
+
+
+def batches_of(images: np.ndarray, labels: np.ndarray, batch: int, seed: int) -> Iterator[Batch]:
+    """Random images and their labels, without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        chosen = rng.integers(0, len(images), batch)
+        yield images[chosen], labels[chosen]
 
 
 def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
@@ -144,13 +163,13 @@ def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> int:
+def parse(description: str | None, hidden: int) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--batch", type=int, default=256, help="images a step (256)")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the images (60)")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the hidden layers (512)")
+    parser.add_argument("--hidden", type=int, default=hidden, help=f"hidden units ({hidden})")
     parser.add_argument("--optimizer", choices=["adam", "sgd"], default="adam")
     parser.add_argument("--noise", type=float, default=0.15, help="added to pixels (0.15)")
     parser.add_argument("--threads", type=int, help="default: all")
@@ -158,15 +177,27 @@ def main() -> int:
     parser.add_argument("--least", type=float, default=97.0, help="least accuracy in percent (97)")
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy")
     parser.add_argument("--compare", action="store_true", help="beside PyTorch, 50 steps")
-    options = parser.parse_args()
-    sizes = (64, options.hidden, options.hidden, 10)
-    network = Mlp(options.batch, sizes, threads=options.threads, seed=options.seed)
+    return parser.parse_args()
+
+
+def run(network: Any, in_torch: Callable[[Any], Any], options: argparse.Namespace) -> int:
+    """Train it, or compare it with what `in_torch` makes of it; the exit code."""
     if options.compare:
-        return compare(network, options)
+        images, labels, _, _ = load()
+        batches = batches_of(images, labels, network.batch, options.seed)
+        return compare(network, in_torch(network), batches, options)
     losses, accuracies = train(network, options)
     if options.plot:
         plot(options.plot, losses, accuracies)
     return int(100 * accuracies[-1] < options.least)
+
+
+def main() -> int:
+    """Train or compare the perceptron."""
+    options = parse(__doc__, hidden=512)
+    sizes = (64, options.hidden, options.hidden, 10)
+    network = Mlp(options.batch, sizes, threads=options.threads, seed=options.seed)
+    return run(network, in_torch, options)
 
 
 if __name__ == "__main__":
