@@ -172,7 +172,7 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
     if bias:
         words["bias"] = Ref(bias, {"n": 1}, p.element)
     loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
-    return Part("multiply", "Nkm", loops, code, words, "k", packing)
+    return Part("multiply", "Nkm", loops, code, words, "k", (packing,))
 
 
 def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
@@ -192,6 +192,21 @@ def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
         words["bias"] = Ref(bias, {"n": 1}, p.element)
     loops = {"n": Loop(p.n, (columns,)), "m": Loop(p.m, (1,))}
     return Part("multiply rows by rows", p.order or "Nm", loops, code, words)
+
+
+def product_parts(
+    product: Product, a: str, b: str, c: str, panels: str, bias: str = ""
+) -> tuple[list[Part], int]:
+    """The product with whatever packing of a plain B comes first, and how many elements of scratch
+    (tensor `panels`) that takes."""
+    p = product
+    if p.dot:
+        return [dot_part(p, a, b, c, bias)], 0
+    if p.fused and not p.order:
+        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.panel_depth * p.width
+    if p.b in ("panels", IN_PLACE):
+        return [product_part(p, a, b, c, bias)], 0
+    return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
 
 
 def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:

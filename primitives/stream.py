@@ -48,7 +48,7 @@ class Part:
     `variants` are further facts on a call that its kernel depends on: name -> loop, and a value for
     each position of the loop; `code` finds them beside the sizes.
 
-    `before` is a part over the outermost loops of this one, in the same order: each of its calls
+    `before` are parts over the outermost loops of this one, in the same order: each of their calls
     is made by the thread, and just before the calls, that have its position.
     """
 
@@ -58,21 +58,21 @@ class Part:
     code: MakeCode
     words: Mapping[str, Ref]
     reduction: str = ""
-    before: Part | None = None
+    before: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Calls:
     """The calls of one part: the nest, the kind of each iteration, and the offset of each word in
-    elements, (iterations, words); and those of the part before, with the index of the iteration
-    that each of them precedes."""
+    elements, (iterations, words); and those of the parts before it. `at` is, for each iteration of
+    a part before, the index of the iteration that it precedes."""
 
     part: Part
     nest: Nest
     kind: np.ndarray
     offsets: np.ndarray
-    before: Calls | None
+    before: tuple[Calls, ...]
     at: np.ndarray
 
 
@@ -95,17 +95,19 @@ class Stream:
 
     def _part(self, part: Part) -> Calls:
         nest = iterate(part.order, part.loops, self.threads)
-        before, at = None, np.zeros(0, np.int64)
-        if part.before is not None:
-            places = np.stack([nest.start[n] for n in part.before.loops], axis=1)
+        before = []
+        for inner in part.before:
+            places = np.stack([nest.start[n] for n in inner.loops], axis=1)
             changes = (np.diff(places, axis=0) != 0).any(axis=1)
             at = np.concatenate([[0], np.flatnonzero(changes) + 1])
-            outer = iterate(part.before.order, part.before.loops)
-            assert all((outer.start[n] == nest.start[n][at]).all() for n in part.before.loops)
-            before = self._calls(part.before, replace(outer, thread=nest.thread[at]), None, at)
-        return self._calls(part, nest, before, at)
+            outer = iterate(inner.order, inner.loops)
+            assert all((outer.start[n] == nest.start[n][at]).all() for n in inner.loops)
+            before.append(self._calls(inner, replace(outer, thread=nest.thread[at]), (), at))
+        return self._calls(part, nest, tuple(before), np.zeros(0, np.int64))
 
-    def _calls(self, part: Part, nest: Nest, before: Calls | None, at: np.ndarray) -> Calls:
+    def _calls(
+        self, part: Part, nest: Nest, before: tuple[Calls, ...], at: np.ndarray
+    ) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
         names += part.variants
@@ -175,14 +177,13 @@ class Stream:
                 chosen = np.flatnonzero(calls.nest.thread == thread)
                 out.append(f"  thread {thread}: {len(chosen)} calls")
                 for i in chosen[:most].tolist():
-                    if calls.before is not None and i in calls.at:
-                        out.append(_line(calls.before, int(np.searchsorted(calls.at, i))))
+                    for b in calls.before:
+                        if i in b.at:
+                            out.append(_line(b, int(np.searchsorted(b.at, i))))
                     out.append(_line(calls, i))
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
-
-
 
 
 def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,17 +202,18 @@ def _runs(calls: Calls, chosen: np.ndarray) -> list[np.ndarray]:
     """The words of the chosen calls, and of those before them: runs of one kind each."""
     kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
     ends = np.diff(kind) != 0
-    if calls.before is not None:
-        place = np.searchsorted(calls.at, chosen, side="right") - 1
+    places = [np.searchsorted(b.at, chosen, side="right") - 1 for b in calls.before]
+    for place in places:
         ends |= np.diff(place) != 0
     edges = [0, *(np.flatnonzero(ends) + 1).tolist(), len(chosen)]
     pieces = []
     for begin, end in itertools.pairwise(edges):
         if begin == end:
             continue
-        if calls.before is not None and (begin == 0 or place[begin] != place[begin - 1]):
-            first = calls.before.offsets[place[begin]].astype(np.uint32)
-            pieces += [np.array([calls.before.kind[place[begin]], 1], np.uint32), first]
+        for b, place in zip(calls.before, places, strict=True):
+            if begin == 0 or place[begin] != place[begin - 1]:
+                pieces.append(np.array([b.kind[place[begin]], 1], np.uint32))
+                pieces.append(b.offsets[place[begin]].astype(np.uint32))
         pieces.append(np.array([kind[begin], end - begin], np.uint32))
         pieces.append(offsets[begin:end].reshape(-1))
     return pieces
