@@ -119,7 +119,8 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=50, help="letters of a piece (50)")
     parser.add_argument("--hidden", type=int, default=128, help="hidden units (128)")
     parser.add_argument("--steps", type=int, default=600, help="of training (600)")
-    parser.add_argument("--rate", type=float, default=5e-3, help="learning rate of Adam (0.005)")
+    parser.add_argument("--rate", type=float, default=1e-2,
+                        help="learning rate of Adam at the beginning (0.01); SGD: 100 times")
     parser.add_argument("--write", type=int, default=300, help="letters to write at the end (300)")
     parser.add_argument("--temperature", type=float, default=0.7, help="below 1: less daring (0.7)")
     parser.add_argument("--threads", type=int, help="default: all")
@@ -138,8 +139,8 @@ def main() -> int:
     batches = pieces(numbers, len(alphabet), options)
     if options.compare:
         return compare(network, in_torch(network), batches, options)
-    optimizer = make_optimizer(options.optimizer, network)
-    rate = optimizer.lr = options.rate
+    optimizer = make_optimizer(network, options)
+    rate = optimizer.lr
     losses = []
     began = time.perf_counter()
     for step in range(options.steps):

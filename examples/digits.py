@@ -53,17 +53,19 @@ def accuracy(network: Any, images: np.ndarray, labels: np.ndarray) -> float:
     return right / len(images)
 
 
-def make_optimizer(name: str, network: Any) -> Adam | Sgd:
-    """The optimizer of that name."""
-    if name == "adam":
-        return Adam(network.parameters, lr=1e-3)
-    return Sgd(network.parameters, lr=0.1, momentum=0.9)
+def make_optimizer(network: Any, options: argparse.Namespace) -> Adam | Sgd:
+    """Adam, or SGD with momentum, which takes a hundred times its rate."""
+    if options.optimizer == "adam":
+        return Adam(network.parameters, lr=options.rate, threads=options.threads)
+    return Sgd(
+        network.parameters, lr=100 * options.rate, momentum=0.9, threads=options.threads
+    )
 
 
 def train(network: Any, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Losses by step and test accuracies by epoch."""
     images, labels, test_images, test_labels = load()
-    optimizer = make_optimizer(options.optimizer, network)
+    optimizer = make_optimizer(network, options)
     rng = np.random.default_rng(options.seed)
     losses, accuracies = [], []
     steps = len(images) // network.batch
@@ -116,7 +118,7 @@ def compare(network: Any, other: Any, batches: Iterator[Batch], options: argpars
     """Train the network and a PyTorch module that begins with its weights on the same batches; 1
     if their losses part by more than 1e-4 of the loss."""
     torch = torch_module()
-    ours = make_optimizer(options.optimizer, network)
+    ours = make_optimizer(network, options)
     if options.optimizer == "adam":
         theirs: Any = torch.optim.Adam(other.parameters(), lr=ours.lr)
     else:
@@ -163,14 +165,16 @@ def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def parse(description: str | None, hidden: int) -> argparse.Namespace:
-    """The command line."""
+def parse(description: str | None, batch: int, hidden: int, rate: float) -> argparse.Namespace:
+    """The command line, with defaults."""
     parser = argparse.ArgumentParser(description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--batch", type=int, default=256, help="images a step (256)")
+    parser.add_argument("--batch", type=int, default=batch, help=f"images a step ({batch})")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the images (60)")
     parser.add_argument("--hidden", type=int, default=hidden, help=f"hidden units ({hidden})")
     parser.add_argument("--optimizer", choices=["adam", "sgd"], default="adam")
+    parser.add_argument("--rate", type=float, default=rate,
+                        help=f"learning rate of Adam at the beginning ({rate}); SGD: 100 times")
     parser.add_argument("--noise", type=float, default=0.15, help="added to pixels (0.15)")
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -194,7 +198,7 @@ def run(network: Any, in_torch: Callable[[Any], Any], options: argparse.Namespac
 
 def main() -> int:
     """Train or compare the perceptron."""
-    options = parse(__doc__, hidden=512)
+    options = parse(__doc__, batch=256, hidden=512, rate=1e-3)
     sizes = (64, options.hidden, options.hidden, 10)
     network = Mlp(options.batch, sizes, threads=options.threads, seed=options.seed)
     return run(network, in_torch, options)

@@ -82,7 +82,7 @@ def in_torch(network: Reader) -> Any:
 
 def main() -> int:
     """Train or compare."""
-    options = parse(__doc__, hidden=64)
+    options = parse(__doc__, batch=64, hidden=64, rate=5e-3)
     network = Reader(options.batch, options.hidden, options.threads, options.seed)
     return run(network, in_torch, options)
 
