@@ -13,6 +13,7 @@ theirs along a first axis. ONNX's tensors: `primitives.recurrent_onnx`. Not here
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -316,6 +317,10 @@ class Lstm(_Recurrent):
             "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
             target,
         )  # fmt: skip
+        if not isinstance(forget_bias, (int, float)):
+            raise TypeError(f"forget_bias={forget_bias!r} is no number")
+        if not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias={forget_bias} is not finite")
         self.forget_bias = float(forget_bias)
 
     def forward(
