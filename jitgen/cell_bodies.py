@@ -7,12 +7,13 @@ compute).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
-from isa.machine import Machine
+from isa.machine import At, Machine
 from jitgen import functions
-from jitgen.frame import Frame
 
 
 @dataclass(frozen=True)
@@ -36,52 +37,87 @@ class Cell:
     peephole: bool = False
 
 
-class Vector:
-    """Emits a cell's work on one vector of one row; registers come from `take` and go back."""
+class Chain:
+    """Takes down operations on vectors, to be emitted later."""
 
-    def __init__(self, machine: Machine, frame: Frame, registers: list[int], **options: bool):
-        self.machine, self.frame = machine, frame
-        self.temps, self.free = registers[:3], registers[3:]
-        self.masked, self.peephole, self.save = (
-            options[name] for name in ("masked", "peephole", "save")
-        )
-        self.valid = self.free.pop() if self.masked else -1
-        #: bytes from a gate to the next, by word
-        self.pitch: dict[str, int] = {}
-        self.lanes = 0
+    def __init__(self, machine: Machine) -> None:
+        self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, verb: str) -> Any:
+        return lambda *operands: self.calls.append((verb, operands))
+
+
+def emit_in_turn(machine: Machine, chains: Sequence[Chain]) -> None:
+    """Emit an operation of each chain in turn: one chain alone waits for its own results."""
+    for verbs in zip_longest(*(chain.calls for chain in chains)):
+        for verb, operands in filter(None, verbs):
+            getattr(machine, verb)(*operands)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a kernel does besides its cell's least."""
+
+    masked: bool
+    peephole: bool
+    save: bool
+
+
+class Vector:
+    """A cell's work on `lanes` elements of a row; registers come from `take` and go back.
+
+    `places`: word -> address of its vector and bytes from a gate to the next. `valid`: a register
+    whose sign is set unless the mask leaves the row out.
+    """
+
+    def __init__(
+        self, machine: Machine, registers: Sequence[int], places: Mapping[str, tuple[At, int]],
+        valid: int, lanes: int, options: Options,
+    ) -> None:  # fmt: skip
+        self.machine, self.places = Chain(machine), places
+        self.valid, self.lanes, self.options = valid, lanes, options
+        self.temp, *self.free = registers
+        #: how many registers there must be
+        self.used = self.most = 1
 
     def take(self) -> int:
         """A register of any content."""
-        return self.free.pop(0)
+        register = self.free.pop(0)
+        self.used += 1
+        self.most = max(self.most, self.used)
+        return register
 
     def drop(self, *registers: int) -> None:
         """Give registers back."""
         self.free[:0] = registers
+        self.used -= len(registers)
 
     def load(self, word: str, gate: int = 0) -> int:
         """A register with elements of an operand."""
         register = self.take()
-        self.machine.load(register, (self.frame[word], gate * self.pitch[word]), self.lanes)
+        self.machine.load(register, self._at(word, gate), self.lanes)
         return register
 
     def store(self, x: int, *places: tuple[str, int]) -> None:
         """Store x at each (word, gate), and give its register back."""
         *more, last = places
         for word, gate in more:
-            self.machine.or_(self.temps[0], x, x)  # a store may clobber its register
-            self._store(self.temps[0], word, gate)
-        self._store(x, *last)
+            self.machine.or_(self.temp, x, x)  # a store may clobber its register
+            self.machine.store(self.temp, self._at(word, gate), self.lanes)
+        self.machine.store(x, self._at(*last), self.lanes)
         self.drop(x)
 
-    def _store(self, x: int, word: str, gate: int) -> None:
-        self.machine.store(x, (self.frame[word], gate * self.pitch[word]), self.lanes)
+    def _at(self, word: str, gate: int) -> At:
+        (register, place), pitch = self.places[word]
+        return register, place + gate * pitch
 
     def store_valid(self, x: int, *places: tuple[str, int], old: str = "") -> None:
         """Store x as `store` does; in rows that are masked out, `old`'s elements, or 0 without."""
-        if self.masked:
-            t = self.temps[0]
+        if self.options.masked:
+            t = self.temp
             if old:
-                self.machine.load(t, (self.frame[old], 0), self.lanes)
+                self.machine.load(t, self._at(old, 0), self.lanes)
             else:
                 self.machine.zero(t)
             self.machine.select_negative(x, self.valid, x, t)
@@ -89,32 +125,30 @@ class Vector:
 
     def save_or_drop(self, x: int, gate: int) -> None:
         """Store x as gate of a if the backward pass wants it; give its register back."""
-        if self.save:
+        if self.options.save:
             self.store(x, ("a", gate))
         else:
             self.drop(x)
 
-    def begin(self) -> None:
-        """Set the sign of `valid` where the row's element of the mask is positive."""
-        if self.masked:
-            self.machine.zero(self.valid)
-            self.machine.broadcast(self.temps[0], (self.frame["mask"], 0))
-            self.machine.sub(self.valid, self.valid, self.temps[0])
-
     def add_product(self, acc: int, x: int, peephole: int) -> None:
         """acc += x p, p being the peephole weights of input, forget or output gate; if any."""
-        if self.peephole:
+        if self.options.peephole:
             p = self.load("bias", peephole)
             self.machine.fma(acc, x, p)
             self.drop(p)
 
     def sigmoid(self, x: int) -> None:
         """x = 1 / (1 + e^-x)."""
-        functions.sigmoid(self.machine, x, self.temps)
+        self._function(functions.sigmoid, x, functions.TEMPS["sigmoid"])
 
     def tanh(self, x: int) -> None:
         """x = tanh(x)."""
-        functions.tanh(self.machine, x, self.temps)
+        self._function(functions.tanh, x, functions.TEMPS["tanh"])
+
+    def _function(self, function: Callable[..., None], x: int, count: int) -> None:
+        temps = [self.take() for _ in range(count)]
+        function(self.machine, x, temps)
+        self.drop(*temps)
 
     def rest(self, d: int, y: int) -> None:
         """d = 1 - y."""
@@ -123,14 +157,14 @@ class Vector:
 
     def sigmoid_backward(self, d: int, y: int) -> None:
         """d *= y (1 - y), the derivative of y = sigmoid."""
-        t = self.temps[0]
+        t = self.temp
         self.rest(t, y)
         self.machine.mul(t, t, y)
         self.machine.mul(d, d, t)
 
     def tanh_backward(self, d: int, y: int) -> None:
         """d *= 1 - y y, the derivative of y = tanh."""
-        t = self.temps[0]
+        t = self.temp
         self.machine.load_const(t, self.machine.const(1.0))
         self.machine.fnma(t, y, y)
         self.machine.mul(d, d, t)
@@ -148,16 +182,17 @@ class Vector:
 
 def _lstm(v: Vector) -> None:
     m = v.machine
-    c, i, f, g = v.load("b"), v.load("a", 0), v.load("a", 1), v.load("a", 2)
+    c, i, f = v.load("b"), v.load("a", 0), v.load("a", 1)
     v.add_product(i, c, 0)
-    v.add_product(f, c, 1)
     v.sigmoid(i)
+    v.add_product(f, c, 1)
     v.sigmoid(f)
-    v.tanh(g)
     m.mul(c, c, f)
+    v.save_or_drop(f, 1)
+    g = v.load("a", 2)
+    v.tanh(g)
     m.fma(c, i, g)
     v.save_or_drop(i, 0)
-    v.save_or_drop(f, 1)
     v.save_or_drop(g, 2)
     o = v.load("a", 3)
     v.add_product(o, c, 2)

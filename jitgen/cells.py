@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from isa.machine import ELEMENTS
-from jitgen.cell_bodies import CELLS, Vector
+from isa.machine import ELEMENTS, At
+from jitgen.cell_bodies import CELLS, Cell, Options, Vector, emit_in_turn
 from jitgen.copying import repeated
 from jitgen.elementwise import check_shape
 from jitgen.frame import Frame
@@ -66,7 +66,8 @@ def emit_cell(
 
     `masked`: word mask points to a number for each row. Where it is not above 0 states, dh and dc
     keep their values, gradients of pre-activations (and r h) are 0, whatever a, b and dy hold, and
-    saved activations are undefined. Units beyond `units` are neither used nor written.
+    saved activations are undefined. Units beyond `units` are neither used nor written. Kernels of
+    two vectors of units or more are the fastest: one alone waits for its own results.
 
     Raises ValueError that names argument, value and rule.
     """
@@ -104,73 +105,135 @@ def emit_cell(
                 words = ", ".join(w for w, o in operands.items() if o.panels == panels)
                 raise ValueError(f"{name} has {word!r}; {cell} has the words {words}")
     shape = (rows, units, dtype, target, width, hidden)
-    return _emit_cell(cell, shape, tuple(pitches.items()), masked, peephole, save)
+    return _emit_cell(cell, shape, tuple(pitches.items()), Options(masked, peephole, save))
 
 
 @lru_cache(maxsize=1024)
 def _emit_cell(
     cell: str, shape: tuple[int, int, str, Target, int, int],
-    pitches: tuple[tuple[str, int], ...], masked: bool, peephole: bool, save: bool,
+    pitches: tuple[tuple[str, int], ...], options: Options,
 ) -> bytes:  # fmt: skip
-    rows, units, dtype, target, width, hidden = shape
-    machine = target.machine(dtype, min(units, width))
-    element, lanes = machine.element, machine.lanes
-    vectors, tail = divmod(units, lanes)
-    frame = Frame(machine)
-    free = list(range(machine.vectors - (machine.tail_vectors(tail) if tail else 0)))
-    machine.constant_temps = tuple(free.pop() for _ in range(machine.constant_registers))
-    body = Vector(machine, frame, free, masked=masked, peephole=peephole, save=save)
+    return _Kernel(CELLS[cell], cell, shape, dict(pitches), options).emit()
 
-    #: by word, in bytes: from a row to the next, from a vector to the next, over the rest of a
-    #: panel to the next one
-    row, step, over = {}, {}, {}
-    for word, pitch in pitches:
-        operand = CELLS[cell].operands[word]
-        body.pitch[word] = (width if operand.panels else hidden) * element
-        row[word] = (operand.gates * width if operand.panels else pitch) * element
-        step[word] = lanes * element
-        if operand.panels and units > width:
-            over[word] = (pitch - width) * element
-    if peephole:
-        body.pitch["bias"], row["bias"], step["bias"] = hidden * element, 0, lanes * element
-    if masked:
-        row["mask"], step["mask"] = element, 0
-    counted = bool(over) and width > lanes
-    for role in (*row, "row", "vector", *(["panel"] if counted else []), "constants"):
-        frame.take(role)
 
-    def all_rows(lanes: int) -> None:
-        body.lanes = lanes
-        machine.program.section(f"{rows} rows of {lanes} units")
-        with repeated(machine, frame["row"], rows):
-            body.begin()
-            CELLS[cell].body(body)
-            for word, size in row.items():
-                machine.advance(frame[word], size)
+class _Kernel:
+    """Emits one kernel of `emit_cell`: a loop over rows, in it one over vectors.
 
-    machine.program.section(f"{cell}: {rows} x {units}")
-    machine.begin(frame.used())
-    machine.use_constants(frame["constants"])
-    if tail:
-        machine.set_tail(tail, machine.vectors - 1)
-    for word in row:
-        frame.load_argument(word, word)
-    if counted:
-        machine.set(frame["panel"], width // lanes)
-    if vectors:
-        with repeated(machine, frame["vector"], vectors):
-            all_rows(lanes)
-            for word, size in step.items():
-                extra = 0 if counted else over.get(word, 0)
-                machine.advance(frame[word], size - rows * row[word] + extra)
+    Rows are outside, so that plain operands are read and written along their rows: down a column,
+    a power of two between rows would put all of them in the same few sets of the cache. Vectors go
+    in pairs, whose operations are emitted in turn, where there are registers for two.
+    """
+
+    def __init__(
+        self, cell: Cell, name: str, shape: tuple[int, int, str, Target, int, int],
+        pitches: dict[str, int], options: Options,
+    ) -> None:  # fmt: skip
+        self.rows, self.units, dtype, target, width, hidden = shape
+        self.cell, self.options, self.title = cell, options, f"{name}: {self.rows} x {self.units}"
+        self.machine = machine = target.machine(dtype, min(self.units, width))
+        self.frame = Frame(machine)
+        element, lanes = machine.element, machine.lanes
+        self.vector = lanes * element
+        self.vectors, self.tail = divmod(self.units, lanes)
+        #: vectors of a panel
+        self.each = width // lanes
+        #: by word, in bytes: from a gate to the next, from a row to the next, and from the end of
+        #: a panel to the next one
+        self.gate: dict[str, int] = {}
+        self.row: dict[str, int] = {}
+        self.over: dict[str, int] = {}
+        for word, pitch in pitches.items():
+            operand = cell.operands[word]
+            self.gate[word] = (width if operand.panels else hidden) * element
+            self.row[word] = (operand.gates * width if operand.panels else pitch) * element
+            if operand.panels and self.units > width:
+                self.over[word] = (pitch - width) * element
+        if options.peephole:
+            self.gate["bias"], self.row["bias"] = hidden * element, 0
+        self.words = [*self.row, *(["mask"] if options.masked else [])]
+        for role in (*self.words, "row", "vector", "panel", "constants"):
+            self.frame.take(role)
+        masks = machine.tail_vectors(self.tail) if self.tail else 0
+        self.free = list(range(machine.vectors - masks))
+        machine.constant_temps = tuple(self.free.pop() for _ in range(machine.constant_registers))
+        self.valid = self.free.pop() if options.masked else -1
+        probe = Vector(machine, range(64), self._places(0), self.valid, lanes, options)
+        cell.body(probe)
+        #: registers that a vector takes, and vectors that are emitted together; they may stand in
+        #: two panels only if every vector is a panel
+        self.needed = probe.most
+        pairs = 2 * self.needed <= len(self.free) and (self.each == 1 or self.each % 2 == 0)
+        self.together = 2 if pairs else 1
+
+    def _step(self, word: str) -> int:
+        """Bytes from a vector to the next one, in a panel or in panels of one vector."""
+        return self.vector + (self.over.get(word, 0) if self.each == 1 else 0)
+
+    def _places(self, vector: int) -> dict[str, tuple[At, int]]:
+        """Where the operands of a vector are, counted from where the pointers are."""
+        return {
+            word: ((self.frame[word], vector * self._step(word)), gate)
+            for word, gate in self.gate.items()
+        }
+
+    def emit(self) -> bytes:
+        """The machine code."""
+        machine, frame = self.machine, self.frame
+        machine.program.section(self.title)
+        machine.begin(frame.used())
+        machine.use_constants(frame["constants"])
+        if self.tail:
+            machine.set_tail(self.tail, machine.vectors - 1)
+        for word in self.words:
+            frame.load_argument(word, word)
+        passes, rest = divmod(self.vectors, self.together)
+        last = [machine.lanes] * rest + ([self.tail] if self.tail else [])
+        with repeated(machine, frame["row"], self.rows):
+            if self.options.masked:  # valid = -mask
+                machine.zero(self.valid)
+                machine.broadcast(self.free[0], (frame["mask"], 0))
+                machine.sub(self.valid, self.valid, self.free[0])
+                machine.advance(frame["mask"], machine.element)
+            moved = self._passes(passes) if passes else {}
+            if last:
+                machine.program.section(f"the last vectors: {last} elements")
+                self._together(last)
+            for word, size in self.row.items():
+                machine.advance(frame[word], size - moved.get(word, 0))
+        machine.end()
+        return machine.program.encode()
+
+    def _passes(self, passes: int) -> dict[str, int]:
+        """Loop over whole vectors; returns by how many bytes the pointer of each word has moved."""
+        machine, frame = self.machine, self.frame
+        machine.program.section(f"{passes} times {self.together} vectors")
+        counted = self.each // self.together if self.over and self.each > 1 else 0
+        if counted:
+            machine.set(frame["panel"], counted)
+        moved = {}
+        with repeated(machine, frame["vector"], passes):
+            self._together([machine.lanes] * self.together)
+            for word in self.row:
+                machine.advance(frame[word], self.together * self._step(word))
+                moved[word] = passes * self.together * self._step(word)
             if counted:
                 same = machine.program.new_label()
                 machine.count_down(frame["panel"], same)
-                for word, size in over.items():
+                for word, size in self.over.items():
                     machine.advance(frame[word], size)
-                machine.set(frame["panel"], width // lanes)
+                    moved[word] += passes // counted * size
+                machine.set(frame["panel"], counted)
                 machine.place(same)
-    if tail:
-        all_rows(tail)
-    machine.end()
-    return machine.program.encode()
+        return moved
+
+    def _together(self, widths: list[int]) -> None:
+        """The cell's work on vectors of so many elements that follow one another."""
+        vectors = []
+        for i, lanes in enumerate(widths):
+            registers = self.free[i * self.needed : (i + 1) * self.needed]
+            places = self._places(i)
+            vectors.append(
+                Vector(self.machine, registers, places, self.valid, lanes, self.options)
+            )
+            self.cell.body(vectors[-1])
+        emit_in_turn(self.machine, [v.machine for v in vectors])

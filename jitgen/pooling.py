@@ -1,6 +1,6 @@
 """Pooling of a row of pixels, NHWC: the maximum or the mean of each window, channel by channel.
 
-The loops are those of depthwise convolution (`jitgen.depthwise.Forward`), without weights. A window
+The loops are those of depthwise convolution (`jitgen.windows.Forward`), without weights. A window
 at a border is a row of its own: the caller leaves out the taps that lie in the padding. Not here:
 which argument was the maximum, and gradients.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from jitgen.depthwise import Forward, Row
 from jitgen.target import Target
+from jitgen.windows import Forward, Row
 
 KINDS = ("max", "average")
 #: Pixels of a tile, and elements of their windows, at most, for code below 8 KiB

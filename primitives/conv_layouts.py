@@ -9,18 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jitgen.depthwise import MOST_TAPS
 from jitgen.elementwise import emit_map
 from jitgen.kernel import panel_width
 from jitgen.layout import emit_transpose
 from jitgen.pack import emit_packer
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
+from jitgen.windows import MOST_TAPS
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
-#: Pixels that lie a multiple of this many bytes apart share a set of L1, so that a gap is left
-CONFLICT, GAP = 2048, 64
 #: Most pixels of a kernel call
 MOST_PIXELS = 128
 
@@ -88,19 +86,6 @@ class Conv:
         return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
 
     @property
-    def covered(self) -> bool:
-        """Every input pixel is seen by some tap, whatever its place by the stride."""
-        seen = {(r % self.stride[0], s % self.stride[1]) for r, s in self.taps}
-        return len(seen) == self.stride[0] * self.stride[1]
-
-    @property
-    def apart(self) -> int:
-        """Elements from a pixel to the next in a buffer of our own: depthwise kernels read many
-        rows at once, which must not share a set of L1."""
-        conflict = self.depthwise and self.channels * self.element % CONFLICT == 0
-        return self.channels + (GAP // self.element if conflict else 0)
-
-    @property
     def flat(self) -> bool:
         """Each tap is a pixel and there is no border: all pixels of all images are one long row."""
         return self.padded == self.size and all(x == 1 for x in (*self.kernel, *self.stride))
@@ -141,32 +126,30 @@ class Taps:
 
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int], apart: int = 0,
+    inside: tuple[int, int], at: tuple[int, int],
 ) -> Part:  # fmt: skip
-    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, which lie
-    `apart` elements from each other (0: channels), beginning at pixel `at`."""
+    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
+    pixel `at`."""
     (h, w), (buffer_h, buffer_w) = size, inside
-    pixel = apart or channels
     # images without a border are one long row
     rows = 1 if buffer_w == w and at[1] == 0 else h
     length = h * w // rows
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         if conv.nhwc:
-            leading = {"a": channels, "c": pixel}
-            made = emit_map("copy", length, channels, conv.dtype, conv.target, ld=leading)
+            made = emit_map("copy", length, channels, conv.dtype, conv.target)
         else:
             made = emit_transpose(
-                channels, length, conv.dtype, conv.target, lda=h * w, ldc=pixel
+                channels, length, conv.dtype, conv.target, lda=h * w, ldc=channels
             )
         return made, {}
 
     image = channels * h * w
     row = length * channels if conv.nhwc else length
-    start = (at[0] * buffer_w + at[1]) * pixel
+    start = (at[0] * buffer_w + at[1]) * channels
     words = {
         "a": Ref(source, {"n": image, "h": row}, conv.element),
-        "c": Ref(to, {"n": buffer_h * buffer_w * pixel, "h": buffer_w * pixel}, conv.element,
+        "c": Ref(to, {"n": buffer_h * buffer_w * channels, "h": buffer_w * channels}, conv.element,
                  start=start),
     }  # fmt: skip
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(rows, (1,))}
@@ -233,7 +216,7 @@ def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
 def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     """What must agree between the layer that packed weights and the one that reads them."""
     c, k = conv.group
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return (conv.channels, len(conv.taps))
     width = conv.width(k, c) if backward else conv.width(c, k)
     return (conv.groups, c, k, *conv.kernel, width)
@@ -241,7 +224,7 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
 
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the packed weights."""
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return conv.channels * len(conv.taps)
     c, k = conv.group
     rows, columns = (k, c) if backward else (c, k)

@@ -45,7 +45,7 @@ RESULT_BYTES = 1 << 18
 
 
 def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return [depthwise.pack_part(conv, source, "panels")]
     return pack_parts(conv, backward, source, "panels")
 
@@ -161,16 +161,14 @@ def _as_product(conv: Conv) -> Conv:
 @lru_cache(maxsize=256)
 def forward(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
-    inside = conv.padded
+    # depthwise kernels need no border
+    inside, border = (conv.size, (0, 0)) if conv.depthwise else (conv.padded, conv.padding)
     pixels = conv.out[0] * conv.out[1]
     parts, scratch = [], {}
-    x, y, panels, apart = "image", "result", "w", conv.channels
-    if not conv.nhwc or inside != conv.size or conv.apart != apart:
-        x, apart = "x", conv.apart
-        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
-        parts.append(
-            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
-        )
+    x, y, panels = "image", "result", "w"
+    if not conv.nhwc or inside != conv.size:
+        x, scratch["x"] = "x", conv.batch * conv.channels * inside[0] * inside[1]
+        parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.features * pixels
     if not packed:
@@ -179,7 +177,7 @@ def forward(conv: Conv, packed: bool) -> Run:
         parts += _pack_parts(conv, False, "w")
     tables: dict[str, np.ndarray] = {}
     if conv.depthwise:
-        part = depthwise.product_part(conv, _forward_taps(conv), apart, conv.epilogue)
+        part = depthwise.product_part(conv, False, conv.epilogue)
     else:
         flat = _as_product(conv)
         part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue)
@@ -246,15 +244,19 @@ def backward_data(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
     scratch: dict[str, int] = {}
     parts: list[Part] = []
+    made: list[Part] = []
+    products: list[Taps] = []
     x, y, panels = "image", "result", "w"
-    alone, apart = conv.depthwise and conv.covered, conv.features
-    flat = conv if alone else _as_product(conv)
-    products, inside, border = _backward_taps(flat)
-    if not conv.nhwc or inside != flat.out or (alone and conv.apart != apart):
-        x, apart = "x", conv.apart if alone else apart
-        scratch["x"] = flat.batch * apart * inside[0] * inside[1]
+    flat, inside, border = conv, conv.out, (0, 0)
+    if conv.depthwise:
+        made.append(depthwise.product_part(conv, True, ()))
+    else:
+        flat = _as_product(conv)
+        products, inside, border = _backward_taps(flat)
+    if not conv.nhwc or inside != flat.out:
+        x, scratch["x"] = "x", flat.batch * conv.features * inside[0] * inside[1]
         real = conv.out if conv.flat else inside
-        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border, apart))
+        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
     if not packed:
@@ -263,12 +265,10 @@ def backward_data(conv: Conv, packed: bool) -> Run:
         parts += _pack_parts(conv, True, "w")
     tables: dict[str, np.ndarray] = {}
     for i, product in enumerate(products):
-        if alone:
-            part = depthwise.product_part(conv, product, apart, ())
-        else:
-            part, more = _product(flat, product, f"backward_{i}", ())
-            tables |= more
-        parts.append(_renamed(part, {"x": x, "y": y, "panels": panels}))
+        part, more = _product(flat, product, f"backward_{i}", ())
+        made.append(part)
+        tables |= more
+    parts += [_renamed(part, {"x": x, "y": y, "panels": panels}) for part in made]
     if not conv.nhwc:
         parts.append(gather(conv, "y", "result", conv.channels, conv.size[0] * conv.size[1]))
     tensors = ["image", "w", "result"]
@@ -282,16 +282,14 @@ def backward_weights(conv: Conv) -> Run:
     For each tap, dw (k x c) = sum over rows of output pixels of dy^T x; the batch of a call is all
     rows of all images, so that each piece of dw is written once.
     """
-    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
+    (c, k), taps, e = conv.group, conv.taps, conv.element
+    inside, border = (conv.size, (0, 0)) if conv.depthwise else (conv.padded, conv.padding)
     scratch = {"by_tap": conv.features * c * len(taps)}
     parts: list[Part] = []
-    x, dy, apart = "image", "dy", conv.channels
-    if not conv.nhwc or inside != conv.size or conv.apart != apart:
-        x, apart = "x", conv.apart
-        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
-        parts.append(
-            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
-        )
+    x, dy = "image", "dy"
+    if not conv.nhwc or inside != conv.size:
+        x, scratch["x"] = "x", conv.batch * conv.channels * inside[0] * inside[1]
+        parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border))
     if not conv.nhwc:
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
@@ -301,7 +299,7 @@ def backward_weights(conv: Conv) -> Run:
         k, c, pixels, conv.dtype, conv.target, conv.threads, conv.width(c, k), a="columns", b="rows"
     )
     if conv.depthwise:
-        parts += depthwise.weights_parts(conv, x, dy, apart)
+        parts += depthwise.weights_parts(conv, x, dy)
     elif conv.flat and conv.groups == 1 and product.fused:
         # all pixels of all images are one long reduction
         scratch["panels"] = conv.threads * product.panel_depth * product.width

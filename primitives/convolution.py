@@ -101,6 +101,8 @@ class Convolution:
         self.y_shape = self._shape(out_channels, self.conv.out)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
+        #: layout and shape of packed weights, by whether they are for backward by data
+        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -181,10 +183,14 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        wanted = packed_layout(conv, backward)
+        known = self._packed.get(backward)
+        if known is None:  # 10 microseconds: once is enough
+            size = packed_elements(conv, backward)
+            known = self._packed[backward] = packed_layout(conv, backward), (size,)
+        wanted, shape = known
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
-        return True, check("w", array, (packed_elements(conv, backward),), conv.dtype)
+        return True, check("w", array, shape, conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         if out is None:

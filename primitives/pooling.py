@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
-from jitgen.depthwise import MOST_TAPS
 from jitgen.operands import NUMPY
 from jitgen.pooling import emit_pool
 from jitgen.spec import DTYPES
 from jitgen.target import Target, parse_target
 from jitgen.threads import check_threads
+from jitgen.windows import MOST_TAPS
 from primitives.arrays import buffer_of, check, check_output
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.convolution import LAYOUTS

@@ -20,7 +20,7 @@ from tiers import TIERS, need
 
 from jitgen.cell_bodies import CELLS
 from jitgen.cells import emit_cell
-from jitgen.target import ANY_WIDTH, Target, parse_target
+from jitgen.target import ANY_WIDTH, TARGETS, Target, parse_target, sve
 
 Array = np.ndarray[Any, Any]
 #: Largest error of sigmoid and tanh in ULP (jitgen.functions), and what first order leaves out
@@ -205,14 +205,79 @@ KEPT = {
 SAME = {"lstm": (("b", "c"), ("bias_row", "residual")), "gru": (("bias_row", "residual"),)}
 
 
+#: Backward cell -> forward cell, word of its states, {word of a gradient: word it belongs to}
+PAIRS = {
+    "lstm_backward": ("lstm", "b", {"c": "a", "b_offsets": "b"}),
+    "gru_backward": ("gru", "b_offsets", {"c": "a", "a_offsets": "b", "residual": "bias_row"}),
+    "gru_before_backward_output": (
+        "gru_before_output", "b_offsets", {"c": "a", "residual": "bias_row"},
+    ),
+    "gru_before_backward_reset": ("gru_before_reset", "b_offsets", {"c": "a"}),
+    "rnn_backward": ("rnn", "b", {"c": "a"}),
+}  # fmt: skip
+
+
+def test_formulas_are_gradients() -> None:
+    """The backward formulas are the slopes of the forward ones, by central differences."""
+    assert set(PAIRS) == {cell for cell in CELLS if "backward" in cell}
+    numbers = np.random.default_rng(SEED)
+    for backward, (cell, state, gradients) in PAIRS.items():
+        words = CELLS[cell].operands
+        values = {word: numbers.standard_normal((1, words[word].gates, 9)) for word in words}
+        if cell == "gru_before_output":
+            values["a"][:, 1] = 1 / (1 + np.exp(-values["a"][:, 1]))
+        if CELLS[cell].peephole:
+            values["bias"] = numbers.standard_normal((1, 3, 9))
+        weights = {word: numbers.standard_normal((1, 9)) for word in ("residual", "c")}
+
+        def loss(values: dict[str, Array], cell: str = cell, weights: Any = weights) -> Any:
+            given = Given(values, 0.0, np.array([[True]]))
+            FORMULAS[cell](given, True)
+            terms = (w * given.results[word, 0].value for word, w in weights.items()
+                     if (word, 0) in given.results)  # fmt: skip
+            return sum(terms), given.results
+
+        activations = values["a"].copy()
+        results = loss(values)[1]
+        for (word, gate), x in results.items():
+            if word == "a":
+                activations[:, gate] = x.value
+        if cell == "rnn":
+            activations = results["residual", 0].value[:, None]
+        d, old = weights["residual"][:, None], numbers.standard_normal((1, 1, 9))
+        known = {"a": activations, "residual": old, "bias_row": d - old, "b_offsets": d}
+        known |= {word: values[word] for word in ("b", "bias") if word in values}
+        known[state] = values["b" if cell == "lstm" else "bias_row"]
+        if cell == "lstm":
+            known |= {"a_offsets": results["c", 0].value[:, None]}
+            known["b_offsets"] = weights["c"][:, None]
+        if cell == "rnn":
+            known["a_offsets"] = activations
+        if cell == "gru_before_reset":
+            known["bias_row"] = d
+        given = Given(known, 0.0, np.array([[True]]))
+        FORMULAS[backward](given, False)
+        for (word, gate), gradient in given.results.items():
+            if word not in gradients:
+                continue
+            moved = [{w: x.copy() for w, x in values.items()} for _ in range(2)]
+            for x, step in zip(moved, (1e-6, -1e-6), strict=True):
+                x[gradients[word]][:, gate] += step
+            slope = (loss(moved[0])[0] - loss(moved[1])[0]) / 2e-6
+            if cell == "gru_before_output" and (word, gate) == ("c", 1):
+                z = values["a"][:, 1]  # given as an activation
+                slope *= z * (1 - z)
+            assert np.abs(gradient.value - slope).max() < 1e-7, (backward, word, gate)
+
+
 class Shape:
     """A random shape: where the elements of operands are, and the arguments of `emit_cell`."""
 
     def __init__(self, rng: random.Random, dtype: str, target: Target) -> None:
         full = target.machine(dtype, ANY_WIDTH).lanes
         self.rows = rng.choice((1, 2, 3, rng.randint(1, 9)))
-        self.units = rng.choice((1, full, rng.randint(1, 3 * full), rng.randint(1, 6 * full)))
-        self.width = full * rng.choice((1, 1, 1, 2, 3))
+        self.units = rng.choice((1, full, rng.randint(1, 3 * full), rng.randint(1, 9 * full)))
+        self.width = full * rng.choice((1, 1, 1, 2, 3, 4))
         self.hidden = self.units + rng.choice((0, 0, 1, 7))
         self.rng = rng
         self.panel: dict[str, int] = {}
@@ -310,3 +375,99 @@ def test_random_shapes(tier: str, cell: str) -> None:
         assert len(call.code) < 8192, call.label
     failures = execute(tier, calls)
     assert not failures, f"JITGEN_SEED={SEED}: {len(failures)} failed:\n" + "\n".join(failures[:9])
+
+
+def test_wrong_kernels_are_noticed() -> None:
+    """No mask, a unit or a row too few, a unit too many, nothing saved: each is an error."""
+    need(TIERS["avx2 native"])
+    target = parse_target("avx2")
+    x = np.linspace(-2.0, 2.0, 2 * 3 * 8, dtype=np.float32)
+    h, out = np.ones(2 * 5, np.float32), poison(1, 2 * 5, "f32")[0]
+    at = np.arange(2)[:, None] * 24 + np.arange(5)
+    z, n = 1 / (1 + np.exp(-x[at + 8].astype(np.float64))), np.tanh(x[at + 16].astype(np.float64))
+    right = {"rows": 2, "units": 5, "width": 8, "masked": True, "save": True}
+
+    def failures(**change: Any) -> str:
+        given = x.copy()
+        given[at + 8] = z
+        words = {"a": given, "bias_row": h, "residual": out, "mask": np.float32([1.0, 0.0])}
+        state = (1 - z) * n + z
+        state[1] = 1.0
+        wanted = {"residual": Wanted(state, 5, 1e-6), "a": Wanted(n, 0, 1e-6, at + 16)}
+        code = emit_cell("gru_before_output", dtype="f32", target=target, **{**right, **change})
+        return "\n".join(execute("avx2 native", [Call(code, words, wanted, "changed")]))
+
+    assert not failures()
+    assert "residual: 5 of 10 elements are wrong" in failures(masked=False)
+    ld = {"bias_row": 5, "residual": 5}
+    assert "a: 2 of 10 elements are wrong" in failures(units=4, ld=ld)
+    assert "a: 5 of 10 elements are wrong" in failures(rows=1)
+    assert "a: 10 of 10 elements are wrong" in failures(save=False)
+    assert "SIGSEGV" in failures(units=6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("tier", ("avx2 native", "avx512 native", "avx512 bochs", "sve256 qemu"))
+def test_limits(tier: str, dtype: str) -> None:
+    """Gates that are infinite are 0 or 1; NaN stays, in its element alone."""
+    need(TIERS[tier])
+    inf, nan = np.inf, np.nan
+    gates = np.array([
+        [-inf, inf, inf, inf, nan, 0, 0, 0, 0], [inf, -inf, inf, 1e9, 0, nan, 0, 0, 0],
+        [1, 1, inf, -inf, 0, 0, nan, 0, 0], [inf, inf, -inf, 0, 0, 0, 0, nan, 0],
+    ])  # fmt: skip
+    target = parse_target(TIERS[tier].target)
+    width = target.machine(dtype, 9).lanes * 9
+    a = np.zeros((1, 4, width), FLOATS[dtype])
+    a[0, :, :9] = gates
+    c0 = np.full(9, 2.0, FLOATS[dtype])
+    c = np.array([[2, np.tanh(1), 3, 1, nan, nan, nan, 1, 1]])
+    h = np.array([[np.tanh(2), np.tanh(np.tanh(1)), 0, np.tanh(1) / 2, nan, nan, nan, nan, 0]])
+    h[0, 8] = np.tanh(1) / 2
+    words = {"a": a.ravel(), "b": c0, "c": c0 * nan, "residual": c0 * nan}
+    bound = 8 * np.finfo(FLOATS[dtype]).eps
+    code = emit_cell("lstm", 1, 9, dtype, target, width=width)
+    wanted = {"c": Wanted(c, 9, bound), "residual": Wanted(h, 9, bound)}
+    assert not execute(tier, [Call(code, words, wanted, "limits")])
+
+
+def test_every_target_has_short_code() -> None:
+    """Also where it is never executed: all cells with all options, with a tail, wide panels."""
+    for target in {*TARGETS.values(), *(sve(bits) for bits in (384, 1024, 2048))}:
+        for dtype in FLOATS:
+            lanes = target.machine(dtype, ANY_WIDTH).lanes
+            for name, cell in CELLS.items():
+                options = {"masked": True, "save": cell.saves, "peephole": cell.peephole}
+                code = emit_cell(
+                    name, 64, 7 * lanes - 1, dtype, target, width=2 * lanes, **options
+                )
+                assert len(code) < 8192
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cell": "elman"}, "cell='elman' is not one of lstm"),
+        ({"rows": 0}, "rows=0"),
+        ({"dtype": "i8"}, "dtype='i8'"),
+        ({"width": 12}, "width=12 is not a multiple of the vector's 8"),
+        ({"width": 0}, "width=0 is not"),
+        ({"hidden": 19}, "leading dimension 19 is smaller than columns=20"),
+        ({"ld": {"c": 19}}, r"ld\['c'\]=19 is smaller than the 20"),
+        ({"ld": {"a": 160}}, "ld has 'a'; lstm has the words b, c, residual"),
+        ({"ld": {"bias_row": 20}}, "ld has 'bias_row'"),
+        ({"ld": {"c": 1 << 28}}, "2 GiB"),
+        ({"panel": {"b": 20}}, "panel has 'b'; lstm has the words a"),
+        ({"panel": {"a": 95}}, r"panel\['a'\]=95 is smaller than the 96"),
+        ({"cell": "rnn", "save": True}, "save=True: rnn"),
+        ({"cell": "gru", "peephole": True}, "peephole=True: gru"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], words: str) -> None:
+    arguments = {
+        "cell": "lstm", "rows": 3, "units": 20, "dtype": "f32", "target": TARGETS["avx2"],
+        "width": 8,
+    }  # fmt: skip
+    assert emit_cell(**arguments)
+    with pytest.raises(ValueError, match=words):
+        emit_cell(**{**arguments, **change})
