@@ -157,7 +157,7 @@ def random_problem(
     )  # fmt: skip
     dtype = rng.choice(["f32", "f32", "f64"])
     bias = rng.random() < 0.8
-    threads = rng.randint(1, 4) if threads is None else threads
+    threads = rng.choice([1, 1, 1, 2, 3, 4]) if threads is None else threads
     own: dict[str, Any] = {}
     if cell.kind == "lstm":
         own = {"forget_bias": cell.forget_bias, "peephole": cell.peephole}

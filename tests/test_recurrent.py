@@ -95,7 +95,7 @@ def test_what_lies_behind_a_sequence_does_not_matter(target: str) -> None:
     """NaN and infinity there, in x and dy: the same bits as for zeros."""
     rng = random.Random(f"{SEED} {target}")
     for _ in range(40):
-        problem = random_problem(rng, target, 20, lengths=True)
+        problem = random_problem(rng, target, 20, rng.choice([1, 1, 2]), lengths=True)
         behind = np.arange(len(problem.arrays["x"]))[:, None] >= problem.lengths
         results = []
         for odd in (0.0, np.nan, np.inf):
