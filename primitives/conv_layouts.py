@@ -5,7 +5,7 @@ Not here: the products (`primitives.conv_streams`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from jitgen.windows import MOST_TAPS
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
-#: Most pixels of a kernel call
+#: Pixels of a kernel call for which the width of panels is chosen
 MOST_PIXELS = 128
+#: Fewer input channels than this would leave lanes empty in the weight update
+FEW_CHANNELS = 16
 
 Made = tuple[bytes, dict[str, int]]
 
@@ -90,6 +92,34 @@ class Conv:
         """Each tap is a pixel and there is no border: all pixels of all images are one long row."""
         return self.padded == self.size and all(x == 1 for x in (*self.kernel, *self.stride))
 
+    @property
+    def dense(self) -> Conv:
+        """The convolution of the pixels that are seen, if the others need not be copied with them:
+        1 x 1 taps with a stride and no border."""
+        if self.kernel == (1, 1) != self.stride and self.padded == self.size and self.groups == 1:
+            return replace(self, size=self.out, stride=(1, 1))
+        return self
+
+    @property
+    def few(self) -> bool:
+        """In the weight update, lanes are output channels: there are too few of the others."""
+        c, k = self.group
+        return c < FEW_CHANNELS <= k and not self.one_sum
+
+    @property
+    def one_sum(self) -> bool:
+        """In the weight update, all pixels are one sum."""
+        return self.flat and self.groups == 1
+
+    @property
+    def sum_width(self) -> int:
+        """Columns of dw, or rows of its transpose, that a call of the weight update makes."""
+        c, k = self.group
+        columns = k if self.few else c
+        length = self.out[0] * self.out[1] if self.one_sum else self.out[1]
+        return panel_width(min(c if self.few else k, MOST_PIXELS), columns, length, self.dtype,
+                           self.target)  # fmt: skip
+
     def width(self, c: int, k: int) -> int:
         """Columns of a panel of weights for a product over c channels with k results."""
         row = self.batch * self.out[0] * self.out[1] if self.flat else self.out[1]
@@ -124,6 +154,13 @@ class Taps:
         return good.argmax(axis=1), good.sum(axis=1)
 
 
+def even(extent: int, most: int, multiple: int = 1) -> int:
+    """A block of at most about `most` that cuts `extent` evenly, a multiple."""
+    blocks = -(-extent // most)
+    block = -(-extent // blocks)
+    return -(-block // multiple) * multiple
+
+
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
     inside: tuple[int, int], at: tuple[int, int],
@@ -154,6 +191,23 @@ def spread(
     }  # fmt: skip
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(rows, (1,))}
     return Part("images into a buffer with a border", "NH", loops, code, words)
+
+
+def pick(conv: Conv, source: str, to: str) -> Part:
+    """Copy the pixels of NHWC images that are seen, stride by stride, to images of `conv.out`."""
+    c, (h, w) = conv.channels, conv.out
+
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
+        leading = {"a": conv.stride[1] * c, "c": c}
+        return emit_map("copy", w, c, conv.dtype, conv.target, ld=leading), {}
+
+    row = conv.size[1] * c
+    words = {
+        "a": Ref(source, {"n": conv.size[0] * row, "h": conv.stride[0] * row}, conv.element),
+        "c": Ref(to, {"n": h * w * c, "h": w * c}, conv.element),
+    }
+    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(h, (1,))}
+    return Part("pixels that are seen", "NH", loops, code, words)
 
 
 def gather(conv: Conv, source: str, to: str, channels: int, pixels: int) -> Part:
