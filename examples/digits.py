@@ -118,6 +118,8 @@ def compare(network: Any, other: Any, batches: Iterator[Batch], options: argpars
     """Train the network and a PyTorch module that begins with its weights on the same batches; 1
     if their losses part by more than 1e-4 of the loss."""
     torch = torch_module()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     ours = make_optimizer(network, options)
     if options.optimizer == "adam":
         theirs: Any = torch.optim.Adam(other.parameters(), lr=ours.lr)

@@ -21,6 +21,7 @@ from primitives import recurrent_streams
 from primitives.recurrent import Gru, Lstm, Rnn
 
 HERE = [name for name, why in cpu.targets().items() if not why]
+pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 each_target = pytest.mark.parametrize("target", HERE)
 #: configurations of a target come in so many parts of PART
 PARTS, PART = 10, 30
@@ -223,7 +224,6 @@ def backward(layer: Any, *arrays: Any) -> Any:
         (lambda x: backward(x, DY, H, H.astype("f8")), TypeError, "dc has dtype float64"),
     ],
 )  # fmt: skip
-@pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error) as raised:
         call(LAYER)
