@@ -7,13 +7,14 @@ Native targets only. Not here: other instruction sets (test_recurrent_streams), 
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from random_cases import SEED
-from recurrent_cases import poison_empty, random_problem
+from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
 from jitgen import cpu
@@ -44,6 +45,59 @@ def test_random_configurations(target: str, part: int) -> None:
         problem.check_forward(problem.forward(training=True))
         problem.check_backward(problem.backward())
         count.count(target, "recurrent layers", 3)
+
+
+@each_target
+@pytest.mark.parametrize(("kind", "reset"), [
+    ("lstm", "after"), ("gru", "after"), ("gru", "before"), ("rnn", "after"),
+])  # fmt: skip
+@pytest.mark.parametrize(("batch", "steps", "features", "hidden"), [
+    (64, 3, 128, 256), (1, 12, 300, 512), (24, 4, 700, 100), (100, 2, 65, 97), (3, 100, 9, 17),
+])  # fmt: skip
+def test_sizes_of_networks(
+    target: str, kind: str, reset: str, batch: int, steps: int, features: int, hidden: int
+) -> None:
+    """Several blocks of rows, long products and long sequences."""
+    problem = random_problem(
+        random.Random(f"{SEED} {target}"), target, 20, 2, kind=kind, reset=reset, batch=batch,
+        steps=steps, features=features, hidden=hidden,
+    )  # fmt: skip
+    problem.check_forward(problem.forward())
+    problem.check_forward(problem.forward(training=True))
+    problem.check_backward(problem.backward())
+
+
+@each_target
+def test_several_python_threads(target: str) -> None:
+    """Inference with one layer from several Python threads at once: each gets its own results."""
+    rng = random.Random(f"{SEED} {target}")
+    for kind in ("lstm", "gru", "rnn"):
+        one = random_problem(rng, target, 20, 1, kind=kind, batch=17, steps=5)
+        problems = [replace(one, arrays={**one.arrays, "x": one.arrays["x"] * i}) for i in range(4)]
+
+        def use(problem: Problem) -> None:
+            for _ in range(20):
+                problem.check_forward(problem.forward())
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(use, problems))
+
+
+@each_target
+def test_large_numbers_saturate(target: str) -> None:
+    """Pre-activations up to 1e30: gates at their limits, finite results, finite gradients."""
+    rng = random.Random(f"{SEED} {target}")
+    for _ in range(20):
+        problem = random_problem(rng, target, 20, 1)
+        problem.arrays["x"] *= problem.arrays["x"].dtype.type(10.0 ** rng.randint(2, 30))
+        again = replace(problem, text=f"large x, {problem.text}")
+        # |h| <= 1, or what it began with (GRU)
+        y, *states = again.forward(training=True)
+        limit = problem.arrays["h0"]
+        most = 1.0 if limit is None else max(1.0, float(np.abs(limit).max()))
+        assert (np.abs(y) <= most * (1 + 1e-6)).all(), again.text
+        assert all(np.isfinite(s).all() for s in states), again.text
+        assert all(g is None or np.isfinite(g).all() for g in again.backward()), again.text
 
 
 def test_the_comparison_sees_a_small_error() -> None:
