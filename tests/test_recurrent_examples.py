@@ -9,11 +9,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import needs
+import numpy as np
 import pytest
 
 from jitgen import cpu
+from primitives.recurrent import Gru, Lstm, Rnn
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in cpu.targets().items() if not why]
@@ -60,3 +63,28 @@ def test_beside_pytorch(example: str, optimizer: str) -> None:
 
 
 SMALL: dict[str, list[str]] = {"digits_lstm": [], "characters": ["--hidden", "64", "--batch", "8"]}
+
+
+def test_the_documentation() -> None:
+    """The code in docs/recurrent.md runs; its from_torch gives PyTorch's numbers."""
+    text = (ROOT / "docs" / "recurrent.md").read_text(encoding="utf-8")
+    first, from_torch, onnx = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert names["y"].shape == (50, 16, 128) and names["dx"].shape == names["x"].shape
+    shapes = {"W": (2, 12, 2), "R": (2, 12, 3), "B": (2, 24), "P": (2, 9)}
+    values = {n: np.ones(s, np.float32) for n, s in shapes.items()}
+    # the second line converts a GRU: as many rows as an LSTM of 3 has with 4 hidden units
+    exec(onnx.replace("gru_from_onnx(W, R, B)", "gru_from_onnx(W, np.ones((2, 12, 4), 'f4'), B)"),
+         values | {"np": np})  # fmt: skip
+    needs.need_torch()
+    import torch
+
+    exec(from_torch, names)
+    for kind, ours in ((torch.nn.LSTM, Lstm), (torch.nn.GRU, Gru), (torch.nn.RNN, Rnn)):
+        for both in (False, True):
+            module = kind(7, 9, bidirectional=both)
+            x = np.random.default_rng(0).standard_normal((5, 3, 7)).astype(np.float32)
+            layer: Any = ours(3, 5, 7, 9, direction="bidirectional" if both else "forward")
+            y = layer.forward(x, *names["from_torch"](module))[0]
+            np.testing.assert_allclose(y, module(torch.from_numpy(x))[0].detach(), atol=1e-6)
