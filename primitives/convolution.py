@@ -19,10 +19,10 @@ from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target, parse_target
 from jitgen.threads import check_threads
-from primitives import conv_streams as streams
+from primitives import conv_layouts, conv_streams, conv_winograd
 from primitives.arrays import aligned, buffer_of, check, check_output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
-from primitives.conv_layouts import Conv, packed_elements, packed_layout
+from primitives.conv_layouts import Conv
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
@@ -86,7 +86,8 @@ class Convolution:
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
         dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
-        blocks: Any = None, order: Any = None, tune: bool = False, target: str | Target | None = None,
+        algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
+        target: str | Target | None = None,
     ) -> None:  # fmt: skip
         sizes = {
             "batch": batch, "in_channels": in_channels, "height": height, "width": width,
@@ -126,18 +127,23 @@ class Convolution:
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
+        #: pass (of `PASSES`) -> "direct" or "winograd"
+        self.algorithms = conv_winograd.choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
         #: layout and shape of packed weights, by whether they are for backward by data
-        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._layouts: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = bool(tune)
         self._choices: dict[str, Choice | None] = {}
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
         for which in {*self._blocks, *self._order}:
             if self.conv.depthwise:
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
+            if algorithm == "winograd":
+                raise ValueError(f"blocks, order: {which} with algorithm='winograd' has none")
+            self.algorithms[which] = "direct"
         for which, text in self._order.items():
-            check_order(text, letters(streams.products(self.conv, which)[0], which))
+            check_order(text, letters(conv_streams.products(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -149,9 +155,23 @@ class Convolution:
         key = (which, *how)
         run = self._runs.get(key)
         if run is None:
-            make = getattr(streams, which)
-            run = self._runs[key] = make(self.conv, self.choice(which), *how)
+            if self.algorithms[which] == "winograd":
+                run = getattr(conv_winograd, which)(self.conv, *how)
+            else:
+                run = getattr(conv_streams, which)(self.conv, self.choice(which), *how)
+            self._runs[key] = run
         return run
+
+    def _packed(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        known = self._layouts.get(backward)
+        if known is None:  # 10 microseconds: once is enough
+            which = PASSES[backward]
+            module = conv_winograd if self.algorithms[which] == "winograd" else conv_layouts
+            known = module.packed_layout(self.conv, backward), (
+                module.packed_elements(self.conv, backward),
+            )
+            self._layouts[backward] = known
+        return known
 
     def choice(self, which: str) -> Choice | None:
         """How a pass is cut (None: a depthwise one, which leaves no choice)."""
@@ -160,7 +180,7 @@ class Convolution:
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = streams.products(self.conv, which)
+        conv, products = conv_streams.products(self.conv, which)
         how = (conv, which, products, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
@@ -168,7 +188,7 @@ class Convolution:
         at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
         sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
         key = f"{self.conv.target.name}, convolution {which}, {sizes}"
-        return tuned(key, found, lambda choice: streams.seconds(self.conv, which, choice))
+        return tuned(key, found, lambda choice: conv_streams.seconds(self.conv, which, choice))
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
@@ -182,12 +202,16 @@ class Convolution:
         conv = self.conv
         buffer = check("w", w, self.w_shape, conv.dtype)
         packed = []
-        for way in (False, True)[: 1 + backward]:
-            array = aligned((packed_elements(conv, way),), conv.dtype)
-            streams.pack_weights(conv, way)((buffer, buffer_of(array)))
-            packed.append(array)
-        layouts = packed_layout(conv, False), packed_layout(conv, True)
-        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
+        layouts = []
+        for way, name in ((False, "forward"), (True, "backward_data")):
+            layout, size = self._packed(way)
+            layouts.append(layout)
+            if backward or not way:
+                array = aligned(size, conv.dtype)
+                module = conv_winograd if self.algorithms[name] == "winograd" else conv_streams
+                module.pack_weights(conv, way)((buffer, buffer_of(array)))
+                packed.append(array)
+        return PackedFilter(packed[0], packed[1] if backward else None, (layouts[0], layouts[1]))
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -243,11 +267,7 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        known = self._packed.get(backward)
-        if known is None:  # 10 microseconds: once is enough
-            size = packed_elements(conv, backward)
-            known = self._packed[backward] = packed_layout(conv, backward), (size,)
-        wanted, shape = known
+        wanted, shape = self._packed(backward)
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
         return True, check("w", array, shape, conv.dtype)
