@@ -41,18 +41,19 @@ def emit_pool(
 @lru_cache(maxsize=1024)
 def emit_pool_backward(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
-    step: int, ldb: int, divisor: float | None = None,
+    step: int, ldb: int, divisor: float | None = None, accumulate: bool = True,
 ) -> bytes:  # fmt: skip
     """Machine code for what one row adds to the gradient of x: for each window j and channel c,
     dx[taps[t] + j step + c] += dy[j, c] for the t of the maximum, or += dy[j, c] / divisor for all.
 
     Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which has
     x's layout and overlaps neither; the rest as for `emit_pool`. Of equal maxima the first one
-    counts, of several NaN the last one, as PyTorch has it; windows follow one another. Raises
+    counts, of several NaN the last one, as PyTorch has it; windows follow one another. Without
+    `accumulate` all that windows see is overwritten: for windows that share no element. Raises
     ValueError that names argument, value and rule.
     """
     row = Row(pixels, channels, taps, step, dtype)
-    return _Backward(row, ldb, target, _factor(kind, row, ldb, divisor)).emit()
+    return _Backward(row, ldb, target, _factor(kind, row, ldb, divisor), accumulate).emit()
 
 
 def _factor(kind: str, row: Row, leading: int, divisor: float | None) -> float | None:
@@ -116,10 +117,12 @@ ZERO, ONE, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(10)
 
 
 class _Backward(Windows):
-    def __init__(self, row: Row, ldb: int, target: Target, factor: float | None) -> None:
+    def __init__(
+        self, row: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
+    ) -> None:
         words = {"dy": "b", "dx": "c"}
         super().__init__(row, target, words if factor is not None else {"x": "a", **words})
-        self.factor = factor
+        self.factor, self.accumulate = factor, accumulate
         self.steps = dict.fromkeys(self.words, row.step * self.element) | {"dy": ldb * self.element}
         self.places = [tap * self.element for tap in row.taps]
 
@@ -144,10 +147,13 @@ class _Backward(Windows):
             self._add(GRADIENT, place, lanes)
 
     def _add(self, value: int, place: int, lanes: int) -> None:
-        at = (self.frame["dx_now"], place)
-        self.machine.load(X, at, lanes)
-        self.machine.add(X, X, value)
-        self.machine.store(X, at, lanes)
+        machine, at = self.machine, (self.frame["dx_now"], place)
+        if self.accumulate:
+            machine.load(X, at, lanes)
+            machine.add(X, X, value)
+        else:
+            machine.or_(X, value, value)  # a copy, which the store may clobber
+        machine.store(X, at, lanes)
 
     def _route(self, lanes: int) -> None:
         machine, frame = self.machine, self.frame

@@ -147,7 +147,7 @@ class AveragePool(_Pool):
 @dataclass(frozen=True)
 class Pass:
     """Windows over images of `size` pixels in tensor `source`, to images of `out` pixels in `to`; a
-    mean's divisor is `number`."""
+    mean's divisor is `number`; some pixel may be `shared` by two windows."""
 
     source: str
     to: str
@@ -156,6 +156,7 @@ class Pass:
     size: tuple[int, int]
     out: tuple[int, int]
     number: int
+    shared: bool
 
 
 def _passes(conv: Conv) -> list[Pass]:
@@ -165,13 +166,14 @@ def _passes(conv: Conv) -> list[Pass]:
         stretches(size[i], out[i], conv.kernel[i], conv.stride[i], conv.padding[i])
         for i in range(2)
     )
+    shared = [k > s and o > 1 for k, s, o in zip(conv.kernel, conv.stride, out, strict=True)]
     if len(conv.taps) <= MOST_TAPS:
-        return [Pass("x", "y", rows, columns, size, out, len(conv.taps))]
+        return [Pass("x", "y", rows, columns, size, out, len(conv.taps), any(shared))]
     between = (size[0], out[1])
     alone = [[Stretch(0, count, 0, 1, 1)] for count in between]
     return [
-        Pass("x", "along", alone[0], columns, size, between, conv.kernel[1]),
-        Pass("along", "y", rows, alone[1], between, out, conv.kernel[0]),
+        Pass("x", "along", alone[0], columns, size, between, conv.kernel[1], shared[1]),
+        Pass("along", "y", rows, alone[1], between, out, conv.kernel[0], shared[0]),
     ]
 
 
@@ -245,7 +247,9 @@ def _windows(conv: Conv, kind: str, p: Pass, backward: bool) -> list[Part]:
         image = {"n": pixels * c, "c": 1}
         loops = {name: parts[0].loops[name] for name in "nc"}
         word = {"c": Ref(f"d{p.source}", image, conv.element)}
-        parts[0] = replace(parts[0], before=(Part("zeros", "NC", loops, zeros, word),))
+        seen = [sum(s.taps * s.count for s in side) for side in (p.rows, p.columns)]
+        if p.shared or math.prod(seen) < pixels:  # not every pixel is overwritten
+            parts[0] = replace(parts[0], before=(Part("zeros", "NC", loops, zeros, word),))
     return parts
 
 
@@ -258,11 +262,13 @@ def _part(
     divisor = float(p.number) if kind == "average" else None
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        emit, leading = (emit_pool_backward, "ldb") if backward else (emit_pool, "ldc")
-        made = emit(
-            kind, column.count, sizes["c"], taps, conv.dtype, conv.target, step=column.step * c,
-            divisor=divisor, **{leading: c},
-        )  # fmt: skip
+        row_of = kind, column.count, sizes["c"], taps, conv.dtype, conv.target
+        step = column.step * c
+        if not backward:
+            return emit_pool(*row_of, step=step, ldc=c, divisor=divisor), {}
+        made = emit_pool_backward(
+            *row_of, step=step, ldb=c, divisor=divisor, accumulate=p.shared
+        )
         return made, {}
 
     seen = Ref(p.source, {"n": p.size[0] * line, "h": row.step * line, "c": 1}, e,
@@ -270,14 +276,15 @@ def _part(
     result = Ref(p.to, {"n": p.out[0] * out_line, "h": out_line, "c": 1}, e,
                  start=row.first * out_line + column.first * c)  # fmt: skip
     words = {"a": seen, "c": result}
-    # where there are few rows, the threads share channels too
     order, tasks, line_of = "NHC", conv.batch * row.count, 64
     if backward:
         words = {"b": replace(result, tensor=f"d{p.to}"), "c": replace(seen, tensor=f"d{p.source}")}
         if kind == "max":
             words["a"] = seen
         order, tasks, line_of = "NCh", conv.batch, 16
-    piece = -(-c // conv.threads // line_of) * line_of if tasks < 4 * conv.threads else c
+    # where there are few rows (or images), the threads share channels too
+    few = tasks < 4 * conv.threads and tasks % conv.threads
+    piece = -(-c // conv.threads // line_of) * line_of if few else c
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(row.count, (1,)), "c": Loop(c, (piece,))}
     name = "gradient" if backward else kind
     return Part(f"{name} of {row.taps} x {column.taps} taps", order, loops, code, words)

@@ -51,12 +51,15 @@ def gradient(rng: random.Random, target: Target, kind: str) -> Call:
     used = np.unique(index)
     likely = [1.0] * (len(NUMBERS) - 1) + [0.1]
     flat[used] = rng.choices(NUMBERS, likely, k=len(used))
+    accumulate = len(used) < index.size or rng.random() < 0.5
     before = flat.copy()
-    before[used] = windows.numbers.integers(-9, 10, len(used))
+    before[used] = windows.numbers.integers(-9, 10, len(used)) if accumulate else np.nan
     dy = windows.numbers.integers(-9, 10, shape).astype(FLOATS[dtype])
     ldb = shape[1] + rng.choice((0, 0, 3, 8))
     words: dict[str, Any] = {"b": block(dy, ldb), "c": before}
     wanted = before.astype(np.float64)
+    if not accumulate:
+        wanted[used] = 0
     divisor, bound = None, 0.0
     if kind == "max":
         words["a"] = flat
@@ -68,9 +71,10 @@ def gradient(rng: random.Random, target: Target, kind: str) -> Call:
         np.add.at(wanted, index, each[None])
         bound = (len(windows.taps) * 4 + 2) * np.finfo(FLOATS[dtype]).eps * 9 * len(windows.taps)
     code = emit_pool_backward(
-        kind, *shape, windows.taps, dtype, target, step=windows.step, ldb=ldb, divisor=divisor
-    )
-    label = f"{kind} {windows.label} divisor {divisor} ldb {ldb}"
+        kind, *shape, windows.taps, dtype, target, step=windows.step, ldb=ldb, divisor=divisor,
+        accumulate=accumulate,
+    )  # fmt: skip
+    label = f"{kind} {windows.label} divisor {divisor} ldb {ldb} accumulate {accumulate}"
     return Call(code, words, {"c": Wanted(wanted[None], len(wanted), bound)}, label,
                 rng.choice(("end", "start")))  # fmt: skip
 
