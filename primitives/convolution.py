@@ -17,12 +17,13 @@ import numpy as np
 from jitgen import cpu
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
-from jitgen.target import Target, parse_target
+from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import conv_layouts, conv_streams, conv_winograd
-from primitives.arrays import aligned, buffer_of, check, check_output
+from primitives.arrays import aligned, buffer_of, check, output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv
+from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
@@ -113,19 +114,17 @@ class Convolution:
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
         epilogue += ((activation,),) if activation else ()
-        if target is None:
-            chosen = cpu.host()
-        else:
-            chosen = target if isinstance(target, Target) else parse_target(target)
+        chosen = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
             out, spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
         self.residual = bool(residual)
+        self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
-        self.w_shape = (out_channels, in_channels // groups, *taps)
+        self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
         #: pass (of `PASSES`) -> "direct" or "winograd"
         self.algorithms = conv_winograd.choose(self.conv, algorithm)
@@ -236,10 +235,20 @@ class Convolution:
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
+    def backward_activation(
+        self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
+    ) -> Any:
+        """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
+        be dy. y is what `FullyConnected.backward_activation` takes."""
+        conv = self.conv
+        return activation_gradient(
+            self.activation, dy, y, out, self.y_shape, conv.dtype, conv.threads, conv.target
+        )
+
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """dx, shaped like x; dy is the gradient before the activation."""
+        """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
@@ -273,7 +282,4 @@ class Convolution:
         return True, check("w", array, shape, conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
-        if out is None:
-            out = np.empty(shape, self._numpy)
-            return out, buffer_of(out)
-        return out, check_output("out", out, shape, self.conv.dtype, inputs)
+        return output(out, shape, self.conv.dtype, inputs)
