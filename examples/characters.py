@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits import Batch, compare, make_optimizer, torch_module
+from digits import Batch, compare, make_optimizer
 from primitives.recurrent import Lstm
 
 from primitives.fully_connected import FullyConnected
@@ -88,9 +88,9 @@ def pieces(text: np.ndarray, letters: int, options: argparse.Namespace) -> Itera
         yield rows[text[at]], text[at + 1].reshape(-1)
 
 
-def in_torch(network: Writer) -> Any:
-    """The network with the same weights as a PyTorch module."""
-    torch = torch_module()
+def in_pytorch(network: Writer) -> Any:
+    """The same network, with the same weights."""
+    import torch
 
     class Module(torch.nn.Module):
         def __init__(self) -> None:
@@ -138,7 +138,7 @@ def main() -> int:
     network = Writer(len(alphabet), options)
     batches = pieces(numbers, len(alphabet), options)
     if options.compare:
-        return compare(network, in_torch(network), batches, options)
+        return compare(network, options, in_pytorch, batches)
     optimizer = make_optimizer(network, options)
     rate = optimizer.lr
     losses = []

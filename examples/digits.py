@@ -22,7 +22,7 @@ from primitives.mlp import Mlp
 from primitives.optimizers import Adam, Sgd
 
 COMPARED_STEPS = 50
-#: Inputs of a step and their labels
+#: Inputs of a step, and their labels
 Batch = tuple[np.ndarray, np.ndarray]
 
 
@@ -55,15 +55,14 @@ def accuracy(network: Any, images: np.ndarray, labels: np.ndarray) -> float:
 
 def make_optimizer(network: Any, options: argparse.Namespace) -> Adam | Sgd:
     """Adam, or SGD with momentum, which takes a hundred times its rate."""
+    rate, threads = options.rate, options.threads
     if options.optimizer == "adam":
-        return Adam(network.parameters, lr=options.rate, threads=options.threads)
-    return Sgd(
-        network.parameters, lr=100 * options.rate, momentum=0.9, threads=options.threads
-    )
+        return Adam(network.parameters, lr=rate, threads=threads)
+    return Sgd(network.parameters, lr=100 * rate, momentum=0.9, threads=threads)
 
 
 def train(network: Any, options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Losses by step and test accuracies by epoch."""
+    """Losses by step and test accuracies by epoch of a network with Mlp's methods."""
     images, labels, test_images, test_labels = load()
     optimizer = make_optimizer(network, options)
     rng = np.random.default_rng(options.seed)
@@ -81,30 +80,18 @@ def train(network: Any, options: argparse.Namespace) -> tuple[list[float], list[
             batch = (images[chosen] + noise).astype(np.float32)
             losses.append(network.train_step(batch, labels[chosen], optimizer))
         accuracies.append(accuracy(network, test_images, test_labels))
-        done = epoch + 1
-        if sys.stderr.isatty():
-            bar = "#" * (30 * done // options.epochs)
-            end = "\n" if done == options.epochs else ""
-            print(f"\r[{bar:30}] epoch {done}/{options.epochs}  loss {losses[-1]:.4f}  "
-                  f"test {100 * accuracies[-1]:.1f} %", end=end, file=sys.stderr)  # fmt: skip
+        print(f"epoch {epoch + 1:3}: loss {np.mean(losses[-steps:]):.4f}, "
+              f"test {100 * accuracies[-1]:.2f} %")  # fmt: skip
     seconds = time.perf_counter() - began
     print(f"{len(losses)} steps of {network.batch} images in {seconds:.2f} s: "
           f"test accuracy {100 * accuracies[-1]:.2f} %")  # fmt: skip
     return losses, accuracies
 
 
-def torch_module() -> Any:
-    """PyTorch, or the end of the program."""
-    try:
-        import torch
-    except ImportError:
-        sys.exit("--compare needs PyTorch")
-    return torch
+def in_pytorch(network: Mlp) -> Any:
+    """The same network, with the same weights."""
+    import torch
 
-
-def in_torch(network: Mlp) -> Any:
-    """The network with the same weights as a PyTorch module."""
-    torch = torch_module()
     modules: list[Any] = []
     for w, b in zip(network.weights, network.biases, strict=True):
         linear = torch.nn.Linear(w.shape[1], w.shape[0])
@@ -114,12 +101,28 @@ def in_torch(network: Mlp) -> Any:
     return torch.nn.Sequential(*modules[:-1])
 
 
-def compare(network: Any, other: Any, batches: Iterator[Batch], options: argparse.Namespace) -> int:
-    """Train the network and a PyTorch module that begins with its weights on the same batches; 1
-    if their losses part by more than 1e-4 of the loss."""
-    torch = torch_module()
+def random_images(batch: int, seed: int) -> Iterator[Batch]:
+    """Training images and their labels, without end."""
+    images, labels, _, _ = load()
+    rng = np.random.default_rng(seed)
+    while True:
+        chosen = rng.integers(0, len(images), batch)
+        yield images[chosen], labels[chosen]
+
+
+def compare(
+    network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any], Any],
+    batches: Iterator[Batch],
+) -> int:  # fmt: skip
+    """Both networks from the same weights on the same batches; 1 if losses part by more than
+    1e-4 of the loss."""
+    try:
+        import torch
+    except ImportError:
+        sys.exit("--compare needs PyTorch")
     if options.threads:
         torch.set_num_threads(options.threads)
+    other = in_pytorch(network)
     ours = make_optimizer(network, options)
     if options.optimizer == "adam":
         theirs: Any = torch.optim.Adam(other.parameters(), lr=ours.lr)
@@ -142,14 +145,6 @@ def compare(network: Any, other: Any, batches: Iterator[Batch], options: argpars
     return int(worst > 1e-4)
 
 
-def batches_of(images: np.ndarray, labels: np.ndarray, batch: int, seed: int) -> Iterator[Batch]:
-    """Random images and their labels, without end."""
-    rng = np.random.default_rng(seed)
-    while True:
-        chosen = rng.integers(0, len(images), batch)
-        yield images[chosen], labels[chosen]
-
-
 def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
     """Loss by step, accuracy by epoch."""
     try:
@@ -167,31 +162,38 @@ def plot(file: str, losses: list[float], accuracies: list[float]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def parse(description: str | None, batch: int, hidden: int, rate: float) -> argparse.Namespace:
-    """The command line, with defaults."""
+def parse(description: str, **more: Any) -> argparse.Namespace:
+    """The command line; `more` are a network's own options (mappings) and defaults (the rest)."""
     parser = argparse.ArgumentParser(description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--batch", type=int, default=batch, help=f"images a step ({batch})")
+    parser.add_argument("--batch", type=int, default=256, help="images a step (%(default)s)")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the images (60)")
-    parser.add_argument("--hidden", type=int, default=hidden, help=f"hidden units ({hidden})")
-    parser.add_argument("--optimizer", choices=["adam", "sgd"], default="adam")
-    parser.add_argument("--rate", type=float, default=rate,
-                        help=f"learning rate of Adam at the beginning ({rate}); SGD: 100 times")
+    parser.add_argument(
+        "--optimizer", choices=["adam", "sgd"], default="adam", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1e-3,
+        help="Adam's learning rate at the beginning (%(default)s); SGD takes 100 times this",
+    )  # fmt: skip
     parser.add_argument("--noise", type=float, default=0.15, help="added to pixels (0.15)")
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--least", type=float, default=97.0, help="least accuracy in percent (97)")
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy")
     parser.add_argument("--compare", action="store_true", help="beside PyTorch, 50 steps")
+    for name, option in more.items():
+        if isinstance(option, dict):
+            parser.add_argument(f"--{name}", **option)
+        else:
+            parser.set_defaults(**{name: option})
     return parser.parse_args()
 
 
-def run(network: Any, in_torch: Callable[[Any], Any], options: argparse.Namespace) -> int:
-    """Train it, or compare it with what `in_torch` makes of it; the exit code."""
+def run(network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any], Any]) -> int:
+    """What the command line asks for, and its exit code."""
     if options.compare:
-        images, labels, _, _ = load()
-        batches = batches_of(images, labels, network.batch, options.seed)
-        return compare(network, in_torch(network), batches, options)
+        batches = random_images(network.batch, options.seed)
+        return compare(network, options, in_pytorch, batches)
     losses, accuracies = train(network, options)
     if options.plot:
         plot(options.plot, losses, accuracies)
@@ -199,11 +201,12 @@ def run(network: Any, in_torch: Callable[[Any], Any], options: argparse.Namespac
 
 
 def main() -> int:
-    """Train or compare the perceptron."""
-    options = parse(__doc__, batch=256, hidden=512, rate=1e-3)
+    """The command line."""
+    hidden = {"type": int, "default": 512, "help": "width of the hidden layers (512)"}
+    options = parse(__doc__, hidden=hidden)
     sizes = (64, options.hidden, options.hidden, 10)
     network = Mlp(options.batch, sizes, threads=options.threads, seed=options.seed)
-    return run(network, in_torch, options)
+    return run(network, options, in_pytorch)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from digits import parse, run, torch_module
+from digits import parse, run
 from primitives.recurrent import Lstm
 
 from primitives.fully_connected import FullyConnected
@@ -60,9 +60,9 @@ class Reader:
         return loss
 
 
-def in_torch(network: Reader) -> Any:
-    """The network with the same weights as a PyTorch module."""
-    torch = torch_module()
+def in_pytorch(network: Reader) -> Any:
+    """The same network, with the same weights."""
+    import torch
 
     class Module(torch.nn.Module):
         def __init__(self) -> None:
@@ -81,10 +81,11 @@ def in_torch(network: Reader) -> Any:
 
 
 def main() -> int:
-    """Train or compare."""
-    options = parse(__doc__, batch=64, hidden=64, rate=5e-3)
+    """The command line."""
+    hidden = {"type": int, "default": 64, "help": "hidden units (64)"}
+    options = parse(__doc__, hidden=hidden, batch=64, rate=5e-3)
     network = Reader(options.batch, options.hidden, options.threads, options.seed)
-    return run(network, in_torch, options)
+    return run(network, options, in_pytorch)
 
 
 if __name__ == "__main__":

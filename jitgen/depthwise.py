@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,10 +29,12 @@ from jitgen.windows import MOST_TAPS
 
 #: Epilogue steps besides FUNCTIONS
 STEPS = ("bias", "relu", "clip")
-#: Multiply-accumulates that a kernel's code holds, at most, if a walk has few irregular rows
-MOST_MACS = 640
-#: Pixels of a strip whose rows are computed by themselves, and its multiply-accumulates, at most
-ROW_PIXELS, ROW_MACS = 8, 320
+#: Instructions of one of FUNCTIONS, about
+FUNCTION_SIZE = 40
+#: Instructions of a walk down a strip, and of a row that is computed by itself, at most
+WALK_SIZE, ROW_SIZE = 1400, 320
+#: Pixels of such a row, at most: enough to hide the latency of the FMA
+ROW_PIXELS = 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Axis:
         """After how many results the same taps see pixels again."""
         return self.up // math.gcd(self.step, self.up)
 
+    @property
+    def unroll(self) -> int:
+        """After how many results the same registers do the same again."""
+        return math.lcm(self.alive, self.period)
+
     def corner(self, o: int) -> int:
         """A pixel for result o that moves evenly from period to period."""
         return o * self.step // self.up
@@ -89,11 +95,12 @@ def plan_strip(
     """The strip for kernels with these windows, or parts of them."""
     free = _free(target.machine(dtype, channels), channels, epilogue, gradient)
     taps, alive = len(rows.taps) * len(columns.taps), rows.alive
-    steps = min(rows.count, 2 * alive + 2)
-    pixels = min((free - taps) // alive, MOST_MACS // (taps * steps), columns.count)
+    steps = min(rows.count, alive + 2 * rows.unroll)
+    size = taps + FUNCTION_SIZE * sum(name in FUNCTIONS for name, *_ in epilogue)
+    pixels = min((free - taps) // alive, WALK_SIZE // (size * steps), columns.count)
     if pixels >= min(2, columns.count):
         return Strip(pixels, True)
-    return Strip(min(free // 2, ROW_PIXELS, max(1, ROW_MACS // taps), columns.count), False)
+    return Strip(min(free // 2, ROW_PIXELS, max(1, ROW_SIZE // size), columns.count), False)
 
 
 def _free(machine: Machine, channels: int, epilogue: tuple[Step, ...], gradient: bool) -> int:
@@ -116,15 +123,13 @@ def _temps(epilogue: tuple[Step, ...]) -> list[int]:
 @lru_cache(maxsize=1024)
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
-    ldb: int, ldc: tuple[int, int], filters: tuple[int, ...] | None = None,
-    epilogue: tuple[Step, ...] = (),
+    ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (),
 ) -> bytes:  # fmt: skip
     """Machine code for rows.count x columns.count results of `channels` channels.
 
-    Word a is x at pixel (0, 0), b is w (rows of channels, `ldb` elements apart), c is y, bias as
-    the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next.
-    Tap (r, s), in row-major order, has row filters[i] of w (default: i). y may overlap neither x
-    nor w. columns.count is at most `plan_strip(...).pixels`.
+    Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
+    as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
+    may overlap neither x nor w. How many results there may be: `plan_strip`.
 
     epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
     """
@@ -132,8 +137,7 @@ def emit_depthwise(
     for name, *_ in steps:
         if name not in STEPS and name not in FUNCTIONS:
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    walk = _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, filters, steps)
-    return walk.emit()
+    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, steps).emit()
 
 
 @lru_cache(maxsize=1024)
@@ -147,9 +151,9 @@ def emit_depthwise_weights(
     Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart).
     Raises ValueError that names argument, value and rule.
     """
-    return _Gradient(
-        rows, columns, channels, dtype, target, lda, ldc, ldb, None, (), accumulate
-    ).emit()
+    walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb)
+    walk.accumulate = accumulate
+    return walk.emit()
 
 
 #: A row of input in a step: how far below the corner of the step's result, and for each row of
@@ -185,48 +189,36 @@ def _steps(rows: Axis) -> list[tuple[bool, tuple[Reads, ...]]]:
     return steps
 
 
-def _repeating(steps: Sequence[object], period: int) -> tuple[int, int]:
-    """Where the longest stretch begins in which each is equal to that `period` later, and its
-    length."""
-    best = (0, 0)
-    begin = 0
-    for i in range(len(steps)):
-        if i - begin >= period and steps[i] != steps[i - period]:
-            begin = i - period + 1
-        best = max(best, (i + 1 - begin, -begin))
-    return -best[1], best[0]
-
-
 class _Walk(ABC):
     """Emits the walk down a strip; `words`: what pointers hold, role -> word of the struct. Vector
-    registers: temporaries, weights (or their sums), then pixels of the results alive (or dy)."""
+    registers: temporaries, weights (or their sums), pixels of the results alive (or dy); behind
+    those that are free for them are those for constants and a mask."""
 
     gradient = False
+    words: dict[str, str]
 
     def __init__(
         self, rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
-        x: tuple[int, int], w: int, y: tuple[int, int], filters: tuple[int, ...] | None,
-        epilogue: tuple[Step, ...], words: dict[str, str],
+        x: tuple[int, int], w: int, y: tuple[int, int], epilogue: tuple[Step, ...] = (),
     ) -> None:  # fmt: skip
         rows.check("rows")
         columns.check("columns")
         taps = len(rows.taps) * len(columns.taps)
         if taps > MOST_TAPS:
             raise ValueError(f"taps: {taps} of them; a window has 1 to {MOST_TAPS}")
-        chosen = tuple(range(taps)) if filters is None else filters
-        if len(chosen) != taps or min(chosen) < 0:
-            raise ValueError(f"filters={filters}: each of the {taps} taps has one, from 0")
-        check_shape(max(chosen) + 1, channels, dtype, w)
-        for name, (row, pixel) in (("lda", x), ("ldc", y)):
-            check_shape(columns.count, channels, dtype, pixel)
-            reach = (rows.count * rows.step + max(map(abs, rows.taps))) * row
+        check_shape(taps, channels, dtype, w)
+        for (row, pixel), height, width in (
+            (x, rows.size, columns.size), (y, rows.count, columns.count)
+        ):  # fmt: skip
+            check_shape(1, channels, dtype, pixel)
+            reach = height * row + width * pixel
             if row < 0 or reach * ELEMENTS[dtype][2] >= MATRIX_BYTES:
-                raise ValueError(f"{name}={(row, pixel)}: rows reach 2 GiB or more, or up")
+                raise ValueError(f"distances {row}, {pixel} reach up, or 2 GiB ({dtype}) or more")
         self.machine: Machine = target.machine(dtype, channels)
         machine = self.machine
         self.channels = channels
         self.tail = _tail(machine, channels, self.gradient)
-        free = _free(machine, channels, epilogue, self.gradient)
+        self.free = free = _free(machine, channels, epilogue, self.gradient)
         pixels = columns.count
         self.rolling = taps + rows.alive * pixels <= free
         if not self.rolling and (rows.count > 1 or pixels >= free):
@@ -235,9 +227,10 @@ class _Walk(ABC):
                 f"{rows.alive} rows of results, or one row of less than {free} pixels"
             )
         element = machine.element
-        self.rows, self.columns, self.words = rows, columns, words
+        self.rows, self.columns, self.epilogue = rows, columns, epilogue
+        #: distances in bytes: rows and pixels of x and y, rows of w
         self.x, self.y = (x[0] * element, x[1] * element), (y[0] * element, y[1] * element)
-        self.filters = [row * w * element for row in chosen]
+        self.w = w * element
         self.temps = _temps(epilogue)
         held = taps if self.rolling else math.ceil(taps / math.ceil(taps / (free - pixels)))
         self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
@@ -277,9 +270,8 @@ class _Walk(ABC):
         machine.program.section(f"{self.rows} x {self.columns} x {self.channels} channels")
         machine.begin(frame.used())
         machine.use_constants(frame["constants"])
-        machine.constant_temps = tuple(
-            range(machine.vectors - 1 - machine.constant_registers, machine.vectors - 1)
-        )
+        last = len(self.temps) + self.free
+        machine.constant_temps = tuple(range(last, last + machine.constant_registers))
         if self.tail:
             machine.set_tail(self.tail, machine.vectors - 1)
         for role, word in self.words.items():
@@ -308,27 +300,26 @@ class _Walk(ABC):
         """All results of a vector of channels."""
         machine, frame = self.machine, self.frame
         steps = _steps(self.rows)
-        first, count = _repeating(steps, self.rows.period)
-        unroll = math.lcm(len(self.acc), self.rows.period)
-        passes = count // unroll
+        period, unroll = self.rows.period, self.rows.unroll
         # the walk's pointer stands at the first row that a usual step reads
-        start = next((reads[0][0] for _, reads in steps[first:] if reads), 0)
+        start = next((reads[0][0] for _, reads in steps[len(steps) // 2 :] if reads), 0)
         machine.offset(frame["x_now"], frame["x"], start * self.x[0])
         machine.move(frame["y_now"], frame["y"])
         if self.rolling:
             self.enter(self.groups[0], lanes)
         o = 0
         while o < len(steps):
-            if o == first and passes > 1:
-                machine.program.section(f"{passes} times {unroll} rows")
-                with repeated(machine, frame["again"], passes):
-                    for i in range(unroll):
-                        self._step(steps[o + i], o + i, start, lanes)
-                o += passes * unroll
-            else:
-                machine.program.section(f"row {o}")
-                self._step(steps[o], o, start, lanes)
-                o += 1
+            alike = o + period
+            while alike < len(steps) and steps[alike] == steps[alike - period]:
+                alike += 1
+            passes, rows = (alike - o) // unroll, unroll
+            if passes < 2:
+                passes, rows = 1, 1
+            machine.program.section(f"rows {o} to {o + passes * rows - 1}")
+            with repeated(machine, frame["again"], passes):
+                for i in range(o, o + rows):
+                    self._step(steps[i], i, start, lanes)
+            o += passes * rows
         if self.rolling:
             self.leave(self.groups[0], lanes)
 
@@ -376,31 +367,18 @@ class _Walk(ABC):
 
 
 class _Forward(_Walk):
-    def __init__(
-        self, rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
-        lda: tuple[int, int], ldb: int, ldc: tuple[int, int], filters: tuple[int, ...] | None,
-        epilogue: tuple[Step, ...],
-    ) -> None:  # fmt: skip
-        words = {"x": "a", "w": "b", "y": "c"}
-        if ("bias",) in epilogue:
-            words["bias"] = "bias"
-        super().__init__(
-            rows, columns, channels, dtype, target, lda, ldb, ldc, filters, epilogue, words
-        )
-        # a sum may as well begin with the bias
-        self.biased = epilogue[:1] == (("bias",),)
-        self.epilogue = epilogue[1:] if self.biased else epilogue
+    words = {"x": "a", "w": "b", "y": "c", "bias": "bias"}
 
     def enter(self, taps: range, lanes: int) -> None:
         for t in taps:
-            self.machine.load(self.weights[t], (self.frame["w"], self.filters[t]), lanes)
+            self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
 
     def leave(self, taps: range, lanes: int) -> None:
         pass
 
     def begin(self, acc: list[int], down: int, lanes: int) -> None:
         for register in acc:
-            if self.biased:
+            if self.epilogue[:1] == (("bias",),):  # a sum may as well begin with it
                 self.machine.load(register, (self.frame["bias"], 0), lanes)
             else:
                 self.machine.zero(register)
@@ -409,8 +387,9 @@ class _Forward(_Walk):
         self.machine.mac(acc, x, weight, lanes)
 
     def finish(self, acc: list[int], lanes: int) -> None:
-        for step in self.epilogue:
-            self._apply(step, acc, lanes)
+        for i, step in enumerate(self.epilogue):
+            if i or step != ("bias",):
+                self._apply(step, acc, lanes)
         for p, register in enumerate(acc):
             self.machine.store(register, (self.frame["y_now"], p * self.y[1]), lanes)
 
@@ -438,27 +417,19 @@ class _Forward(_Walk):
 class _Gradient(_Walk):
     gradient = True
 
-    def __init__(
-        self, rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
-        lda: tuple[int, int], ldc: int, ldb: tuple[int, int], filters: tuple[int, ...] | None,
-        epilogue: tuple[Step, ...], accumulate: bool,
-    ) -> None:  # fmt: skip
-        words = {"x": "a", "y": "b", "w": "c"}
-        super().__init__(
-            rows, columns, channels, dtype, target, lda, ldc, ldb, filters, epilogue, words
-        )
-        self.accumulate = accumulate
+    words = {"x": "a", "y": "b", "w": "c"}
+    accumulate = True
 
     def enter(self, taps: range, lanes: int) -> None:
         for t in taps:
             if self.accumulate:
-                self.machine.load(self.weights[t], (self.frame["w"], self.filters[t]), lanes)
+                self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
             else:
                 self.machine.zero(self.weights[t])
 
     def leave(self, taps: range, lanes: int) -> None:
         for t in taps:
-            self.machine.store(self.weights[t], (self.frame["w"], self.filters[t]), lanes)
+            self.machine.store(self.weights[t], (self.frame["w"], t * self.w), lanes)
 
     def begin(self, acc: list[int], down: int, lanes: int) -> None:
         for p, register in enumerate(acc):

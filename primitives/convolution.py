@@ -17,12 +17,13 @@ import numpy as np
 from jitgen import cpu
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
-from jitgen.target import Target, parse_target
+from jitgen.target import Target
 from jitgen.threads import check_threads
-from primitives import conv_streams as streams
-from primitives.arrays import aligned, buffer_of, check, check_output
+from primitives import conv_layouts, conv_streams, conv_winograd
+from primitives.arrays import aligned, buffer_of, check, output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
-from primitives.conv_layouts import Conv, packed_elements, packed_layout
+from primitives.conv_layouts import Conv
+from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
@@ -86,7 +87,8 @@ class Convolution:
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
         dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
-        blocks: Any = None, order: Any = None, tune: bool = False, target: str | Target | None = None,
+        algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
+        target: str | Target | None = None,
     ) -> None:  # fmt: skip
         sizes = {
             "batch": batch, "in_channels": in_channels, "height": height, "width": width,
@@ -112,32 +114,35 @@ class Convolution:
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
         epilogue += ((activation,),) if activation else ()
-        if target is None:
-            chosen = cpu.host()
-        else:
-            chosen = target if isinstance(target, Target) else parse_target(target)
+        chosen = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
             out, spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
         self.residual = bool(residual)
+        self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
-        self.w_shape = (out_channels, in_channels // groups, *taps)
+        self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
+        #: pass (of `PASSES`) -> "direct" or "winograd"
+        self.algorithms = conv_winograd.choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
         #: layout and shape of packed weights, by whether they are for backward by data
-        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._layouts: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = bool(tune)
         self._choices: dict[str, Choice | None] = {}
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
         for which in {*self._blocks, *self._order}:
             if self.conv.depthwise:
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
+            if algorithm == "winograd":
+                raise ValueError(f"blocks, order: {which} with algorithm='winograd' has none")
+            self.algorithms[which] = "direct"
         for which, text in self._order.items():
-            check_order(text, letters(streams.products(self.conv, which)[0], which))
+            check_order(text, letters(conv_streams.products(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -149,9 +154,23 @@ class Convolution:
         key = (which, *how)
         run = self._runs.get(key)
         if run is None:
-            make = getattr(streams, which)
-            run = self._runs[key] = make(self.conv, self.choice(which), *how)
+            if self.algorithms[which] == "winograd":
+                run = getattr(conv_winograd, which)(self.conv, *how)
+            else:
+                run = getattr(conv_streams, which)(self.conv, self.choice(which), *how)
+            self._runs[key] = run
         return run
+
+    def _packed(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        known = self._layouts.get(backward)
+        if known is None:  # 10 microseconds: once is enough
+            which = PASSES[backward]
+            module = conv_winograd if self.algorithms[which] == "winograd" else conv_layouts
+            known = module.packed_layout(self.conv, backward), (
+                module.packed_elements(self.conv, backward),
+            )
+            self._layouts[backward] = known
+        return known
 
     def choice(self, which: str) -> Choice | None:
         """How a pass is cut (None: a depthwise one, which leaves no choice)."""
@@ -160,7 +179,7 @@ class Convolution:
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = streams.products(self.conv, which)
+        conv, products = conv_streams.products(self.conv, which)
         how = (conv, which, products, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
@@ -168,7 +187,7 @@ class Convolution:
         at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
         sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
         key = f"{self.conv.target.name}, convolution {which}, {sizes}"
-        return tuned(key, found, lambda choice: streams.seconds(self.conv, which, choice))
+        return tuned(key, found, lambda choice: conv_streams.seconds(self.conv, which, choice))
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
@@ -182,12 +201,16 @@ class Convolution:
         conv = self.conv
         buffer = check("w", w, self.w_shape, conv.dtype)
         packed = []
-        for way in (False, True)[: 1 + backward]:
-            array = aligned((packed_elements(conv, way),), conv.dtype)
-            streams.pack_weights(conv, way)((buffer, buffer_of(array)))
-            packed.append(array)
-        layouts = packed_layout(conv, False), packed_layout(conv, True)
-        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
+        layouts = []
+        for way, name in ((False, "forward"), (True, "backward_data")):
+            layout, size = self._packed(way)
+            layouts.append(layout)
+            if backward or not way:
+                array = aligned(size, conv.dtype)
+                module = conv_winograd if self.algorithms[name] == "winograd" else conv_streams
+                module.pack_weights(conv, way)((buffer, buffer_of(array)))
+                packed.append(array)
+        return PackedFilter(packed[0], packed[1] if backward else None, (layouts[0], layouts[1]))
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -212,10 +235,20 @@ class Convolution:
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
+    def backward_activation(
+        self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
+    ) -> Any:
+        """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
+        be dy. y is what `FullyConnected.backward_activation` takes."""
+        conv = self.conv
+        return activation_gradient(
+            self.activation, dy, y, out, self.y_shape, conv.dtype, conv.threads, conv.target
+        )
+
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """dx, shaped like x; dy is the gradient before the activation."""
+        """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
@@ -243,17 +276,10 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        known = self._packed.get(backward)
-        if known is None:  # 10 microseconds: once is enough
-            size = packed_elements(conv, backward)
-            known = self._packed[backward] = packed_layout(conv, backward), (size,)
-        wanted, shape = known
+        wanted, shape = self._packed(backward)
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
         return True, check("w", array, shape, conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
-        if out is None:
-            out = np.empty(shape, self._numpy)
-            return out, buffer_of(out)
-        return out, check_output("out", out, shape, self.conv.dtype, inputs)
+        return output(out, shape, self.conv.dtype, inputs)
