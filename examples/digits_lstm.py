@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from digits import parse, run
-from primitives.recurrent import Lstm
 
 from primitives.fully_connected import FullyConnected
 from primitives.mlp import softmax_cross_entropy
 from primitives.optimizers import Adam, Sgd
+from primitives.recurrent import Lstm
 
 ROWS = COLUMNS = 8
 CLASSES = 10
