@@ -105,6 +105,8 @@ def compare(network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any
         import torch
     except ImportError:
         sys.exit("--compare needs PyTorch")
+    if options.threads:
+        torch.set_num_threads(options.threads)
     images, labels, _, _ = load()
     other = in_pytorch(network)
     if options.optimizer == "adam":
