@@ -123,13 +123,14 @@ def _temps(epilogue: tuple[Step, ...]) -> list[int]:
 @lru_cache(maxsize=1024)
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
-    ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (),
+    ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
 ) -> bytes:  # fmt: skip
     """Machine code for rows.count x columns.count results of `channels` channels.
 
     Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
     as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
-    may overlap neither x nor w. How many results there may be: `plan_strip`.
+    may overlap neither x nor w. How many results there may be: `plan_strip`. Pixels are fetched
+    into L1 `ahead` rows of x before they are read: 0, unless x comes from memory.
 
     epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
     """
@@ -137,21 +138,21 @@ def emit_depthwise(
     for name, *_ in steps:
         if name not in STEPS and name not in FUNCTIONS:
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, steps).emit()
+    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
 
 
 @lru_cache(maxsize=1024)
 def emit_depthwise_weights(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
-    ldb: tuple[int, int], ldc: int, accumulate: bool = True,
+    ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,
 ) -> bytes:  # fmt: skip
     """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
     dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
 
-    Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart).
-    Raises ValueError that names argument, value and rule.
+    Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart);
+    `ahead` as there. Raises ValueError that names argument, value and rule.
     """
-    walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb)
+    walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb, ahead)
     walk.accumulate = accumulate
     return walk.emit()
 
@@ -199,16 +200,19 @@ class _Walk(ABC):
 
     def __init__(
         self, rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
-        x: tuple[int, int], w: int, y: tuple[int, int], epilogue: tuple[Step, ...] = (),
+        x: tuple[int, int], w: int, y: tuple[int, int], ahead: int,
+        epilogue: tuple[Step, ...] = (),
     ) -> None:  # fmt: skip
         rows.check("rows")
         columns.check("columns")
+        if ahead < 0:
+            raise ValueError(f"ahead={ahead} is negative")
         taps = len(rows.taps) * len(columns.taps)
         if taps > MOST_TAPS:
             raise ValueError(f"taps: {taps} of them; a window has 1 to {MOST_TAPS}")
         check_shape(taps, channels, dtype, w)
         for (row, pixel), height, width in (
-            (x, rows.size, columns.size), (y, rows.count, columns.count)
+            (x, rows.size + ahead, columns.size), (y, rows.count, columns.count)
         ):  # fmt: skip
             check_shape(1, channels, dtype, pixel)
             reach = height * row + width * pixel
@@ -231,6 +235,7 @@ class _Walk(ABC):
         #: distances in bytes: rows and pixels of x and y, rows of w
         self.x, self.y = (x[0] * element, x[1] * element), (y[0] * element, y[1] * element)
         self.w = w * element
+        self.ahead = ahead * self.x[0]
         self.temps = _temps(epilogue)
         held = taps if self.rolling else math.ceil(taps / math.ceil(taps / (free - pixels)))
         self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
@@ -361,7 +366,10 @@ class _Walk(ABC):
                         pair = (acc[p], self.weights[r * width + s])
                         found.setdefault(place, []).append(pair)
         for place, pairs in sorted(found.items()):
-            machine.load(self.temps[0], (x, at + place * self.x[1]), lanes)
+            there = at + place * self.x[1]
+            machine.load(self.temps[0], (x, there), lanes)
+            if self.ahead:
+                machine.prefetch((x, there + self.ahead))
             for result, weight in pairs:
                 self.mac(result, weight, self.temps[0], lanes)
 
