@@ -11,9 +11,10 @@ import math
 
 import numpy as np
 
-from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
+from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
+from jitgen.strips import Axis, plan_strip
 from primitives.conv_layouts import Conv, Made
 from primitives.loops import Loop
 from primitives.stream import Part, Ref

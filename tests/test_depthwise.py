@@ -17,7 +17,8 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from tiers import TIERS, need
 
-from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
+from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
+from jitgen.strips import Axis, plan_strip
 from jitgen.target import TARGETS, Target, parse_target
 from jitgen.windows import MOST_TAPS
 
@@ -262,7 +263,8 @@ def test_nan_passes_relu_and_clip(tier: str) -> None:
         ({"columns": Axis(1, 1, (0,) * (MOST_TAPS + 1), 1)}, f"{MOST_TAPS + 1} of them"),
         ({"columns": Axis(99, 1, (0,), 1)}, "registers"), ({"ldb": 2}, "dimension 2"),
         ({"rows": Axis(9, 1, tuple(range(40)), 1)}, "registers"), ({"ldc": (9, 3)}, "dimension 3"),
-        ({"ahead": -1}, "ahead=-1"), ({"lda": (-1, 4)}, "reach up"), ({"lda": (1 << 29, 4)}, "2 GiB"),
+        ({"ahead": -1}, "ahead=-1"), ({"lda": (-1, 4)}, "reach up"),
+        ({"lda": (1 << 29, 4)}, "2 GiB"),
         ({"epilogue": (("residual",),)}, "residual"), ({"epilogue": (("clip", 2, 1),)}, "clip"),
     ],
 )  # fmt: skip
