@@ -167,6 +167,26 @@ def test_what_lies_behind_a_sequence_does_not_matter(target: str) -> None:
 
 
 @each_target
+def test_what_an_empty_sequence_holds_stays_there(target: str) -> None:
+    """NaN and infinity as its states and their gradients: it keeps them, nothing else sees them."""
+    rng = random.Random(f"{SEED} {target}")
+    compared = 0
+    while compared < 60:
+        problem = random_problem(rng, target, 20, 1, lengths=True)
+        empty = problem.lengths == 0
+        given = {**problem.arrays, **problem.gradients}
+        names = [n for n in ("h0", "c0", "dh", "dc") if given.get(n) is not None]
+        if empty.any() and not empty.all() and names:
+            name = rng.choice(names)
+            given[name][..., empty, :] = rng.choice([np.nan, np.inf])
+            again = replace(problem, text=f"odd {name}, {problem.text}")
+            again.check_forward(again.forward())
+            again.check_forward(again.forward(training=True))
+            again.check_backward(again.backward())
+            compared += 1
+
+
+@each_target
 def test_the_same_bits_in_every_run(target: str) -> None:
     """With any number of threads; from 12 rows on, where a thread's blocks do not depend on their
     number, the forward pass gives the same bits for all numbers."""

@@ -5,6 +5,7 @@ Not here: the layers (test_recurrent).
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,10 +25,12 @@ pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 
 
 def run(example: str, *options: str, code: int = 0) -> str:
-    """What an example prints."""
+    """What an example prints; it imports this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, f"examples/{example}.py", "--threads", "1", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=environment,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
