@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from primitives.mlp import Mlp
 from primitives.optimizers import Adam, Sgd
 
 COMPARED_STEPS = 50
+#: Inputs of a step, and their labels
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -51,17 +53,18 @@ def accuracy(network: Any, images: np.ndarray, labels: np.ndarray) -> float:
     return right / len(images)
 
 
-def make_optimizer(name: str, network: Any) -> Adam | Sgd:
-    """The optimizer of that name."""
-    if name == "adam":
-        return Adam(network.parameters, lr=1e-3)
-    return Sgd(network.parameters, lr=0.1, momentum=0.9)
+def make_optimizer(network: Any, options: argparse.Namespace) -> Adam | Sgd:
+    """Adam, or SGD with momentum, which takes a hundred times its rate."""
+    rate, threads = options.rate, options.threads
+    if options.optimizer == "adam":
+        return Adam(network.parameters, lr=rate, threads=threads)
+    return Sgd(network.parameters, lr=100 * rate, momentum=0.9, threads=threads)
 
 
 def train(network: Any, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Losses by step and test accuracies by epoch of a network with Mlp's methods."""
     images, labels, test_images, test_labels = load()
-    optimizer = make_optimizer(options.optimizer, network)
+    optimizer = make_optimizer(network, options)
     rng = np.random.default_rng(options.seed)
     losses, accuracies = [], []
     steps = len(images) // network.batch
@@ -98,7 +101,19 @@ def in_pytorch(network: Mlp) -> Any:
     return torch.nn.Sequential(*modules[:-1])
 
 
-def compare(network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any], Any]) -> int:
+def random_images(batch: int, seed: int) -> Iterator[Batch]:
+    """Training images and their labels, without end."""
+    images, labels, _, _ = load()
+    rng = np.random.default_rng(seed)
+    while True:
+        chosen = rng.integers(0, len(images), batch)
+        yield images[chosen], labels[chosen]
+
+
+def compare(
+    network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any], Any],
+    batches: Iterator[Batch],
+) -> int:  # fmt: skip
     """Both networks from the same weights on the same batches; 1 if losses part by more than
     1e-4 of the loss."""
     try:
@@ -107,18 +122,15 @@ def compare(network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any
         sys.exit("--compare needs PyTorch")
     if options.threads:
         torch.set_num_threads(options.threads)
-    images, labels, _, _ = load()
     other = in_pytorch(network)
+    ours = make_optimizer(network, options)
     if options.optimizer == "adam":
-        theirs: Any = torch.optim.Adam(other.parameters(), lr=1e-3)
+        theirs: Any = torch.optim.Adam(other.parameters(), lr=ours.lr)
     else:
-        theirs = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-    ours = make_optimizer(options.optimizer, network)
-    rng = np.random.default_rng(options.seed)
+        theirs = torch.optim.SGD(other.parameters(), lr=ours.lr, momentum=0.9)
     worst = 0.0
     for step in range(COMPARED_STEPS):
-        chosen = rng.integers(0, len(images), network.batch)
-        x, y = images[chosen], labels[chosen]
+        x, y = next(batches)
         loss = network.train_step(x, y, ours)
         theirs.zero_grad()
         expected = torch.nn.functional.cross_entropy(
@@ -159,6 +171,10 @@ def parse(description: str, **more: Any) -> argparse.Namespace:
     parser.add_argument(
         "--optimizer", choices=["adam", "sgd"], default="adam", help="(%(default)s)"
     )
+    parser.add_argument(
+        "--rate", type=float, default=1e-3,
+        help="Adam's learning rate at the beginning (%(default)s); SGD takes 100 times this",
+    )  # fmt: skip
     parser.add_argument("--noise", type=float, default=0.15, help="added to pixels (0.15)")
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -176,7 +192,8 @@ def parse(description: str, **more: Any) -> argparse.Namespace:
 def run(network: Any, options: argparse.Namespace, in_pytorch: Callable[[Any], Any]) -> int:
     """What the command line asks for, and its exit code."""
     if options.compare:
-        return compare(network, options, in_pytorch)
+        batches = random_images(network.batch, options.seed)
+        return compare(network, options, in_pytorch, batches)
     losses, accuracies = train(network, options)
     if options.plot:
         plot(options.plot, losses, accuracies)

@@ -2,11 +2,12 @@
 
     python examples/resnet50.py --random              # time of each layer, images a second
     python examples/resnet50.py --weights FILE.npz --batch 16 --threads 2
-    python examples/resnet50.py --random --compare    # logits and time beside PyTorch's
+    python examples/resnet50.py --random --compare    # logits beside PyTorch's
     python examples/resnet50.py --random --plot resnet50.png
 
 Batch normalisation is folded into the convolutions; bias, residual and ReLU are fused. With
---compare, exit code 1 if logits part by more than 1e-3 of the largest.
+--compare, exit code 1 if logits part by more than 1e-3 of the largest. Not here: time beside
+PyTorch's and ONNX Runtime's (python -m tools.bench resnet50).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from primitives.arrays import aligned
 from primitives.convolution import Convolution
 from primitives.folding import fold_batch_norm
 from primitives.fully_connected import FullyConnected
@@ -54,6 +56,11 @@ def folded(weights: Weights, conv: str, bn: str) -> tuple[np.ndarray, np.ndarray
     names = ("weight", "bias", "running_mean", "running_var")
     gamma, beta, mean, variance = (weights[f"{bn}.{name}"] for name in names)
     return fold_batch_norm(weights[f"{conv}.weight"], None, gamma, beta, mean, variance)
+
+
+def norm_of(conv: str) -> str:
+    """The batch normalisation behind a convolution, by name."""
+    return conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
 
 
 class RandomWeights:
@@ -100,9 +107,10 @@ def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 @dataclass
 class Step:
-    """A layer with its arrays: run() computes y."""
+    """A layer with its arrays: run() computes y. Its kind is such as "3x3/2"."""
 
     name: str
+    kind: str
     run: Callable[[], Any]
     y: np.ndarray
     flops: float
@@ -114,6 +122,7 @@ class Ours:
     def __init__(self, weights: Weights, threads: int | None) -> None:
         self.weights, self.threads = weights, threads
         self.steps: list[Step] = []
+        self.memory: dict[str, np.ndarray] = {}
 
     def conv(
         self, x: np.ndarray, name: str, bn: str, stride: int = 1, relu: bool = True,
@@ -127,28 +136,45 @@ class Ours:
             threads=self.threads,
         )  # fmt: skip
         packed = layer.pack_weights(w, backward=False)
-        y = np.empty(layer.y_shape, np.float32)
+        y = self._array(self._place(name), layer.y_shape)
         run = lambda: layer.forward(x, packed, b, residual, out=y)  # noqa: E731
-        return self._step(name, run, y, 2.0 * y.size * w[0].size)
+        kind = f"{side}x{side}" + f"/{stride}" * (stride > 1) + " + residual" * layer.residual
+        return self._step(name, kind, run, y, 2.0 * y.size * w[0].size)
+
+    def _place(self, name: str) -> str:
+        """The memory of a convolution's results: one for each part of a block, so that it stays in
+        the caches; the outputs of blocks alternate, as one is the residual of the next."""
+        part = name.split(".", 2)[-1]
+        blocks = sum(step.name.endswith(".conv3") for step in self.steps)
+        return f"block {blocks % 2}" if part == "conv3" else part
+
+    def _array(self, place: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The first elements of a memory, which the first layer that has it makes large enough."""
+        size = int(np.prod(shape))
+        memory = self.memory.setdefault(place, aligned((size,), "f32"))
+        return memory[:size].reshape(shape)
 
     def max_pool(self, x: np.ndarray) -> np.ndarray:
         n, height, width, c = x.shape
         layer = MaxPool(n, c, height, width, 3, stride=2, padding=1, threads=self.threads)
-        y = np.empty(layer.y_shape, np.float32)
-        return self._step("maxpool", lambda: layer.forward(x, out=y), y, 0.0)
+        y = aligned(layer.y_shape, "f32")
+        return self._step("maxpool", "max pool", lambda: layer.forward(x, out=y), y, 0.0)
 
     def head(self, x: np.ndarray) -> np.ndarray:
         n, height, width, c = x.shape
         pool = AveragePool(n, c, height, width, (height, width), threads=self.threads)
-        mean = np.empty(pool.y_shape, np.float32)
-        self._step("avgpool", lambda: pool.forward(x, out=mean), mean, 0.0)
+        mean = aligned(pool.y_shape, "f32")
+        self._step("avgpool", "head", lambda: pool.forward(x, out=mean), mean, 0.0)
         layer = FullyConnected(n, c, CLASSES, threads=self.threads)
         packed, b = layer.pack_weights(self.weights["fc.weight"]), self.weights["fc.bias"]
-        y, flat = np.empty((n, CLASSES), np.float32), mean.reshape(n, c)
-        return self._step("fc", lambda: layer.forward(flat, packed, b, out=y), y, 2.0 * y.size * c)
+        y, flat = aligned((n, CLASSES), "f32"), mean.reshape(n, c)
+        run = lambda: layer.forward(flat, packed, b, out=y)  # noqa: E731
+        return self._step("fc", "head", run, y, 2.0 * y.size * c)
 
-    def _step(self, name: str, run: Callable[[], Any], y: np.ndarray, flops: float) -> np.ndarray:
-        self.steps.append(Step(name, run, y, flops))
+    def _step(
+        self, name: str, kind: str, run: Callable[[], Any], y: np.ndarray, flops: float
+    ) -> np.ndarray:
+        self.steps.append(Step(name, kind, run, y, flops))
         return y
 
 
@@ -158,7 +184,9 @@ class Resnet50:
     def __init__(
         self, weights: Weights, batch: int = 1, size: int = 224, threads: int | None = None
     ) -> None:
-        self.x = np.zeros((batch, size, size, 3), np.float32)
+        #: the images of `run`, NHWC
+        self.x = aligned((batch, size, size, 3), "f32")
+        self.x.fill(0)
         make = Ours(weights, threads)
         network(make, self.x)
         self.steps = make.steps
@@ -166,26 +194,31 @@ class Resnet50:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of NHWC images; the array is that of every call."""
         self.x[:] = images
+        return self.run()
+
+    def run(self) -> np.ndarray:
+        """Logits of `x`."""
         for step in self.steps:
             step.run()
         return self.steps[-1].y
 
 
 class Torch:
-    """The network in PyTorch on NCHW tensors; batch normalisation apart, or folded."""
+    """The network in PyTorch; batch normalisation apart, or folded into filters in the order of
+    NHWC images, or (not `channels_last`) of NCHW."""
 
-    def __init__(self, weights: Weights, fold: bool) -> None:
+    def __init__(self, weights: Weights, fold: bool, channels_last: bool = True) -> None:
         import torch
 
         self.torch, self.fold = torch, fold
         self.weights = {name: torch.from_numpy(array) for name, array in weights.items()}
         self.convs: dict[str, Any] = {}
+        form = torch.channels_last if channels_last else torch.contiguous_format
         for name in weights:
             conv = name.removesuffix(".weight")
             if fold and weights[name].ndim == 4:
-                bn = conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
-                w, b = (torch.from_numpy(v) for v in folded(weights, conv, bn))
-                self.convs[conv] = w.to(memory_format=torch.channels_last), b
+                w, b = (torch.from_numpy(v) for v in folded(weights, conv, norm_of(conv)))
+                self.convs[conv] = w.to(memory_format=form), b
 
     def conv(
         self, x: Any, name: str, bn: str, stride: int = 1, relu: bool = True, residual: Any = None
@@ -211,12 +244,15 @@ class Torch:
         w, b = self.weights["fc.weight"], self.weights["fc.bias"]
         return self.torch.nn.functional.linear(x.mean((2, 3)), w, b)
 
+    def run(self, x: Any) -> Any:
+        """Logits of an NCHW tensor of any memory format."""
+        with self.torch.inference_mode():
+            return network(self, x)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of NHWC images."""
-        with self.torch.inference_mode():
-            result: np.ndarray = network(self, self.torch.from_numpy(images).permute(0, 3, 1, 2)
-                                         ).numpy()  # fmt: skip
-            return result
+        result: np.ndarray = self.run(self.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        return result
 
 
 def difference(logits: np.ndarray, exact: np.ndarray) -> float:
@@ -260,23 +296,14 @@ def plot(file: str, names: list[str], times: list[float]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def compare(net: Resnet50, weights: Weights, images: np.ndarray, threads: int | None) -> int:
-    """Logits and time beside PyTorch's; 1 if they part by more than 1e-3."""
+def compare(net: Resnet50, weights: Weights, images: np.ndarray) -> int:
+    """Logits beside PyTorch's; 1 if they part by more than 1e-3."""
     try:
-        import torch
+        theirs = Torch(weights, fold=False)
     except ImportError:
-        sys.exit("--compare needs PyTorch")
-    if threads:
-        torch.set_num_threads(threads)
-    off = difference(net(images), Torch(weights, fold=False)(images))
-    ours = seconds(lambda: net(images))
-    theirs = Torch(weights, fold=True)
-    other = seconds(lambda: theirs(images))
+        sys.exit("--compare needs PyTorch (pip install 'jitgen[peers]')")
+    off = difference(net(images), theirs(images))
     print(f"largest difference of logits: {off:.1e} of the largest")
-    for name, t in (("jitgen", ours), ("PyTorch", other)):
-        print(f"{name:8} {1e3 * t:9.2f} ms  {len(images) / t:8.1f} images/s")
-    print(f"PyTorch takes {other / ours:.2f} times as long (folded, channels last, "
-          f"{torch.get_num_threads()} threads)")  # fmt: skip
     return int(not off < 1e-3)
 
 
@@ -291,14 +318,14 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224, help="their height and width (224)")
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compare", action="store_true", help="beside PyTorch")
+    parser.add_argument("--compare", action="store_true", help="logits beside PyTorch's")
     parser.add_argument("--plot", metavar="FILE", help="draw the time by layer")
     options = parser.parse_args()
     weights = dict(np.load(options.weights)) if options.weights else random_weights(options.seed)
     net = Resnet50(weights, options.batch, options.size, options.threads)
     images = np.random.default_rng(options.seed).standard_normal(net.x.shape).astype(np.float32)
     if options.compare:
-        return compare(net, weights, images, options.threads)
+        return compare(net, weights, images)
     net(images)
     names, times = [step.name for step in net.steps], by_layer(net)
     print(f"{'layer':24} {'output':>18} {'ms':>8} {'GFLOP/s':>8}")

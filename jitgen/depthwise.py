@@ -1,18 +1,19 @@
-"""Depthwise convolution of a row of pixels, NHWC: each channel with a filter of its own.
+"""Depthwise convolution, NHWC: each channel with a filter of its own; and its weight gradient.
 
-    y[j, c] = epilogue(sum over t of x[taps[t] + j step + c] w[t, c])
+    y[o, p, c] = epilogue(sum over r, s of x[rows' tap r of o, columns' tap s of p, c] w[r, s, c])
 
-Vectors run along the channels. A tile is a few neighbouring pixels by one vector: its weights are
-loaded once, and an input that several pixels see is, too. The last tile of a row lies over the one
-before it. Called as BRGEMM kernels are (docs/abi.md). `Windows` has the loops, which pooling
-(`jitgen.pooling`) shares. Not here: padding and the loops over rows and images.
+Vectors run along the channels. A kernel walks down a strip of a few columns: a row of input is read
+once and added to the results of all rows that see it, which wait in registers, as the weights do.
+The gradient is the same walk with the weights' sums in place of the weights and dy in place of the
+results. Where the weights do not fit (`Shape.rolling`), each row of results is computed by itself.
+What lies beyond the image is left out: there is no border in memory. Called as BRGEMM kernels are
+(docs/abi.md). Not here: the loops over strips and images (`primitives.conv_depthwise`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,313 +25,419 @@ from jitgen.epilogue import FUNCTIONS
 from jitgen.frame import Frame
 from jitgen.spec import MATRIX_BYTES, Step, make_epilogue
 from jitgen.target import Target
+from jitgen.windows import MOST_TAPS
 
 #: Epilogue steps besides FUNCTIONS
 STEPS = ("bias", "relu", "clip")
-#: Pixels of a tile, at most: enough to hide the latency of the FMA; fewer with FUNCTIONS
-PIXELS, FUNCTION_PIXELS = 8, 3
-#: Multiply-accumulates of a tile, at most, for code below 8 KiB; the weight gradient has one more
-#: tile, for the rest of the pixels
-TILE_MACS, GRADIENT_MACS = 224, 112
-#: Taps of a window, at most: they stand in line
-MOST_TAPS = 81
-#: Pixels that the weight gradient takes at a time
-UNROLL = 4
+#: Instructions of one of FUNCTIONS, about
+FUNCTION_SIZE = 40
+#: Instructions of a walk down a strip, and of a row that is computed by itself, at most
+WALK_SIZE, ROW_SIZE = 1400, 320
+#: Pixels of such a row, at most: enough to hide the latency of the FMA
+ROW_PIXELS = 8
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of output pixels and the windows they see; sizes in elements."""
+class Axis:
+    """Windows along one direction: tap t of result o sees pixel (o step + taps[t]) / up where that
+    is whole and one of 0 .. size - 1, and zeros elsewhere. `up` is 1, but in the gradient of x the
+    convolution's stride."""
+
+    count: int
+    step: int
+    taps: tuple[int, ...]
+    size: int
+    up: int = 1
+
+    def check(self, name: str) -> None:
+        """Raise ValueError that names the field unless this is such a direction."""
+        if min(self.count, self.step, self.up) < 1 or self.size < 0 or not self.taps:
+            raise ValueError(f"{name}={self}: count, step, up and taps are at least 1, size 0")
+
+    def seen(self, o: int) -> list[tuple[int, int]]:
+        """The taps of result o that see a pixel, and that pixel."""
+        places = [(t, *divmod(o * self.step + tap, self.up)) for t, tap in enumerate(self.taps)]
+        return [(t, at) for t, at, rest in places if not rest and 0 <= at < self.size]
+
+    @property
+    def alive(self) -> int:
+        """How many results one walk along the pixels has begun and not finished, at most."""
+        return min(self.count, (max(self.taps) - min(self.taps)) // self.step + 1)
+
+    @property
+    def period(self) -> int:
+        """After how many results the same taps see pixels again."""
+        return self.up // math.gcd(self.step, self.up)
+
+    @property
+    def unroll(self) -> int:
+        """After how many results the same registers do the same again."""
+        return math.lcm(self.alive, self.period)
+
+    def corner(self, o: int) -> int:
+        """A pixel for result o that moves evenly from period to period."""
+        return o * self.step // self.up
+
+
+@dataclass(frozen=True)
+class Strip:
+    """How much one kernel computes: `pixels` of a row, at most; only `rolling` kernels, which have
+    all weights in registers, compute more than one row."""
 
     pixels: int
-    channels: int
-    taps: tuple[int, ...]
-    step: int
-    dtype: str
+    rolling: bool
 
-    def check(self, leading: int) -> None:
-        """Raise ValueError unless kernels can address the row, pixels `leading` elements apart."""
-        check_shape(self.pixels, self.channels, self.dtype, leading)
-        if not 1 <= len(self.taps) <= MOST_TAPS:
-            raise ValueError(f"taps has {len(self.taps)} offsets; a window has 1 to {MOST_TAPS}")
-        if self.step < 0:
-            raise ValueError(f"step={self.step} is negative")
-        far = max(map(abs, self.taps)) + (self.pixels - 1) * self.step + self.channels
-        if far * ELEMENTS[self.dtype][2] >= MATRIX_BYTES:
-            raise ValueError(f"taps and step reach {far} elements ({self.dtype}): 2 GiB or more")
+
+def plan_strip(
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
+    epilogue: tuple[Step, ...] = (), *, gradient: bool = False,
+) -> Strip:  # fmt: skip
+    """The strip for kernels with these windows, or parts of them."""
+    free = _free(target.machine(dtype, channels), channels, epilogue, gradient)
+    taps, alive = len(rows.taps) * len(columns.taps), rows.alive
+    steps = min(rows.count, alive + 2 * rows.unroll)
+    size = taps + FUNCTION_SIZE * sum(name in FUNCTIONS for name, *_ in epilogue)
+    pixels = min((free - taps) // alive, WALK_SIZE // (size * steps), columns.count)
+    if pixels >= min(2, columns.count):
+        return Strip(pixels, True)
+    return Strip(min(free // 2, ROW_PIXELS, max(1, ROW_SIZE // size), columns.count), False)
+
+
+def _free(machine: Machine, channels: int, epilogue: tuple[Step, ...], gradient: bool) -> int:
+    """Vector registers for weights and results."""
+    tail = _tail(machine, channels, gradient)
+    masks = machine.tail_vectors(tail) if tail else 0
+    return machine.vectors - machine.constant_registers - masks - len(_temps(epilogue))
+
+
+def _tail(machine: Machine, channels: int, gradient: bool) -> int:
+    """Channels of a vector that is not whole. Where results are not added to, the last vector may
+    instead lie over the one before it."""
+    return channels % machine.lanes if gradient or channels < machine.lanes else 0
+
+
+def _temps(epilogue: tuple[Step, ...]) -> list[int]:
+    return list(range(max([1, *(functions.TEMPS.get(name, 1) for name, *_ in epilogue)])))
 
 
 @lru_cache(maxsize=1024)
 def emit_depthwise(
-    pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *, step: int,
-    ldc: int, ldb: int | None = None, filters: tuple[int, ...] | None = None,
-    epilogue: tuple[Step, ...] = (),
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
+    ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (),
 ) -> bytes:  # fmt: skip
-    """Machine code for one row of `pixels` output pixels of `channels` channels.
+    """Machine code for rows.count x columns.count results of `channels` channels.
 
-    Word a is x at the corner of the first pixel's window, b is w (rows of channels, `ldb` elements
-    apart, default: channels), c is y (pixels `ldc` elements apart), bias as the epilogue asks.
-    Tap t reads taps[t] elements from the corner and row filters[t] of w (default: t); corners are
-    `step` elements apart. y may overlap neither x nor w. With a stride of its own, the gradient of
-    x is such rows too: those of its pixels that see the same taps, `ldc` being the stride.
+    Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
+    as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
+    may overlap neither x nor w. How many results there may be: `plan_strip`.
 
     epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
     """
-    row = Row(pixels, channels, taps, step, dtype)
-    row.check(ldc)
-    rows = tuple(range(len(taps))) if filters is None else filters
-    ldb = channels if ldb is None else ldb
-    if len(rows) != len(taps) or min(rows) < 0:
-        raise ValueError(f"filters={filters}: each of the {len(taps)} taps has one, from 0")
-    check_shape(max(rows) + 1, channels, dtype, ldb)
     steps = make_epilogue(epilogue)
     for name, *_ in steps:
         if name not in STEPS and name not in FUNCTIONS:
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Depthwise(row, ldc, [ldb * r for r in rows], target, steps).emit()
+    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, steps).emit()
 
 
 @lru_cache(maxsize=1024)
 def emit_depthwise_weights(
-    pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *, step: int,
-    ldb: int, ldc: int | None = None, accumulate: bool = True,
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
+    ldb: tuple[int, int], ldc: int, accumulate: bool = True,
 ) -> bytes:  # fmt: skip
-    """Machine code for what one row adds to the gradient of w: dw[t, c] += sum over j of
-    dy[j, c] x[taps[t] + j step + c], or dw[t, c] = without `accumulate`.
+    """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
+    dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
 
-    Word a is x and `taps`, `step` are as for `emit_depthwise`; b is dy (pixels `ldb` elements
-    apart), c is dw (taps x channels, rows `ldc` elements apart, default: channels). Raises
-    ValueError that names argument, value and rule.
+    Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart).
+    Raises ValueError that names argument, value and rule.
     """
-    row = Row(pixels, channels, taps, step, dtype)
-    row.check(ldb)
-    ldc = channels if ldc is None else ldc
-    check_shape(len(taps), channels, dtype, ldc)
-    return _Weights(row, ldb, ldc, target, accumulate).emit()
+    walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb)
+    walk.accumulate = accumulate
+    return walk.emit()
 
 
-class Windows(ABC):
-    """Emits loops over the tiles of a row; a subclass emits the tile.
+#: A row of input in a step: how far below the corner of the step's result, and for each row of
+#: results that it adds to: how far below the step's result, the row of taps, and if it is the first
+Reads = tuple[int, tuple[tuple[int, int, bool], ...]]
 
-    `words`: what pointers hold, role -> word of the argument struct; all move along the channels.
-    """
 
-    def __init__(self, row: Row, target: Target, words: dict[str, str]) -> None:
-        self.row, self.words = row, words
-        self.machine: Machine = target.machine(row.dtype, row.channels)
-        self.frame = Frame(self.machine)
-        self.element = self.machine.element
-        self.vector = self.machine.lanes * self.element
-        self.tail = row.channels % self.machine.lanes
-        #: vector registers for the algorithm's use: the last ones hold a mask and constants
-        masks = self.machine.tail_vectors(self.tail) if self.tail else 0
-        self.free = self.machine.vectors - masks - self.machine.constant_registers
-        self.machine.constant_temps = tuple(range(self.free, self.machine.vectors - masks))
+def _steps(rows: Axis) -> list[tuple[bool, tuple[Reads, ...]]]:
+    """For each row of results: whether it sees zeros only, and the rows of input that are read
+    after those of the row before until it is complete."""
+    reads: dict[int, list[tuple[int, int]]] = {}
+    last = -1
+    ends = []
+    for o in range(rows.count):
+        for t, place in rows.seen(o):
+            reads.setdefault(place, []).append((o, t))
+            last = max(last, place)
+        ends.append(last)
+    steps = []
+    begun: set[int] = set()
+    read = -1
+    for o, end in enumerate(ends):
+        step = []
+        for i in range(read + 1, end + 1):
+            uses = []
+            for out, t in sorted(reads.get(i, [])):
+                uses.append((out - o, t, out not in begun))
+                begun.add(out)
+            if uses:
+                step.append((i - rows.corner(o), tuple(uses)))
+        steps.append((not rows.seen(o), tuple(step)))
+        read = end
+    return steps
+
+
+class _Walk(ABC):
+    """Emits the walk down a strip; `words`: what pointers hold, role -> word of the struct. Vector
+    registers: temporaries, weights (or their sums), pixels of the results alive (or dy); behind
+    those that are free for them are those for constants and a mask."""
+
+    gradient = False
+    words: dict[str, str]
+
+    def __init__(
+        self, rows: Axis, columns: Axis, channels: int, dtype: str, target: Target,
+        x: tuple[int, int], w: int, y: tuple[int, int], epilogue: tuple[Step, ...] = (),
+    ) -> None:  # fmt: skip
+        rows.check("rows")
+        columns.check("columns")
+        taps = len(rows.taps) * len(columns.taps)
+        if taps > MOST_TAPS:
+            raise ValueError(f"taps: {taps} of them; a window has 1 to {MOST_TAPS}")
+        check_shape(taps, channels, dtype, w)
+        for (row, pixel), height, width in (
+            (x, rows.size, columns.size), (y, rows.count, columns.count)
+        ):  # fmt: skip
+            check_shape(1, channels, dtype, pixel)
+            reach = height * row + width * pixel
+            if row < 0 or reach * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+                raise ValueError(f"distances {row}, {pixel} reach up, or 2 GiB ({dtype}) or more")
+        self.machine: Machine = target.machine(dtype, channels)
+        machine = self.machine
+        self.channels = channels
+        self.tail = _tail(machine, channels, self.gradient)
+        self.free = free = _free(machine, channels, epilogue, self.gradient)
+        pixels = columns.count
+        self.rolling = taps + rows.alive * pixels <= free
+        if not self.rolling and (rows.count > 1 or pixels >= free):
+            raise ValueError(
+                f"rows={rows}, columns={columns}: {free} registers do not hold the weights and "
+                f"{rows.alive} rows of results, or one row of less than {free} pixels"
+            )
+        element = machine.element
+        self.rows, self.columns, self.epilogue = rows, columns, epilogue
+        #: distances in bytes: rows and pixels of x and y, rows of w
+        self.x, self.y = (x[0] * element, x[1] * element), (y[0] * element, y[1] * element)
+        self.w = w * element
+        self.temps = _temps(epilogue)
+        held = taps if self.rolling else math.ceil(taps / math.ceil(taps / (free - pixels)))
+        self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
+        first = len(self.temps)
+        self.weights = [first + t % held for t in range(taps)]
+        first += held
+        self.acc = [
+            list(range(first + i * pixels, first + (i + 1) * pixels)) for i in range(rows.alive)
+        ]
+        self.frame = Frame(machine)
 
     @abstractmethod
-    def loops(self) -> None:
-        """Emit everything between entry and return."""
+    def enter(self, taps: range, lanes: int) -> None:
+        """Load what belongs to these taps."""
 
-    def channels(self, emit: Callable[[int], None], suffix: str = "") -> None:
-        """Loop over vectors of channels: `emit` for each of them, and for the tail, with its lanes.
-        Pointers of `words` (the roles with that suffix) move from one to the next."""
-        machine, frame = self.machine, self.frame
-        vectors = self.row.channels // machine.lanes
-        if vectors:
-            with repeated(machine, frame["left"], vectors):
-                emit(machine.lanes)
-                for role in self.words:
-                    machine.advance(frame[role + suffix], self.vector)
-        if self.tail:
-            machine.program.section(f"tail of {self.tail} channels")
-            emit(self.tail)
+    @abstractmethod
+    def leave(self, taps: range, lanes: int) -> None:
+        """Be done with these taps."""
+
+    @abstractmethod
+    def begin(self, acc: list[int], down: int, lanes: int) -> None:
+        """Begin the row of results `down` rows below that of pointer y_now."""
+
+    @abstractmethod
+    def finish(self, acc: list[int], lanes: int) -> None:
+        """Complete the row of results of pointer y_now."""
+
+    @abstractmethod
+    def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
+        """Multiply and add: the registers of a result's pixel, a weight and an input."""
 
     def emit(self) -> bytes:
         """The machine code."""
         machine, frame = self.machine, self.frame
-        for role in (*self.words, *(f"{r}_now" for r in self.words), "left", "again", "constants"):
+        for role in (*self.words, "x_now", "y_now", "left", "again", "constants"):
             frame.take(role)
-        row = self.row
-        machine.program.section(f"{row.pixels} windows of {len(row.taps)} x {row.channels}")
+        machine.program.section(f"{self.rows} x {self.columns} x {self.channels} channels")
         machine.begin(frame.used())
         machine.use_constants(frame["constants"])
+        last = len(self.temps) + self.free
+        machine.constant_temps = tuple(range(last, last + machine.constant_registers))
         if self.tail:
             machine.set_tail(self.tail, machine.vectors - 1)
         for role, word in self.words.items():
             frame.load_argument(role, word)
-        self.loops()
+        lanes = machine.lanes
+        vectors = (self.channels - self.tail + lanes - 1) // lanes
+        if vectors:
+            with repeated(machine, frame["left"], vectors):
+                self._walk(lanes)
+                for role in self.words:
+                    machine.advance(frame[role], lanes * machine.element)
+                if vectors * lanes > self.channels:  # the second vector lies over the first one
+                    later = machine.program.new_label()
+                    machine.jump_if_less(frame["left"], vectors, later)
+                    for role in self.words:
+                        back = self.channels - vectors * lanes
+                        machine.advance(frame[role], back * machine.element)
+                    machine.place(later)
+        if self.tail:
+            machine.program.section(f"tail of {self.tail} channels")
+            self._walk(self.tail)
         machine.end()
         return machine.program.encode()
 
-    def uses(self, taps: Sequence[int], pixels: int) -> list[tuple[int, list[tuple[int, int]]]]:
-        """The input vectors of a tile: displacement, and the (pixel, tap) pairs that read it."""
-        found: dict[int, list[tuple[int, int]]] = {}
-        for t in taps:
-            for p in range(pixels):
-                place = (self.row.taps[t] + p * self.row.step) * self.element
-                found.setdefault(place, []).append((p, t))
-        return sorted(found.items())
-
-    def multiply(
-        self, at: tuple[int, int], pairs: list[tuple[int, int]], lanes: int, temp: int
-    ) -> None:
-        """acc += x * v for each pair (acc, v) of registers, x being the vector at `at`."""
-        machine = self.machine
-        if len(pairs) == 1 and machine.fused_load and lanes == machine.lanes:
-            machine.mac_load(*pairs[0], at, lanes)
-            return
-        machine.load(temp, at, lanes)
-        for acc, v in pairs:
-            machine.mac(acc, temp, v, lanes)
-
-
-class Forward(Windows):
-    """Windows that make one result a pixel: tiles of at most `most` pixels, result by result in
-    the registers `acc`, stored to c."""
-
-    def __init__(
-        self, row: Row, ldc: int, target: Target, words: dict[str, str], most: int
-    ) -> None:
-        super().__init__(row, target, {"x": "a", "y": "c", **words})
-        self.pitch = ldc * self.element
-        self.most = most
-        self.acc: list[int] = []
-
-    def tiles(self, first: int) -> None:
-        """Choose the tiles; their accumulators are the registers from `first` on."""
-        most = min(self.most, self.free - first)
-        self.passes = math.ceil(self.row.pixels / most)
-        self.pixels = math.ceil(self.row.pixels / self.passes)
-        self.acc = list(range(first, first + self.pixels))
-
-    @abstractmethod
-    def tile(self, lanes: int) -> None:
-        """Compute the pixels at x_now into `acc`."""
-
-    def loops(self) -> None:
+    def _walk(self, lanes: int) -> None:
+        """All results of a vector of channels."""
         machine, frame = self.machine, self.frame
-        steps = {"x": self.row.step * self.element, "y": self.pitch}
-        machine.program.section(f"{self.passes} tiles of {self.pixels} pixels")
-        with repeated(machine, frame["again"], self.passes):
-            for role in self.words:
-                machine.move(frame[f"{role}_now"], frame[role])
-            self.channels(self._tile_and_store, "_now")
-            if self.passes > 1:
-                for role, size in steps.items():
-                    machine.advance(frame[role], self.pixels * size)
-            over = self.passes * self.pixels - self.row.pixels
-            if over:  # the second tile lies over the first one
-                later = machine.program.new_label()
-                machine.jump_if_less(frame["again"], self.passes, later)
-                for role, size in steps.items():
-                    machine.advance(frame[role], -over * size)
-                machine.place(later)
+        steps = _steps(self.rows)
+        period, unroll = self.rows.period, self.rows.unroll
+        # the walk's pointer stands at the first row that a usual step reads
+        start = next((reads[0][0] for _, reads in steps[len(steps) // 2 :] if reads), 0)
+        machine.offset(frame["x_now"], frame["x"], start * self.x[0])
+        machine.move(frame["y_now"], frame["y"])
+        if self.rolling:
+            self.enter(self.groups[0], lanes)
+        o = 0
+        while o < len(steps):
+            alike = o + period
+            while alike < len(steps) and steps[alike] == steps[alike - period]:
+                alike += 1
+            passes, rows = (alike - o) // unroll, unroll
+            if passes < 2:
+                passes, rows = 1, 1
+            machine.program.section(f"rows {o} to {o + passes * rows - 1}")
+            with repeated(machine, frame["again"], passes):
+                for i in range(o, o + rows):
+                    self._step(steps[i], i, start, lanes)
+            o += passes * rows
+        if self.rolling:
+            self.leave(self.groups[0], lanes)
 
-    def _tile_and_store(self, lanes: int) -> None:
-        self.tile(lanes)
-        for p, acc in enumerate(self.acc):
-            self.machine.store(acc, (self.frame["y_now"], p * self.pitch), lanes)
-
-
-class _Depthwise(Forward):
-    def __init__(
-        self, row: Row, ldc: int, filters: list[int], target: Target, epilogue: tuple[Step, ...]
+    def _step(
+        self, step: tuple[bool, tuple[Reads, ...]], o: int, start: int, lanes: int
     ) -> None:
-        words = {"w": "b"}
-        if ("bias",) in epilogue:
-            words["bias"] = "bias"
-        names = [step[0] for step in epilogue]
-        slow = any(name in FUNCTIONS for name in names)
-        most = min(FUNCTION_PIXELS if slow else PIXELS, max(1, TILE_MACS // len(row.taps)))
-        super().__init__(row, ldc, target, words, most)
-        self.epilogue = epilogue
-        self.filters = [offset * self.element for offset in filters]
-        self.temps = list(range(max([1, *(functions.TEMPS.get(name, 1) for name in names)])))
-        # all taps at once where their weights leave registers for some pixels, else in groups
-        room = self.free - len(self.temps)
-        taps = len(row.taps)
-        held = taps if room - taps >= min(2, row.pixels) else min(taps, room // 2)
-        groups = math.ceil(taps / held)
-        held = math.ceil(taps / groups)
-        self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
-        self.weights = [len(self.temps) + t % held for t in range(taps)]
-        self.tiles(len(self.temps) + held)
-
-    def tile(self, lanes: int) -> None:
-        machine, x = self.machine, self.frame["x_now"]
-        for acc in self.acc:
-            machine.zero(acc)
+        """Read the rows of a step, which completes row o of the results."""
+        machine, frame, alive = self.machine, self.frame, len(self.acc)
+        blank, reads = step
+        if blank:
+            self.begin(self.acc[o % alive], 0, lanes)
         for taps in self.groups:
-            for t in taps:
-                machine.load(self.weights[t], (self.frame["w_now"], self.filters[t]), lanes)
-            for place, pairs in self.uses(taps, self.pixels):
-                registers = [(self.acc[p], self.weights[t]) for p, t in pairs]
-                self.multiply((x, place), registers, lanes, self.temps[0])
-        for step in self.epilogue:
-            self._apply(step, lanes)
+            if not self.rolling:
+                self.enter(taps, lanes)
+            for i, uses in reads:
+                if taps is self.groups[0]:
+                    for down, _, first in uses:
+                        if first:
+                            self.begin(self.acc[(o + down) % alive], down, lanes)
+                seen = [(self.acc[(o + down) % alive], r) for down, r, _ in uses]
+                self._row((i - start) * self.x[0], seen, taps, lanes)
+            if not self.rolling:
+                self.leave(taps, lanes)
+        self.finish(self.acc[o % alive], lanes)
+        rows = self.rows.corner(o + 1) - self.rows.corner(o)
+        machine.advance(frame["x_now"], rows * self.x[0])
+        machine.advance(frame["y_now"], self.y[0])
 
-    def _apply(self, step: Step, lanes: int) -> None:
+    def _row(
+        self, at: int, uses: list[tuple[list[int], int]], taps: range, lanes: int
+    ) -> None:
+        """Multiply a row of input with `taps`: for each (results, row of taps) of `uses`."""
+        machine, x, width = self.machine, self.frame["x_now"], len(self.columns.taps)
+        found: dict[int, list[tuple[int, int]]] = {}
+        for p in range(self.columns.count):
+            for s, place in self.columns.seen(p):
+                for acc, r in uses:
+                    if r * width + s in taps:
+                        pair = (acc[p], self.weights[r * width + s])
+                        found.setdefault(place, []).append(pair)
+        for place, pairs in sorted(found.items()):
+            machine.load(self.temps[0], (x, at + place * self.x[1]), lanes)
+            for result, weight in pairs:
+                self.mac(result, weight, self.temps[0], lanes)
+
+
+class _Forward(_Walk):
+    words = {"x": "a", "w": "b", "y": "c", "bias": "bias"}
+
+    def enter(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
+
+    def leave(self, taps: range, lanes: int) -> None:
+        pass
+
+    def begin(self, acc: list[int], down: int, lanes: int) -> None:
+        for register in acc:
+            if self.epilogue[:1] == (("bias",),):  # a sum may as well begin with it
+                self.machine.load(register, (self.frame["bias"], 0), lanes)
+            else:
+                self.machine.zero(register)
+
+    def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
+        self.machine.mac(acc, x, weight, lanes)
+
+    def finish(self, acc: list[int], lanes: int) -> None:
+        for i, step in enumerate(self.epilogue):
+            if i or step != ("bias",):
+                self._apply(step, acc, lanes)
+        for p, register in enumerate(acc):
+            self.machine.store(register, (self.frame["y_now"], p * self.y[1]), lanes)
+
+    def _apply(self, step: Step, acc: list[int], lanes: int) -> None:
         machine, t = self.machine, self.temps[0]
         name, *parameters = step
         if name in FUNCTIONS:
-            for acc in self.acc:
-                FUNCTIONS[name](machine, acc, self.temps[: functions.TEMPS[name]])
+            for register in acc:
+                FUNCTIONS[name](machine, register, self.temps[: functions.TEMPS[name]])
         elif name == "bias":
-            machine.load(t, (self.frame["bias_now"], 0), lanes)
-            for acc in self.acc:
-                machine.add(acc, acc, t)
+            machine.load(t, (self.frame["bias"], 0), lanes)
+            for register in acc:
+                machine.add(register, register, t)
         elif name == "relu":
             machine.zero(t)
-            for acc in self.acc:
-                machine.max(acc, t, acc)
+            for register in acc:
+                machine.max(register, t, register)
         else:
             for bound, limit in zip(parameters, (machine.max, machine.min), strict=True):
                 machine.load_const(t, machine.const(bound))
-                for acc in self.acc:
-                    limit(acc, t, acc)
+                for register in acc:
+                    limit(register, t, register)
 
 
-class _Weights(Windows):
-    def __init__(self, row: Row, ldb: int, ldc: int, target: Target, accumulate: bool) -> None:
-        super().__init__(row, target, {"x": "a", "dy": "b", "dw": "c"})
-        self.accumulate = accumulate
-        self.pitch, self.filter = ldb * self.element, ldc * self.element
-        taps = len(row.taps)
-        self.unroll = min(UNROLL, row.pixels, max(1, GRADIENT_MACS // taps))
-        # register 0 is an input; then the gradients of a few pixels, then the sums of the taps
-        self.first = 1 + self.unroll
-        most = self.free - self.first
-        held = math.ceil(taps / math.ceil(taps / most))
-        self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
+class _Gradient(_Walk):
+    gradient = True
 
-    def loops(self) -> None:
-        self.channels(self._sums)
+    words = {"x": "a", "y": "b", "w": "c"}
+    accumulate = True
 
-    def _sums(self, lanes: int) -> None:
-        machine, frame = self.machine, self.frame
-        passes, rest = divmod(self.row.pixels, self.unroll)
-        for taps in self.groups:
-            machine.program.section(f"sums of taps {taps[0]} to {taps[-1]}")
-            for i, t in enumerate(taps, self.first):
-                if self.accumulate:
-                    machine.load(i, (frame["dw"], t * self.filter), lanes)
-                else:
-                    machine.zero(i)
-            machine.move(frame["x_now"], frame["x"])
-            machine.move(frame["dy_now"], frame["dy"])
-            with repeated(machine, frame["again"], passes):
-                self._pixels(taps, self.unroll, lanes)
-                machine.advance(frame["x_now"], self.unroll * self.row.step * self.element)
-                machine.advance(frame["dy_now"], self.unroll * self.pitch)
-            if rest:
-                self._pixels(taps, rest, lanes)
-            for i, t in enumerate(taps, self.first):
-                machine.store(i, (frame["dw"], t * self.filter), lanes)
+    def enter(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            if self.accumulate:
+                self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
+            else:
+                self.machine.zero(self.weights[t])
 
-    def _pixels(self, taps: range, pixels: int, lanes: int) -> None:
-        machine, frame = self.machine, self.frame
-        for p in range(pixels):
-            machine.load(1 + p, (frame["dy_now"], p * self.pitch), lanes)
-        for place, pairs in self.uses(taps, pixels):
-            registers = [(self.first + t - taps[0], 1 + p) for p, t in pairs]
-            self.multiply((frame["x_now"], place), registers, lanes, 0)
+    def leave(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            self.machine.store(self.weights[t], (self.frame["w"], t * self.w), lanes)
+
+    def begin(self, acc: list[int], down: int, lanes: int) -> None:
+        for p, register in enumerate(acc):
+            place = down * self.y[0] + p * self.y[1]
+            self.machine.load(register, (self.frame["y_now"], place), lanes)
+
+    def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
+        self.machine.mac(weight, x, acc, lanes)
+
+    def finish(self, acc: list[int], lanes: int) -> None:
+        pass

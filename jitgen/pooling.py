@@ -1,7 +1,7 @@
 """Pooling of a row of pixels, NHWC: the maximum or the mean of each window, channel by channel, and
 the gradient of either.
 
-The loops are those of depthwise convolution (`jitgen.depthwise.Windows`), without weights. A window
+The loops are those of `jitgen.windows`, without weights. A window
 at a border is a row of its own: the caller leaves out the taps that lie in the padding. A gradient
 is added window by window to the pixels that the window sees; where its maximum lies is found again,
 not kept. Not here: the loops over rows, and zeros before the first addition.
@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from isa.machine import Machine
 from jitgen.copying import repeated
-from jitgen.depthwise import Forward, Row, Windows
 from jitgen.target import Target
+from jitgen.windows import Forward, Row, Windows
 
 KINDS = ("max", "average")
 #: Pixels of a tile, and elements of their windows, at most, for code below 8 KiB

@@ -1,17 +1,25 @@
 """Depthwise convolution: a filter for each channel, with kernels whose lanes are the channels.
 
-A product over one channel would leave all lanes but one empty. Weights are [taps][channels]. Not
-here: the kernels (`jitgen.depthwise`), layouts (`primitives.conv_layouts`).
+A product over one channel would leave all lanes but one empty. Kernels walk down strips of the
+images as they lie; each knows which taps see beyond the image, so that no border is needed. Weights
+are [taps][channels]. Not here: the kernels (`jitgen.depthwise`), layouts (`conv_layouts`).
 """
 
 from __future__ import annotations
 
-from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
+import math
+
+import numpy as np
+
+from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
-from primitives.conv_layouts import Conv, Made, Taps
+from primitives.conv_layouts import Conv, Made
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
+
+#: Channels of a piece, at least, where threads share them
+PIECE = 64
 
 
 def pack_part(conv: Conv, source: str, to: str) -> Part:
@@ -28,56 +36,127 @@ def pack_part(conv: Conv, source: str, to: str) -> Part:
     return Part("weights by tap", "c", {"c": Loop(conv.channels, (conv.channels,))}, code, words)
 
 
-def product_part(conv: Conv, p: Taps, apart: int, epilogue: tuple[Step, ...]) -> Part:
-    """Rows of results (tensors "x", "panels", "y", "bias"); the input's pixels are `apart`
-    elements apart."""
-    row, e, c = p.inside[1] * apart, conv.element, conv.channels
-    displacements = tuple(r * row + s * apart for r, s in p.offsets)
+class _Pieces:
+    """Blocks of `block` results along an axis. By the result with which one begins: the `first`
+    pixel that it sees, how many it sees (`size`), and how far its lowest tap looks `before` that
+    pixel, in the axis' steps."""
 
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
+    def __init__(self, axis: Axis, block: int) -> None:
+        self.axis, self.loop = axis, Loop(axis.count, (block,))
+        at = np.arange(axis.count)
+        low = at * axis.step + min(axis.taps)
+        high = np.minimum(at + block - 1, axis.count - 1) * axis.step + max(axis.taps)
+        self.first = np.clip(-(-low // axis.up), 0, axis.size)
+        self.size = np.clip(high // axis.up + 1, self.first, axis.size) - self.first
+        # where nothing is seen, this is of no account
+        self.before = np.maximum(self.first * axis.up - low, 0)
+
+    def variants(self, loop: str) -> dict[str, tuple[str, np.ndarray]]:
+        """What kernels depend on, as `Part` has it."""
+        return {f"{loop} before": (loop, self.before), f"{loop} size": (loop, self.size)}
+
+    def of(self, loop: str, size: dict[str, int]) -> Axis:
+        """The axis of a block, from its first seen pixel on."""
+        axis, shift = self.axis, min(self.axis.taps) + size[f"{loop} before"]
+        taps = tuple(t - shift for t in axis.taps)
+        return Axis(size[loop], axis.step, taps, size[f"{loop} size"], axis.up)
+
+
+def _strips(
+    conv: Conv, rows: Axis, columns: Axis, band: int, piece: int, epilogue: tuple[Step, ...],
+    gradient: bool,
+) -> tuple[_Pieces, _Pieces]:  # fmt: skip
+    """Rows and columns in blocks for kernels, of at most `band` rows and `piece` channels."""
+    plans = [
+        plan_strip(rows, columns, c, conv.dtype, conv.target, epilogue, gradient=gradient)
+        for c in (min(piece, conv.channels), conv.channels % piece) if c
+    ]  # fmt: skip
+    strip = min(plans, key=lambda plan: (plan.rolling, plan.pixels))
+    width = -(-columns.count // -(-columns.count // strip.pixels))
+    return _Pieces(rows, band if strip.rolling else 1), _Pieces(columns, width)
+
+
+def _forward_axes(conv: Conv) -> list[Axis]:
+    return [
+        Axis(conv.out[i], conv.stride[i],
+             tuple(t * conv.dilation[i] - conv.padding[i] for t in range(conv.kernel[i])),
+             conv.size[i])
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part:
+    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip.
+
+    Pixel p of x adds w[t] dy[o] to its gradient where it is the one that tap t of o sees:
+    p + padding = o stride + t dilation.
+    """
+    e, c = conv.element, conv.channels
+    rows, columns = _forward_axes(conv)
+    if backward:
+        rows, columns = (
+            Axis(axis.size, 1, tuple(-t for t in axis.taps), axis.count, axis.step)
+            for axis in (rows, columns)
+        )
+    # threads share images, then channels if there are many, or else bands of rows
+    share = conv.threads // math.gcd(conv.batch, conv.threads)
+    band, piece = rows.count, c
+    if c >= share * PIECE:
+        piece = -(-c // share // 16) * 16
+    else:
+        band = -(-rows.count // share)
+    down, along = _strips(conv, rows, columns, band, piece, epilogue, False)
+    row, y_row = columns.size * c, columns.count * c
+
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise(
-            p.pixels[1], c, displacements, conv.dtype, conv.target, step=p.stride[1] * apart,
-            ldc=p.apart[1] * c, filters=p.weights, epilogue=epilogue,
+            down.of("h", sizes), along.of("w", sizes), sizes["c"], conv.dtype, conv.target,
+            lda=(row, c), ldb=c, ldc=(y_row, c), epilogue=epilogue,
         )  # fmt: skip
         return made, {}
 
-    y_row = p.image[1] * c
     words = {
-        "a": Ref("x", {"n": p.inside[0] * row, "h": p.stride[0] * row}, e),
-        "b": Ref("panels", {}, e),
-        "c": Ref("y", {"n": p.image[0] * y_row, "h": p.apart[0] * y_row}, e,
-                 start=p.at[0] * y_row + p.at[1] * c),
+        "a": Ref("x", {"n": rows.size * row, "c": 1}, e,
+                 table={"h": down.first * row, "w": along.first * c}),
+        "b": Ref("panels", {"c": 1}, e),
+        "c": Ref("y", {"n": rows.count * y_row, "h": y_row, "w": c, "c": 1}, e),
     }  # fmt: skip
     if ("bias",) in epilogue:
-        words["bias"] = Ref("bias", {}, e)
-    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(p.pixels[0], (1,))}
-    return Part("rows of pixels, channel by channel", "NH", loops, code, words)
+        words["bias"] = Ref("bias", {"c": 1}, e)
+    loops = {
+        "n": Loop(conv.batch, (1,)), "c": Loop(c, (piece,)), "h": down.loop, "w": along.loop,
+    }  # fmt: skip
+    variants = down.variants("h") | along.variants("w")
+    return Part("strips of pixels, channel by channel", "NCHW", loops, code, words,
+                variants=variants)  # fmt: skip
 
 
-def weights_parts(conv: Conv, x: str, dy: str, apart: int) -> list[Part]:
-    """The weight gradient from tensors `x` (pixels `apart`) and `dy` to "dw"; "by_tap" is scratch.
+def weights_parts(conv: Conv, x: str, dy: str) -> list[Part]:
+    """The weight gradient from tensors `x` and `dy` to "dw"; "by_tap" is scratch.
 
-    Threads share the channels, so that each weight is summed by one of them, row by row.
+    Threads share the channels, so that each weight is summed by one of them, strip by strip.
     """
-    row, e, c, count = conv.padded[1] * apart, conv.element, conv.channels, len(conv.taps)
-    displacements = tuple(r * row + s * apart for r, s in conv.taps)
+    e, c, count = conv.element, conv.channels, len(conv.taps)
+    rows, columns = _forward_axes(conv)
+    piece = -(-c // conv.threads // 16) * 16
+    down, along = _strips(conv, rows, columns, rows.count, piece, (), True)
+    row, y_row = conv.size[1] * c, conv.out[1] * c
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise_weights(
-            conv.out[1], size["c"], displacements, conv.dtype, conv.target,
-            step=conv.stride[1] * apart, ldb=c, ldc=c, accumulate=not first,
+            down.of("h", size), along.of("w", size), size["c"], conv.dtype, conv.target,
+            lda=(row, c), ldb=(y_row, c), ldc=c, accumulate=not first,
         )  # fmt: skip
         return made, {}
 
-    y_row = conv.out[1] * c
     words = {
-        "a": Ref(x, {"c": 1, "n": conv.padded[0] * row, "h": conv.stride[0] * row}, e),
-        "b": Ref(dy, {"c": 1, "n": conv.out[0] * y_row, "h": y_row}, e),
+        "a": Ref(x, {"c": 1, "n": conv.size[0] * row}, e,
+                 table={"h": down.first * row, "w": along.first * c}),
+        "b": Ref(dy, {"c": 1, "n": conv.out[0] * y_row, "h": y_row, "w": c}, e),
         "c": Ref("by_tap", {"c": 1}, e),
-    }
-    piece = min(c, 64) if conv.threads > 1 else c
+    }  # fmt: skip
     loops = {
-        "c": Loop(c, (piece,)), "n": Loop(conv.batch, (1,)), "h": Loop(conv.out[0], (1,)),
+        "c": Loop(c, (piece,)), "n": Loop(conv.batch, (1,)), "h": down.loop, "w": along.loop,
     }  # fmt: skip
 
     def turn(size: dict[str, int], first: bool, last: bool) -> Made:
@@ -85,7 +164,9 @@ def weights_parts(conv: Conv, x: str, dy: str, apart: int) -> list[Part]:
         return made, {}
 
     back = {"a": Ref("by_tap", {"c": 1}, e), "c": Ref("dw", {"c": count}, e)}
+    variants = down.variants("h") | along.variants("w")
     return [
-        Part("weight gradient, row by row", "Cnh", loops, code, words, "nh"),
+        Part("weight gradient, strip by strip", "Cnhw", loops, code, words, "nhw",
+             variants=variants),
         Part("weight gradient channels x taps", "c", {"c": Loop(c, (c,))}, turn, back),
-    ]
+    ]  # fmt: skip

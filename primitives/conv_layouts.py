@@ -5,24 +5,24 @@ Not here: the products (`primitives.conv_streams`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jitgen.depthwise import MOST_TAPS
-from jitgen.elementwise import emit_map
+from jitgen.elementwise import emit_column_sums, emit_map
 from jitgen.kernel import panel_width
 from jitgen.layout import emit_transpose
 from jitgen.pack import emit_packer
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
+from jitgen.windows import MOST_TAPS
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
-#: Pixels that lie a multiple of this many bytes apart share a set of L1, so that a gap is left
-CONFLICT, GAP = 2048, 64
-#: Most pixels of a kernel call
+#: Pixels of a kernel call for which the width of panels is chosen
 MOST_PIXELS = 128
+#: Fewer input channels than this would leave lanes empty in the weight update
+FEW_CHANNELS = 16
 
 Made = tuple[bytes, dict[str, int]]
 
@@ -88,22 +88,37 @@ class Conv:
         return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
 
     @property
-    def covered(self) -> bool:
-        """Every input pixel is seen by some tap, whatever its place by the stride."""
-        seen = {(r % self.stride[0], s % self.stride[1]) for r, s in self.taps}
-        return len(seen) == self.stride[0] * self.stride[1]
-
-    @property
-    def apart(self) -> int:
-        """Elements from a pixel to the next in a buffer of our own: depthwise kernels read many
-        rows at once, which must not share a set of L1."""
-        conflict = self.depthwise and self.channels * self.element % CONFLICT == 0
-        return self.channels + (GAP // self.element if conflict else 0)
-
-    @property
     def flat(self) -> bool:
         """Each tap is a pixel and there is no border: all pixels of all images are one long row."""
         return self.padded == self.size and all(x == 1 for x in (*self.kernel, *self.stride))
+
+    @property
+    def dense(self) -> Conv:
+        """The convolution of the pixels that are seen, if the others need not be copied with them:
+        1 x 1 taps with a stride and no border."""
+        if self.kernel == (1, 1) != self.stride and self.padded == self.size and self.groups == 1:
+            return replace(self, size=self.out, stride=(1, 1))
+        return self
+
+    @property
+    def few(self) -> bool:
+        """In the weight update, lanes are output channels: there are too few of the others."""
+        c, k = self.group
+        return c < FEW_CHANNELS <= k and not self.one_sum
+
+    @property
+    def one_sum(self) -> bool:
+        """In the weight update, all pixels are one sum."""
+        return self.flat and self.groups == 1
+
+    @property
+    def sum_width(self) -> int:
+        """Columns of dw, or rows of its transpose, that a call of the weight update makes."""
+        c, k = self.group
+        columns = k if self.few else c
+        length = self.out[0] * self.out[1] if self.one_sum else self.out[1]
+        return panel_width(min(c if self.few else k, MOST_PIXELS), columns, length, self.dtype,
+                           self.target)  # fmt: skip
 
     def width(self, c: int, k: int) -> int:
         """Columns of a panel of weights for a product over c channels with k results."""
@@ -139,38 +154,60 @@ class Taps:
         return good.argmax(axis=1), good.sum(axis=1)
 
 
+def even(extent: int, most: int, multiple: int = 1) -> int:
+    """A block of at most about `most` that cuts `extent` evenly, a multiple."""
+    blocks = -(-extent // most)
+    block = -(-extent // blocks)
+    return -(-block // multiple) * multiple
+
+
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int], apart: int = 0,
+    inside: tuple[int, int], at: tuple[int, int],
 ) -> Part:  # fmt: skip
-    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, which lie
-    `apart` elements from each other (0: channels), beginning at pixel `at`."""
+    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
+    pixel `at`."""
     (h, w), (buffer_h, buffer_w) = size, inside
-    pixel = apart or channels
     # images without a border are one long row
     rows = 1 if buffer_w == w and at[1] == 0 else h
     length = h * w // rows
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         if conv.nhwc:
-            leading = {"a": channels, "c": pixel}
-            made = emit_map("copy", length, channels, conv.dtype, conv.target, ld=leading)
+            made = emit_map("copy", length, channels, conv.dtype, conv.target)
         else:
             made = emit_transpose(
-                channels, length, conv.dtype, conv.target, lda=h * w, ldc=pixel
+                channels, length, conv.dtype, conv.target, lda=h * w, ldc=channels
             )
         return made, {}
 
     image = channels * h * w
     row = length * channels if conv.nhwc else length
-    start = (at[0] * buffer_w + at[1]) * pixel
+    start = (at[0] * buffer_w + at[1]) * channels
     words = {
         "a": Ref(source, {"n": image, "h": row}, conv.element),
-        "c": Ref(to, {"n": buffer_h * buffer_w * pixel, "h": buffer_w * pixel}, conv.element,
+        "c": Ref(to, {"n": buffer_h * buffer_w * channels, "h": buffer_w * channels}, conv.element,
                  start=start),
     }  # fmt: skip
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(rows, (1,))}
     return Part("images into a buffer with a border", "NH", loops, code, words)
+
+
+def pick(conv: Conv, source: str, to: str) -> Part:
+    """Copy the pixels of NHWC images that are seen, stride by stride, to images of `conv.out`."""
+    c, (h, w) = conv.channels, conv.out
+
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
+        leading = {"a": conv.stride[1] * c, "c": c}
+        return emit_map("copy", w, c, conv.dtype, conv.target, ld=leading), {}
+
+    row = conv.size[1] * c
+    words = {
+        "a": Ref(source, {"n": conv.size[0] * row, "h": conv.stride[0] * row}, conv.element),
+        "c": Ref(to, {"n": h * w * c, "h": w * c}, conv.element),
+    }
+    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(h, (1,))}
+    return Part("pixels that are seen", "NH", loops, code, words)
 
 
 def gather(conv: Conv, source: str, to: str, channels: int, pixels: int) -> Part:
@@ -190,6 +227,21 @@ def gather(conv: Conv, source: str, to: str, channels: int, pixels: int) -> Part
     }
     loops = {"n": Loop(conv.batch, (1,)), "c": Loop(channels, (piece,))}
     return Part("images to NCHW", "NC", loops, code, words)
+
+
+def bias_part(conv: Conv, dy: str) -> Part:
+    """Sums of the gradient of the output (NHWC) by channel, to tensor "db"."""
+    pixels = conv.batch * conv.out[0] * conv.out[1]
+
+    def sums(size: dict[str, int], first: bool, last: bool) -> Made:
+        made = emit_column_sums(
+            pixels, size["k"], conv.dtype, conv.target, lda=conv.features
+        )
+        return made, {}
+
+    words = {"a": Ref(dy, {"k": 1}, conv.element), "c": Ref("db", {"k": 1}, conv.element)}
+    piece = -(-conv.features // conv.threads // 64) * 64
+    return Part("bias gradient", "K", {"k": Loop(conv.features, (piece,))}, sums, words)
 
 
 def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
@@ -233,7 +285,7 @@ def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
 def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     """What must agree between the layer that packed weights and the one that reads them."""
     c, k = conv.group
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return (conv.channels, len(conv.taps))
     width = conv.width(k, c) if backward else conv.width(c, k)
     return (conv.groups, c, k, *conv.kernel, width)
@@ -241,7 +293,7 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
 
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the packed weights."""
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return conv.channels * len(conv.taps)
     c, k = conv.group
     rows, columns = (k, c) if backward else (c, k)

@@ -11,41 +11,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
-from jitgen.elementwise import emit_column_sums
+from jitgen.dot import possible
 from jitgen.kernel import brgemm
-from jitgen.layout import emit_transpose
+from jitgen.operands import NUMPY
 from jitgen.spec import Step
 from primitives import conv_depthwise as depthwise
+from primitives import conv_weights as weights
+from primitives.conv_cost import Choice
 from primitives.conv_layouts import (
-    MOST_PIXELS,
     Conv,
     Made,
     Taps,
+    even,
     gather,
     pack_parts,
     packed_elements,
+    pick,
     spread,
 )
-from primitives.gemm import Product, fused_part
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
-#: Bytes of a panel's weights that are used for all rows of an image before the next channels
-WEIGHT_BYTES = 640 << 10
-#: Most pixels that a call of the weight update sums over: its rows of x and dy stay in L2
-MOST_DEPTH = 1024
-#: Fewer input channels than this would leave lanes empty in the weight update
-FEW_CHANNELS = 16
-#: Bytes of results of one panel that wait in L2 for the next channels
-RESULT_BYTES = 1 << 18
-
 
 def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
-    if conv.depthwise and (conv.covered or not backward):
+    if conv.depthwise:
         return [depthwise.pack_part(conv, source, "panels")]
     return pack_parts(conv, backward, source, "panels")
 
@@ -59,7 +53,7 @@ def pack_weights(conv: Conv, backward: bool) -> Run:
 
 
 def _product(
-    conv: Conv, p: Taps, name: str, epilogue: tuple[Step, ...]
+    conv: Conv, p: Taps, name: str, epilogue: tuple[Step, ...], choice: Choice
 ) -> tuple[Part, dict[str, np.ndarray]]:  # fmt: skip
     """The part (tensors "x", "panels", "y", "bias", "residual"), and its tables of offsets."""
     c, k = p.channels // conv.groups, p.features // conv.groups
@@ -71,10 +65,7 @@ def _product(
     }
     count = len(p.offsets)
     first_tap, taps_seen = p.seen() if count else (np.zeros(p.pixels[0], int),) * 2
-    # channels whose weights stay in L2 for all rows of an image
-    depth = max(16, WEIGHT_BYTES // (max(count, 1) * width * e))
-    depth = min(c, _even(c, depth, 16))
-    columns = _even(p.pixels[1], MOST_PIXELS)
+    depth, columns = min(c, choice.channels), even(p.pixels[1], choice.pixels)
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
@@ -108,38 +99,10 @@ def _product(
         "n": Loop(conv.batch, (1,)), "g": Loop(conv.groups, (1,)), "k": Loop(k, (width,)),
         "c": Loop(c, (depth,)), "h": Loop(p.pixels[0], (1,)), "w": Loop(p.pixels[1], (columns,)),
     }  # fmt: skip
-    order = _order(conv, p, -(-k // width), c > depth, width)
     # rows at the border leave out the taps that see zeros only
     variants = {"taps": ("h", taps_seen)}
     title = f"sum over {count} taps"
-    return Part(title, order, loops, code, words, "c", variants=variants), tables
-
-
-def _order(conv: Conv, p: Taps, panels: int, pieces: bool, width: int) -> str:
-    """The order of the loops over n images, g groups, k panels of results, c pieces of the
-    reduction, h rows and w pieces of rows; the threads share the upper-case ones.
-
-    One long row of pixels: a piece of it stays in L2 for all panels. Images: a panel's weights stay
-    for all rows of an image, and, if they come in pieces and the results are small enough to wait
-    for the next piece in L2, of all images. The threads share rows where that alone is even.
-    """
-    if conv.batch * p.pixels[0] == 1:
-        return "NHWGkc"
-
-    def even(tasks: int) -> bool:
-        return -(-tasks // conv.threads) * conv.threads <= 1.15 * tasks
-
-    results = conv.batch * p.pixels[0] * p.pixels[1] * width * conv.element
-    if pieces and results <= RESULT_BYTES and even(conv.groups * panels):
-        return "GKcnhw"
-    return "NGKchw" if even(conv.batch * conv.groups * panels) else "NGKHcw"
-
-
-def _even(extent: int, most: int, multiple: int = 1) -> int:
-    """A block of at most about `most` that cuts `extent` evenly, a multiple."""
-    blocks = -(-extent // most)
-    block = -(-extent // blocks)
-    return -(-block // multiple) * multiple
+    return Part(title, choice.order, loops, code, words, "c", variants=variants), tables
 
 
 def _forward_taps(conv: Conv) -> Taps:
@@ -158,19 +121,36 @@ def _as_product(conv: Conv) -> Conv:
     return replace(conv, batch=1, size=pixels, out=pixels)
 
 
+def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> str:
+    """Which tensor is the NHWC input, with a border unless the kernels are depthwise; where that is
+    not the caller's "image", a part that copies it."""
+    inside, border = (conv.size, (0, 0)) if conv.depthwise else (conv.padded, conv.padding)
+    if conv.nhwc and inside == conv.size:
+        return "image"
+    scratch["x"] = conv.batch * conv.channels * inside[0] * inside[1]
+    parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border))
+    return "x"
+
+
 @lru_cache(maxsize=256)
-def forward(conv: Conv, packed: bool) -> Run:
+def products(conv: Conv, which: str) -> tuple[Conv, tuple[Taps, ...]]:
+    """The convolution and the products that the choice for a pass is about."""
+    if which == "backward_weights":
+        return conv.dense, ()
+    flat = _as_product(conv)
+    if which == "forward":
+        return flat, (_forward_taps(flat),)
+    return flat, tuple(_backward_taps(flat)[0])
+
+
+@lru_cache(maxsize=256)
+def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
-    inside = conv.padded
     pixels = conv.out[0] * conv.out[1]
-    parts, scratch = [], {}
-    x, y, panels, apart = "image", "result", "w", conv.channels
-    if not conv.nhwc or inside != conv.size or conv.apart != apart:
-        x, apart = "x", conv.apart
-        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
-        parts.append(
-            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
-        )
+    parts: list[Part] = []
+    scratch: dict[str, int] = {}
+    y, panels = "result", "w"
+    x = _input(conv, parts, scratch)
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.features * pixels
     if not packed:
@@ -178,11 +158,11 @@ def forward(conv: Conv, packed: bool) -> Run:
         scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
         parts += _pack_parts(conv, False, "w")
     tables: dict[str, np.ndarray] = {}
-    if conv.depthwise:
-        part = depthwise.product_part(conv, _forward_taps(conv), apart, conv.epilogue)
+    if choice is None:
+        part = depthwise.product_part(conv, False, conv.epilogue)
     else:
-        flat = _as_product(conv)
-        part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue)
+        flat, (product,) = products(conv, "forward")
+        part, tables = _product(flat, product, "forward", conv.epilogue, choice)
     residual = "residual"
     if not conv.nhwc and any(step == "residual" for step, *_ in conv.epilogue):
         residual, scratch["r"] = "r", conv.batch * conv.features * pixels
@@ -242,19 +222,20 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
 
 
 @lru_cache(maxsize=256)
-def backward_data(conv: Conv, packed: bool) -> Run:
+def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
     scratch: dict[str, int] = {}
     parts: list[Part] = []
+    made: list[Part] = []
     x, y, panels = "image", "result", "w"
-    alone, apart = conv.depthwise and conv.covered, conv.features
-    flat = conv if alone else _as_product(conv)
-    products, inside, border = _backward_taps(flat)
-    if not conv.nhwc or inside != flat.out or (alone and conv.apart != apart):
-        x, apart = "x", conv.apart if alone else apart
-        scratch["x"] = flat.batch * apart * inside[0] * inside[1]
+    flat, inside, border = conv, conv.out, (0, 0)
+    if choice is not None:
+        flat = _as_product(conv)
+        found, inside, border = _backward_taps(flat)
+    if not conv.nhwc or inside != flat.out:
+        x, scratch["x"] = "x", flat.batch * conv.features * inside[0] * inside[1]
         real = conv.out if conv.flat else inside
-        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border, apart))
+        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
     if not packed:
@@ -262,13 +243,14 @@ def backward_data(conv: Conv, packed: bool) -> Run:
         scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
         parts += _pack_parts(conv, True, "w")
     tables: dict[str, np.ndarray] = {}
-    for i, product in enumerate(products):
-        if alone:
-            part = depthwise.product_part(conv, product, apart, ())
-        else:
-            part, more = _product(flat, product, f"backward_{i}", ())
+    if choice is None:
+        made.append(depthwise.product_part(conv, True, ()))
+    else:
+        for i, product in enumerate(found):
+            part, more = _product(flat, product, f"backward_{i}", (), choice)
+            made.append(part)
             tables |= more
-        parts.append(_renamed(part, {"x": x, "y": y, "panels": panels}))
+    parts += [_renamed(part, {"x": x, "y": y, "panels": panels}) for part in made]
     if not conv.nhwc:
         parts.append(gather(conv, "y", "result", conv.channels, conv.size[0] * conv.size[1]))
     tensors = ["image", "w", "result"]
@@ -276,124 +258,53 @@ def backward_data(conv: Conv, packed: bool) -> Run:
 
 
 @lru_cache(maxsize=256)
-def backward_weights(conv: Conv) -> Run:
+def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 
-    For each tap, dw (k x c) = sum over rows of output pixels of dy^T x; the batch of a call is all
-    rows of all images, so that each piece of dw is written once.
+    `choice` is that for `conv.dense`; None for depthwise convolutions.
     """
-    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
-    scratch = {"by_tap": conv.features * c * len(taps)}
+    whole, conv = conv, conv.dense
+    scratch: dict[str, int] = {}
     parts: list[Part] = []
-    x, dy, apart = "image", "dy", conv.channels
-    if not conv.nhwc or inside != conv.size or conv.apart != apart:
-        x, apart = "x", conv.apart
-        scratch["x"] = conv.batch * apart * inside[0] * inside[1]
-        parts.append(
-            spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
-        )
-    if not conv.nhwc:
+    x, dy = "image", "dy"
+    summable = not conv.bias or possible(conv.dtype, conv.target)
+    if not conv.nhwc and (conv.few or conv.depthwise or not summable):
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
-    pixels = conv.batch * conv.out[0] * conv.out[1]
+    x_plain = conv.one_sum and whole is conv and dy == "dy"
+    if not x_plain:
+        x = _input(whole, parts, scratch)
+    if dy == "y":
+        conv = replace(conv, nhwc=True)
+    if whole.dense is not whole:
+        scratch["seen"] = conv.batch * conv.channels * conv.out[0] * conv.out[1]
+        parts.append(pick(whole, x, "seen"))
+        x = "seen"
     tables: dict[str, np.ndarray] = {}
-    product = Product(
-        k, c, pixels, conv.dtype, conv.target, conv.threads, conv.width(c, k), a="columns", b="rows"
-    )
-    if conv.depthwise:
-        parts += depthwise.weights_parts(conv, x, dy, apart)
-    elif conv.flat and conv.groups == 1 and product.fused:
-        # all pixels of all images are one long reduction
-        scratch["panels"] = conv.threads * product.panel_depth * product.width
-        parts.append(fused_part(product, dy, x, "panels", "dw"))
+    size = conv.features * conv.group[0] * len(conv.taps)
+    if choice is None:
+        scratch["by_tap"] = size
+        parts += depthwise.weights_parts(conv, x, dy)
     else:
-        more, tables = _by_taps(conv, x, dy)
-        parts += more
+        by_tap = "by_tap" if len(conv.taps) > 1 or conv.few else "dw"
+        copies = "copies" if choice.copies > 1 else by_tap
+        scratch["by_tap"], scratch["copies"] = size, size * choice.copies
+        if conv.one_sum:
+            part, panels = weights.flat_part(conv, x, dy, copies, choice, x_plain)
+            scratch["panels"] = panels
+        else:
+            part, tables = weights.tap_part(conv, x, dy, copies, choice)
+        parts.append(part)
+        if copies != by_tap:
+            parts.append(weights.add_part(conv, choice.copies, copies, by_tap))
+        if by_tap != "dw":
+            parts.append(weights.turn_part(conv, by_tap, "dw"))
     if conv.bias:
-
-        def sums(size: dict[str, int], first: bool, last: bool) -> Made:
-            made = emit_column_sums(
-                pixels, size["k"], conv.dtype, conv.target, lda=conv.features
-            )
-            return made, {}
-
-        refs = {"a": Ref(dy, {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
-        piece = -(-conv.features // conv.threads // 64) * 64
-        parts.append(Part("bias gradient", "K", {"k": Loop(conv.features, (piece,))}, sums, refs))
+        parts += weights.bias_parts(conv, dy)
+        scratch["sums"] = conv.batch * conv.features
+        tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
-
-
-def _by_taps(conv: Conv, x: str, dy: str) -> tuple[list[Part], dict[str, np.ndarray]]:
-    """The weight gradient tap by tap, from tensors `x` and `dy` to "dw", and tables of the rows of
-    output pixels that the reduction runs over. Lanes are input channels, or output channels where
-    there are few of the former."""
-    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
-    row, length = inside[1] * conv.channels, conv.out[1]
-    images = np.arange(conv.batch, dtype=np.int64)[:, None]
-    lines = np.arange(conv.out[0], dtype=np.int64)
-    tables = {
-        "x_rows": ((images * inside[0] + lines * conv.stride[0]) * row).reshape(-1),
-        "y_rows": ((images * conv.out[0] + lines) * length * conv.features).reshape(-1),
-    }
-    few = c < FEW_CHANNELS <= k
-    step = conv.stride[1] * conv.channels
-    width = conv.width(length, k if few else c)
-    result = "by_tap" if len(taps) > 1 or few else "dw"
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        m, n = (size["c"], size["k"]) if few else (size["k"], size["c"])
-        kernel = brgemm(
-            m, n, length, conv.dtype, lda=step if few else conv.features, trans_a=True,
-            ldb=conv.features if few else step, ldc=k if few else c, batch="offset",
-            target=conv.target, beta=0.0 if first else 1.0,
-        )  # fmt: skip
-        return kernel.code, {"count": size["p"]}
-
-    of_x = Ref(x, {"r": conv.dilation[0] * row, "s": conv.dilation[1] * conv.channels, "g": c,
-                   "c": 1}, e)  # fmt: skip
-    of_dy = Ref(dy, {"g": k, "k": 1}, e)
-    x_rows, dy_rows = Ref("x_rows", {"p": 1}, 8), Ref("y_rows", {"p": 1}, 8)
-    place = {"k": 1, "c": k} if few else {"k": c, "c": 1}
-    words = {
-        "a": of_x if few else of_dy,
-        "b": of_dy if few else of_x,
-        "c": Ref(result, {"r": conv.kernel[1] * conv.features * c, "s": conv.features * c,
-                          "g": k * c, **place}, e),
-        "a_offsets": x_rows if few else dy_rows,
-        "b_offsets": dy_rows if few else x_rows,
-    }  # fmt: skip
-    tasks = len(taps) * conv.groups * -(-(k if few else c) // width)
-    rows = c if few else _even(k, 64 if tasks * -(-k // 64) >= 2 * conv.threads else 24)
-    loops = {
-        "g": Loop(conv.groups, (1,)), "r": Loop(conv.kernel[0], (1,)),
-        "s": Loop(conv.kernel[1], (1,)), "k": Loop(k, (width if few else rows,)),
-        "c": Loop(c, (rows if few else width,)),
-        "p": Loop(len(tables["x_rows"]), (max(1, MOST_DEPTH // length),)),
-    }  # fmt: skip
-    parts = [Part("weight gradient by tap", "GKCRSp", loops, code, words, "p")]
-    if result == "dw":
-        return parts, tables
-    count = len(taps)
-
-    def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-        # taps of a channel, or of an output channel, that lie far apart come together
-        columns, ldc = (k, c * count) if few else (c, count)
-        made = emit_transpose(
-            count, columns, conv.dtype, conv.target, lda=conv.features * c, ldc=ldc
-        )
-        return made, {}
-
-    if few:
-        back = {"a": Ref("by_tap", {"g": k * c, "c": k}, e),
-                "c": Ref("dw", {"g": k * c * count, "c": count}, e)}  # fmt: skip
-        over = {"g": Loop(conv.groups, (1,)), "c": Loop(c, (1,))}
-    else:
-        back = {"a": Ref("by_tap", {"k": c}, e), "c": Ref("dw", {"k": c * count}, e)}
-        over = {"k": Loop(conv.features, (1,))}
-    title = "weight gradient k x c x taps"
-    parts.append(Part(title, "".join(over).upper(), over, turn, back))
-    return parts, tables
 
 
 def _renamed(part: Part, names: dict[str, str]) -> Part:
@@ -402,3 +313,23 @@ def _renamed(part: Part, names: dict[str, str]) -> Part:
         for word, ref in part.words.items()
     }
     return replace(part, words=words)
+
+
+def seconds(conv: Conv, which: str, choice: Choice) -> float:
+    """Time of a pass, with packed weights, on arrays of zeros."""
+    make = {"forward": forward, "backward_data": backward_data}.get(which)
+    # not kept: so many candidates' scratch would be much memory
+    if make is None:
+        run = backward_weights.__wrapped__(conv, choice)
+    else:
+        run = make.__wrapped__(conv, choice, True)
+    c, k, e = conv.channels, conv.features, len(conv.taps)
+    image, result = conv.batch * c * prod(conv.size), conv.batch * k * prod(conv.out)
+    sizes = {
+        "image": result if which == "backward_data" else image, "dy": result,
+        "result": image if which == "backward_data" else result, "residual": result,
+        "w": packed_elements(conv, which == "backward_data"), "dw": k * conv.group[0] * e,
+        "bias": k, "db": k,
+    }  # fmt: skip
+    names = run.stream.tensors[: -len(run.scratch) - len(run.constants) or None]
+    return run.seconds([sizes[name] for name in names])

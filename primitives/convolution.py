@@ -9,7 +9,7 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,34 @@ from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from jitgen.threads import check_threads
-from primitives import conv_streams as streams
+from primitives import conv_layouts, conv_streams, conv_winograd
 from primitives.arrays import aligned, buffer_of, check, output
-from primitives.conv_layouts import Conv, packed_elements, packed_layout
+from primitives.conv_cost import Choice, candidates, check_order, choose, letters
+from primitives.conv_layouts import Conv
 from primitives.elementwise import activation_gradient
 from primitives.run import Run
+from primitives.stream import Stream
+from primitives.tuning import tuned
 from primitives.windows import Pair, border, out_size, pair, positive
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 LAYOUTS = ("nchw", "nhwc")
+PASSES = ("forward", "backward_data", "backward_weights")
+
+
+def _by_pass(name: str, value: Any) -> dict[str, Any]:
+    """The values by pass: a plain one is for the two passes that make images."""
+    if value is None:
+        return {}
+    given = value if isinstance(value, dict) else dict.fromkeys(PASSES[:2], value)
+    for which, each in given.items():
+        if which not in PASSES:
+            raise ValueError(f"{name}: {which!r} is not one of {', '.join(PASSES)}")
+        if name == "blocks" and (
+            type(each) is not tuple or [type(b) for b in each] != [int, int] or min(each) < 1
+        ):
+            raise ValueError(f"blocks={each!r} is not a pair of positive sizes: pixels, channels")
+    return given
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,16 @@ class Convolution:
     kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
     bottom), (left, right)), or "same" (the output has ceil(size / stride) pixels a side, as
     TensorFlow and ONNX SAME_UPPER). groups divides both channels. residual: forward adds an array
-    like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs. Raises TypeError or
-    ValueError that names argument, value and rule.
+    like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs.
+
+    How the passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
+    pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
+    the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
+    x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and
+    backward_data, or a dict by pass. tune: measure at the first use, and remember
+    (`primitives.tuning`).
+
+    Raises TypeError or ValueError that names argument, value and rule.
 
     >>> layer = Convolution(1, 2, 4, 4, 3, 3, padding=1, bias=False)
     >>> x, w = np.ones((1, 2, 4, 4), np.float32), np.ones((3, 2, 3, 3), np.float32)
@@ -60,6 +87,7 @@ class Convolution:
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
         dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
+        algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
         sizes = {
@@ -98,8 +126,23 @@ class Convolution:
         self.x_shape = self._shape(in_channels, size)
         self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
+        #: pass (of `PASSES`) -> "direct" or "winograd"
+        self.algorithms = conv_winograd.choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
+        #: layout and shape of packed weights, by whether they are for backward by data
+        self._layouts: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._tune = bool(tune)
+        self._choices: dict[str, Choice | None] = {}
+        self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
+        for which in {*self._blocks, *self._order}:
+            if self.conv.depthwise:
+                raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
+            if algorithm == "winograd":
+                raise ValueError(f"blocks, order: {which} with algorithm='winograd' has none")
+            self.algorithms[which] = "direct"
+        for which, text in self._order.items():
+            check_order(text, letters(conv_streams.products(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -107,24 +150,67 @@ class Convolution:
             return (conv.batch, *size, channels)
         return (conv.batch, channels, *size)
 
-    def _run(self, make: Any, *how: Any) -> Run:
-        key = (make, *how)
+    def _run(self, which: str, *how: Any) -> Run:
+        key = (which, *how)
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = make(self.conv, *how)
+            if self.algorithms[which] == "winograd":
+                run = getattr(conv_winograd, which)(self.conv, *how)
+            else:
+                run = getattr(conv_streams, which)(self.conv, self.choice(which), *how)
+            self._runs[key] = run
         return run
+
+    def _packed(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        known = self._layouts.get(backward)
+        if known is None:  # 10 microseconds: once is enough
+            which = PASSES[backward]
+            module = conv_winograd if self.algorithms[which] == "winograd" else conv_layouts
+            known = module.packed_layout(self.conv, backward), (
+                module.packed_elements(self.conv, backward),
+            )
+            self._layouts[backward] = known
+        return known
+
+    def choice(self, which: str) -> Choice | None:
+        """How a pass is cut (None: a depthwise one, which leaves no choice)."""
+        if which not in self._choices:
+            self._choices[which] = None if self.conv.depthwise else self._choose(which)
+        return self._choices[which]
+
+    def _choose(self, which: str) -> Choice:
+        conv, products = conv_streams.products(self.conv, which)
+        how = (conv, which, products, self._blocks.get(which), self._order.get(which))
+        if not self._tune:
+            return choose(*how)
+        found = {str(at): at for at in candidates(*how)}
+        at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
+        sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
+        key = f"{self.conv.target.name}, convolution {which}, {sizes}"
+        return tuned(key, found, lambda choice: conv_streams.seconds(self.conv, which, choice))
+
+    def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
+        """The stream of "forward", "backward_data" (with packed weights or plain ones) or
+        "backward_weights"; print its `text()`."""
+        if name not in PASSES:
+            raise ValueError(f"name={name!r} is not one of {', '.join(PASSES)}")
+        return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
         """w as the passes read it; without `backward` for the forward pass only."""
         conv = self.conv
         buffer = check("w", w, self.w_shape, conv.dtype)
         packed = []
-        for way in (False, True)[: 1 + backward]:
-            array = aligned((packed_elements(conv, way),), conv.dtype)
-            self._run(streams.pack_weights, way)((buffer, buffer_of(array)))
-            packed.append(array)
-        layouts = packed_layout(conv, False), packed_layout(conv, True)
-        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
+        layouts = []
+        for way, name in ((False, "forward"), (True, "backward_data")):
+            layout, size = self._packed(way)
+            layouts.append(layout)
+            if backward or not way:
+                array = aligned(size, conv.dtype)
+                module = conv_winograd if self.algorithms[name] == "winograd" else conv_streams
+                module.pack_weights(conv, way)((buffer, buffer_of(array)))
+                packed.append(array)
+        return PackedFilter(packed[0], packed[1] if backward else None, (layouts[0], layouts[1]))
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -146,7 +232,7 @@ class Convolution:
         inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
         result: np.ndarray
         result, third = self._output(out, self.y_shape, inputs)
-        self._run(streams.forward, packed)((first, weights, third, *more))
+        self._run("forward", packed)((first, weights, third, *more))
         return result
 
     def backward_activation(
@@ -167,7 +253,7 @@ class Convolution:
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
         result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
-        self._run(streams.backward_data, packed)((first, weights, third))
+        self._run("backward_data", packed)((first, weights, third))
         return result
 
     def backward_weights(
@@ -180,7 +266,7 @@ class Convolution:
         dw = np.empty(self.w_shape, self._numpy)
         db = np.empty(conv.features, self._numpy) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
-        self._run(streams.backward_weights)((first, second, buffer_of(dw), *more))
+        self._run("backward_weights")((first, second, buffer_of(dw), *more))
         return dw, db
 
     def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
@@ -190,10 +276,10 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        wanted = packed_layout(conv, backward)
+        wanted, shape = self._packed(backward)
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
-        return True, check("w", array, (packed_elements(conv, backward),), conv.dtype)
+        return True, check("w", array, shape, conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         return output(out, shape, self.conv.dtype, inputs)

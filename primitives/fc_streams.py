@@ -14,7 +14,7 @@ from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
-from primitives.gemm import IN_PLACE, Product, dot_part, fused_part, pack_part, product_part
+from primitives.gemm import IN_PLACE, Product, pack_part, product_parts
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
@@ -60,20 +60,10 @@ def _run(
 ) -> Run:  # fmt: skip
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
     theirs and the bias. A plain B is packed into scratch on the way."""
-    p = product
-    scratch: dict[str, int] = {}
-    if p.dot:
-        parts = [dot_part(p, "a", "b", "c", bias)]
-    elif p.fused and not layer.order:
-        scratch["panels"] = p.threads * p.panel_depth * p.width
-        parts = [fused_part(p, "a", "b", "panels", "c", bias)]
-    elif p.b in ("panels", IN_PLACE):
-        parts = [product_part(p, "a", "b", "c", bias)]
-    else:
-        scratch["panels"] = p.packed_elements
-        parts = [pack_part(p, "b", "panels"), product_part(p, "a", "panels", "c", bias)]
+    parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
+    scratch = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
-    return Run([*parts, *more], names, p.threads, layer.target, layer.dtype, scratch)
+    return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
 
 
 @lru_cache(maxsize=256)

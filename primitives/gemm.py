@@ -194,6 +194,21 @@ def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
     return Part("multiply rows by rows", p.order or "Nm", loops, code, words)
 
 
+def product_parts(
+    product: Product, a: str, b: str, c: str, panels: str, bias: str = ""
+) -> tuple[list[Part], int]:
+    """The product with whatever packing of a plain B comes first, and how many elements of scratch
+    (tensor `panels`) that takes."""
+    p = product
+    if p.dot:
+        return [dot_part(p, a, b, c, bias)], 0
+    if p.fused and not p.order:
+        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.panel_depth * p.width
+    if p.b in ("panels", IN_PLACE):
+        return [product_part(p, a, b, c, bias)], 0
+    return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
+
+
 def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
     """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
     p = product

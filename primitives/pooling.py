@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
-from jitgen.depthwise import MOST_TAPS
 from jitgen.elementwise import emit_map
 from jitgen.pooling import emit_pool, emit_pool_backward
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
+from jitgen.windows import MOST_TAPS
 from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.convolution import LAYOUTS

@@ -5,6 +5,7 @@ Not here: what is in the stream (`primitives.fc_streams`, `primitives.conv_strea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,18 @@ class Run:
             scratch = tuple(self._zeros(size) for size in self.scratch.values())
         self._team((*buffers, *scratch, *self._tables))
         self._free.append(scratch)
+
+    def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
+        """The shortest time of a call on arrays of zeros, of so many elements, of those of `least`
+        seconds and of two or more."""
+        arrays = tuple(self._zeros(size) for size in sizes)
+        self(arrays)
+        times: list[float] = []
+        while len(times) < 2 or sum(times) < least:
+            start = time.perf_counter()
+            self(arrays)
+            times.append(time.perf_counter() - start)
+        return min(times)
 
     def _zeros(self, size: int) -> Any:
         array = aligned((size,), self._dtype)

@@ -8,7 +8,6 @@ for a shape. Not here: the driver that replays it (`jitgen.replay`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -48,8 +47,9 @@ class Part:
     `variants` are further facts on a call that its kernel depends on: name -> loop, and a value for
     each position of the loop; `code` finds them beside the sizes.
 
-    `before` are parts over the outermost loops of this one, in the same order: each of their calls
-    is made by the thread, and just before the calls, that have its position.
+    `before` and `after` are parts over outermost loops of this one, in the same order, and perhaps
+    blocks of their own inside: their calls are made by the thread, and just before or after the
+    calls, that have their position.
     """
 
     title: str
@@ -59,21 +59,22 @@ class Part:
     words: Mapping[str, Ref]
     reduction: str = ""
     before: tuple[Part, ...] = ()
+    after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Calls:
     """The calls of one part: the nest, the kind of each iteration, and the offset of each word in
-    elements, (iterations, words); and those of the parts before it. `at` is, for each iteration of
-    a part before, the index of the iteration that it precedes."""
+    elements, (iterations, words); and those of the parts before and after, each with the index of
+    the iteration that its calls stand by."""
 
     part: Part
     nest: Nest
     kind: np.ndarray
     offsets: np.ndarray
-    before: tuple[Calls, ...]
-    at: np.ndarray
+    before: Sequence[tuple[Calls, np.ndarray]] = ()
+    after: Sequence[tuple[Calls, np.ndarray]] = ()
 
 
 class Stream:
@@ -95,19 +96,38 @@ class Stream:
 
     def _part(self, part: Part) -> Calls:
         nest = iterate(part.order, part.loops, self.threads)
-        before = []
-        for inner in part.before:
-            places = np.stack([nest.start[n] for n in inner.loops], axis=1)
-            changes = (np.diff(places, axis=0) != 0).any(axis=1)
-            at = np.concatenate([[0], np.flatnonzero(changes) + 1])
-            outer = iterate(inner.order, inner.loops)
-            assert all((outer.start[n] == nest.start[n][at]).all() for n in inner.loops)
-            before.append(self._calls(inner, replace(outer, thread=nest.thread[at]), (), at))
-        return self._calls(part, nest, tuple(before), np.zeros(0, np.int64))
+        before, after = (
+            [self._beside(other, part, nest, last) for other in others]
+            for last, others in enumerate((part.before, part.after))
+        )
+        return replace(self._calls(part, nest), before=before, after=after)
 
-    def _calls(
-        self, part: Part, nest: Nest, before: tuple[Calls, ...], at: np.ndarray
-    ) -> Calls:
+    def _beside(
+        self, other: Part, part: Part, nest: Nest, last: int
+    ) -> tuple[Calls, np.ndarray]:
+        """The calls of a part beside another, and the iteration of that one each stands by: the
+        first one of its position, or the last one."""
+        blocks = {n: loop.blocks[0] for n, loop in other.loops.items() if n in part.loops}
+        own = iterate(other.order, other.loops)
+        key, wanted = (
+            np.stack([np.zeros(len(x), int), *(x.start[n] // b for n, b in blocks.items())], axis=1)
+            for x in (own, nest)
+        )
+        wanted[:, 0] = nest.thread
+        begins, ends = _edges(key)
+        place = {tuple(k): i for i, k in enumerate(key[begins, 1:].tolist())}
+        firsts, behind = _edges(wanted)
+        group = [place[tuple(k)] for k in wanted[firsts, 1:].tolist()]
+        count = (ends - begins)[group]
+        at = np.repeat(behind - 1 if last else firsts, count)
+        index = np.repeat(begins[group] - np.cumsum(count) + count, count) + np.arange(len(at))
+        chosen = replace(
+            own, start={n: x[index] for n, x in own.start.items()},
+            size={n: x[index] for n, x in own.size.items()}, thread=nest.thread[at],
+        )  # fmt: skip
+        return self._calls(other, chosen), at
+
+    def _calls(self, part: Part, nest: Nest) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
         names += part.variants
@@ -141,22 +161,15 @@ class Stream:
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
         kind = np.array(kinds, np.int64)[index]
-        return Calls(part, nest, kind, offsets, before, at)
+        return Calls(part, nest, kind, offsets)
 
     def _slice(self, thread: int) -> np.ndarray:
         """The words that one thread replays."""
-        pieces: list[np.ndarray] = []
-        barrier = np.array([BARRIER, 0], np.uint32)
-        first = True
+        pieces, begun = [], 0
         for calls in self.parts:
-            phases = calls.nest.phase
-            for phase in dict.fromkeys(phases.tolist()):
-                # also where this thread has nothing to do: all threads meet at every barrier
-                if not first and self.threads > 1:
-                    pieces.append(barrier)
-                first = False
-                chosen = np.flatnonzero((calls.nest.thread == thread) & (phases == phase))
-                pieces += _runs(calls, chosen)
+            # a barrier before each phase but the first, also where this thread has nothing to do
+            pieces.append(_words(calls, thread, begun, self.threads > 1))
+            begun = 1
         pieces.append(np.array([END, 0], np.uint32))
         return np.concatenate(pieces)
 
@@ -177,13 +190,13 @@ class Stream:
                 chosen = np.flatnonzero(calls.nest.thread == thread)
                 out.append(f"  thread {thread}: {len(chosen)} calls")
                 for i in chosen[:most].tolist():
-                    for b in calls.before:
-                        if i in b.at:
-                            out.append(_line(b, int(np.searchsorted(b.at, i))))
-                    out.append(_line(calls, i))
+                    beside = [_beside(others, i) for others in (calls.before, calls.after)]
+                    lines = [[_line(c, j) for c, at in o for j in at.tolist()] for o in beside]
+                    out += [*lines[0], _line(calls, i), *lines[1]]
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
+
 
 
 def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,25 +211,55 @@ def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[order[new]], index
 
 
-def _runs(calls: Calls, chosen: np.ndarray) -> list[np.ndarray]:
-    """The words of the chosen calls, and of those before them: runs of one kind each."""
-    kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
-    ends = np.diff(kind) != 0
-    places = [np.searchsorted(b.at, chosen, side="right") - 1 for b in calls.before]
-    for place in places:
-        ends |= np.diff(place) != 0
-    edges = [0, *(np.flatnonzero(ends) + 1).tolist(), len(chosen)]
-    pieces = []
-    for begin, end in itertools.pairwise(edges):
-        if begin == end:
-            continue
-        for b, place in zip(calls.before, places, strict=True):
-            if begin == 0 or place[begin] != place[begin - 1]:
-                pieces.append(np.array([b.kind[place[begin]], 1], np.uint32))
-                pieces.append(b.offsets[place[begin]].astype(np.uint32))
-        pieces.append(np.array([kind[begin], end - begin], np.uint32))
-        pieces.append(offsets[begin:end].reshape(-1))
-    return pieces
+def _edges(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and ends of stretches of equal rows."""
+    edges = np.flatnonzero((np.diff(key, axis=0) != 0).any(axis=1)) + 1
+    return np.concatenate([[0], edges]), np.concatenate([edges, [len(key)]])
+
+
+def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Calls, np.ndarray]]:
+    """The calls of other parts that stand by iteration i."""
+    found = [(calls, np.arange(*np.searchsorted(at, [i, i + 1]))) for calls, at in others]
+    return [(calls, index) for calls, index in found if len(index)]
+
+
+def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
+    """The words of a part: its calls and those beside them in runs of one kind, each behind its
+    kind and length. `begun`: 1 if another part came before."""
+    chosen = np.flatnonzero(calls.nest.thread == thread)
+    sources = [(calls, chosen, chosen, len(calls.before))]
+    for rank, (other, at) in enumerate([*calls.before, *calls.after]):
+        own = np.flatnonzero(other.nest.thread == thread)
+        sources.append((other, own, at[own], rank + (rank >= len(calls.before))))
+    place = np.concatenate([at * len(sources) + rank for _, _, at, rank in sources])
+    order = np.argsort(place, kind="stable")
+    kind = np.concatenate([c.kind[own] for c, own, _, _ in sources])[order]
+    width = np.repeat([c.offsets.shape[1] for c, *_ in sources], [len(o) for _, o, *_ in sources])
+    phase = calls.nest.phase[place[order] // len(sources)]
+    last = int(calls.nest.phase[-1])
+    passed = np.diff(phase, prepend=-begun, append=last) * barriers
+    new = passed[:-1] > 0
+    new[:1] = True
+    new[1:] |= np.diff(kind) != 0
+    size = width[order] + 2 * (new + passed[:-1])
+    end = np.cumsum(size)
+    words = np.zeros(2 * int(passed[-1]) + int(size.sum()), np.uint32)
+    for where, count in ((end - size, passed[:-1]), (end[-1:] if len(end) else [0], passed[-1:])):
+        # [BARRIER, 0] as often as phases have passed
+        skipped = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        words[np.repeat(where, count) + 2 * skipped] = BARRIER
+    begin = end - width[order]
+    heads = np.flatnonzero(new)
+    words[begin[heads] - 2] = kind[heads]
+    words[begin[heads] - 1] = np.diff(heads, append=len(new))
+    position = np.empty_like(begin)
+    position[order] = begin
+    done = 0
+    for other, own, *_ in sources:
+        columns = np.arange(other.offsets.shape[1])
+        words[position[done : done + len(own), None] + columns] = other.offsets[own]
+        done += len(own)
+    return words
 
 
 def _line(calls: Calls, i: int) -> str:

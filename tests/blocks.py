@@ -52,12 +52,14 @@ def poison(rows: int, columns: int, dtype: str) -> np.ndarray:
 class Wanted:
     """What a word's rows x columns block must hold afterwards, and how far off it may be.
 
-    A bound of 0 asks for the same number; NaN and infinities must be where they are wanted.
+    A bound of 0 asks for the same number; NaN and infinities must be where they are wanted. `at`:
+    where the elements are in the flat array, if they are no block.
     """
 
     value: np.ndarray
     leading: int
     bound: np.ndarray | float = 0.0
+    at: np.ndarray | None = None
 
 
 @dataclass
@@ -94,7 +96,9 @@ class Call:
         for name, got in zip(names, outputs, strict=True):
             wanted, before = self.wanted[name], self.words[name]
             assert isinstance(before, np.ndarray)
-            at = index(*wanted.value.shape, wanted.leading)
+            at = wanted.at
+            if at is None:
+                at = index(*wanted.value.shape, wanted.leading)
             error = _difference(got[at], wanted)
             if error:
                 return f"{name}: {error}"

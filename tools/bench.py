@@ -1,9 +1,9 @@
-"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|disk|analysis|export [options]``.
+"""Benchmark commands: ``python -m tools.bench kernel|fc|conv|lstm|...``.
 
 What it is: jitgen's kernels against LIBXSMM and NumPy on one core: a suite of batch shapes, a grid
 of small sizes, and the latency of generation and of calls (`disk` is `tools.bench_disk`). Every
 instruction set is measured in a process of its own, with the peers held to the same one.
-What it is not: it measures no whole primitives and no threads; `fc` and `conv` do.
+What it is not: it measures no whole primitives and no threads; the commands `OTHERS` do.
 
 Example::
 
@@ -21,10 +21,31 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tools import bench_analysis, bench_conv, bench_disk, bench_export, bench_fc, bench_mlp
+from tools import (
+    bench_analysis,
+    bench_conv,
+    bench_disk,
+    bench_export,
+    bench_fc,
+    bench_mlp,
+    bench_recurrent,
+    bench_resnet50,
+)
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
 # The child's own exit codes (see bench_run) are 0, 1 and 3.
+
+#: The commands beside `kernel`: modules with add_arguments and run
+OTHERS: dict[str, tuple[Any, str]] = {
+    "disk": (bench_disk, "starting programs with and without kernels on disk"),
+    "analysis": (bench_analysis, "predicted beside measured percent of peak"),
+    "export": (bench_export, "a call of an exported kernel from C"),
+    "fc": (bench_fc, "the fully connected layer against PyTorch and others"),
+    "conv": (bench_conv, "convolutions against PyTorch and ONNX Runtime"),
+    "mlp": (bench_mlp, "a training step against PyTorch's"),
+    "lstm": (bench_recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
+    "resnet50": (bench_resnet50, "a whole network against PyTorch and ONNX Runtime"),
+}
 
 _EXAMPLES = """\
 examples:
@@ -90,18 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpu", type=int, default=None, metavar="N", help="stay on this CPU")
     add("--json", default=None, metavar="FILE", help="write everything to FILE")
     add("--plot", default=None, metavar="FILE", help="draw the grid (implies --grid; matplotlib)")
-    disk = commands.add_parser("disk", help="starting programs with and without kernels on disk")
-    bench_disk.add_arguments(disk)
-    analysis = commands.add_parser("analysis", help="predicted beside measured percent of peak")
-    bench_analysis.add_arguments(analysis)
-    export = commands.add_parser("export", help="a call of an exported kernel from C")
-    bench_export.add_arguments(export)
-    layer = commands.add_parser("fc", help="the fully connected layer against PyTorch and others")
-    bench_fc.add_arguments(layer)
-    conv = commands.add_parser("conv", help="convolutions against PyTorch and ONNX Runtime")
-    bench_conv.add_arguments(conv)
-    mlp = commands.add_parser("mlp", help="a training step against PyTorch's")
-    bench_mlp.add_arguments(mlp)
+    for name, (module, text) in OTHERS.items():
+        module.add_arguments(commands.add_parser(name, help=text))
     return parser
 
 
@@ -176,18 +187,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.command == "disk":
-        return bench_disk.run(args)
-    if args.command == "analysis":
-        return bench_analysis.run(args)
-    if args.command == "export":
-        return bench_export.run(args)
-    if args.command == "fc":
-        return bench_fc.run(args)
-    if args.command == "conv":
-        return bench_conv.run(args)
-    if args.command == "mlp":
-        return bench_mlp.run(args)
+    if args.command in OTHERS:
+        code: int = OTHERS[args.command][0].run(args)
+        return code
     options = _options(parser, args)
 
     from tools import bench_report

@@ -18,6 +18,8 @@ import numpy as np
 
 from primitives.arrays import aligned
 from primitives.convolution import Convolution
+from tools import bench_onnx
+from tools.bench_child import Way
 
 PASSES = ("forward", "data", "weights")
 TABLES = Path(__file__).resolve().parent.parent / "examples" / "convolutions.csv"
@@ -167,14 +169,6 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return result
 
 
-@dataclass(frozen=True)
-class Way:
-    """A contestant: `call` is timed, `read` turns what it returned into results in NCHW."""
-
-    call: Callable[[], Any]
-    read: Callable[[Any], tuple[Any, ...]] = lambda result: (result,)
-
-
 # ---- jitgen -------------------------------------------------------------------------------------
 
 
@@ -289,36 +283,16 @@ def torch_ways(problem: Problem) -> Iterator[tuple[str, Callable[[], Way]]]:
 
 def onnxruntime_way(problem: Problem, threads: int) -> Way:
     """Forward in ONNX Runtime: a model of Conv and Relu (which it fuses), weights constant."""
-    import onnx
-    import onnxruntime
+    from onnx.helper import make_node
 
     p, at = problem, problem.layer
-    helper, initial = onnx.helper, onnx.numpy_helper.from_array
     nodes = [
-        helper.make_node(
+        make_node(
             "Conv", ["x", "w", "b"], ["sum"], kernel_shape=at.kernel, strides=at.stride,
             pads=[*at.padding, *at.padding], dilations=at.dilation, group=at.groups,
         ),
-        helper.make_node("Relu", ["sum"], ["y"]),
+        make_node("Relu", ["sum"], ["y"]),
     ]  # fmt: skip
     y = np.full((p.n, at.k, *at.out), np.nan, np.float32)
-    arrays = {"x": p.x, "y": y}
-    inputs, outputs = (
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, arrays[name].shape)]
-        for name in arrays
-    )
-    graph = helper.make_graph(
-        nodes, "layer", inputs, outputs, [initial(p.w, "w"), initial(p.b, "b")]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = session.io_binding()
-    for name, bind in (("x", binding.bind_input), ("y", binding.bind_output)):
-        array = arrays[name]
-        bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-    # the binding knows addresses only: the arrays live as long as the way
-    return Way(lambda keep=arrays: session.run_with_iobinding(binding), lambda _: (y,))
+    model = bench_onnx.Model(nodes, {"w": p.w, "b": p.b}, {"x": p.x}, {"y": y}, threads)
+    return Way(model.run, tuple)

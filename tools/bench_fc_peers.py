@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu
-from jitgen.replay import END, FIRST_KIND, Call, Word
-from jitgen.team import Team
-from primitives.arrays import aligned, buffer_of
+from primitives.arrays import aligned
 from primitives.fully_connected import FullyConnected
 from tools import bench_peers, bench_problem
-from tools.bench_machine_code import drivers, ffi, memory_walk, walk_step
+from tools.bench_child import Way
+from tools.bench_machine_code import drivers, ffi
 from tools.bench_problem import last_level_cache_bytes
 
 PASSES = ("forward", "data", "weights")
@@ -257,6 +255,13 @@ class Blocks:
         return self._first.transpose(0, 2, 1, 3).reshape(rows * bm, columns * bn)
 
 
+def libxsmm_way(library: bench_peers.Libxsmm, problem: Problem) -> Way:
+    """The product alone."""
+    blocks = Blocks(library, problem)
+    calls = blocks.calls()
+    return Way(calls[0], lambda _: (blocks.result(),), calls[1:])
+
+
 def _divisor(size: int, vector: int = 1) -> int:
     """The divisor up to 64 that fills vectors best; of several the largest."""
     found = [d for d in range(1, 65) if size % d == 0]
@@ -271,18 +276,3 @@ def _blocked(matrix: np.ndarray, rows: int, columns: int, swap: bool = False) ->
     result = aligned(blocks.shape, "f32")
     result[...] = blocks
     return result
-
-
-# ---- yardsticks ---------------------------------------------------------------------------------
-
-
-def memory_calls(isa: str, threads: int, problem: Problem) -> tuple[int, Calls]:
-    """Bytes per call, and calls that read the weights (write the gradient) and do nothing else."""
-    store = problem.which == "weights"
-    steps = problem.weight_bytes // (walk_step(isa) * threads)
-    call = Call(memory_walk(isa, store), (Word("a", 0, 2),), (("count", steps),))
-    piece = steps * walk_step(isa)
-    slices = [np.array([FIRST_KIND, 1, t * piece // 4, END, 0], np.uint32) for t in range(threads)]
-    team = Team([call], slices, 1, cpu.host())
-    arrays = [buffer_of(array) for array in (problem.dw or problem.w)]
-    return piece * threads, [lambda a=array: team((a,)) for array in arrays]

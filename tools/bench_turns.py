@@ -1,14 +1,14 @@
 """Turns on a noisy machine: a row of contestants, measured again while others take time from it.
 
-What it is: the multiply-add peak of one core and of all threads beside every row, the pause until
-the threads of another pool sleep, and the attempts until a row is undisturbed.
-What it is not: it knows no layers; `bench_fc_run` and `bench_conv_run` do.
+What it is: the multiply-add peak of one core and of all threads beside every row, a loop of loads
+on all threads, the pause until the threads of another pool sleep, and the attempts until a row is
+undisturbed. What it is not: it knows no layers; the children (`bench_child`) do.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from jitgen import cpu
 from jitgen.replay import END, FIRST_KIND, Call, Word
 from jitgen.team import Team
+from primitives.arrays import buffer_of
 from tools.bench_kernel import QUIET_SHARE
-from tools.bench_machine_code import ffi, fma_chain
+from tools.bench_machine_code import ffi, fma_chain, memory_walk, walk_step
 from tools.bench_timing import Contestant, FmaPeak, PythonCall, interleave, warm_up
 
 #: Contestants whose threads are not those of OpenMP, which PyTorch and jitgen share
@@ -109,3 +110,17 @@ def team_peak(isa: str, threads: int) -> tuple[int, Callable[[], Any]]:
     slices = [np.array([FIRST_KIND, 1, 0, END, 0], np.uint32) for _ in range(threads)]
     team, nothing = Team([call], slices, 1, cpu.host()), ffi.new("char[]", 64)
     return 20 * threads * peak.flops_per_call, lambda: team((nothing,))
+
+
+def team_walk(
+    isa: str, threads: int, arrays: Sequence[np.ndarray], store: bool = False
+) -> tuple[int, list[Callable[[], Any]]]:
+    """Bytes of a call, and for each array (of one size) a call that reads it, or stores to it, on
+    all threads and does nothing else."""
+    steps = arrays[0].nbytes // (walk_step(isa) * threads)
+    call = Call(memory_walk(isa, store), (Word("a", 0, 2),), (("count", steps),))
+    piece = steps * walk_step(isa)
+    slices = [np.array([FIRST_KIND, 1, t * piece // 4, END, 0], np.uint32) for t in range(threads)]
+    team = Team([call], slices, 1, cpu.host())
+    buffers = [buffer_of(array) for array in arrays]
+    return piece * threads, [lambda a=buffer: team((a,)) for buffer in buffers]

@@ -1,0 +1,268 @@
+"""Which loop order and which blocks a convolution's passes take: candidates, and what each costs.
+
+The cost is cycles of the slowest thread, the sum of
+
+    multiply     products, panels full or not; the threads' shares are whole iterations
+    far, near    bytes from beyond L2, and from L2, by what of each operand stays there
+    results      each time that a result waits in memory for the next piece of its sum
+    copies       sums in copies of their own, which are added at the end
+    calls        a constant for each kernel call
+
+Not here: the loops themselves (`primitives.conv_streams`, `primitives.conv_weights`), measuring
+(`primitives.tuning`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, prod
+
+from jitgen.target import ANY_WIDTH
+from primitives.conv_layouts import Conv, Taps, even
+from primitives.gemm import L2_BYTES
+from primitives.loops import parse_order
+
+#: Bytes of L2 that data may take and still be there when it is read again
+KEPT = 3 * L2_BYTES // 4
+#: Bytes a cycle from beyond L2, and cycles of a kernel call
+FAR_BYTES, CALL_CYCLES = 16, 60
+#: Numbers of threads for which blocks are chosen: they must not depend on the real one, as sums,
+#: to the last bit, depend on blocks
+TEAMS = (1, 4)
+#: The loops of each pass, and orders worth a look
+LETTERS = {"forward": "ngkchw", "backward_data": "ngkchw", "backward_weights": "xgkcrsp",
+           "flat weights": "xcnpk"}  # fmt: skip
+SUMS = {"ngkchw": "c", "xgkcrsp": "p", "xcnpk": "np"}
+ORDERS = {
+    "ngkchw": ("NGKchw", "NGKHcw", "GKcnhw", "GKNchw", "NHGKcw", "NHWGkc", "NHWGKc"),
+    "xgkcrsp": ("XGKCRSp", "XGKCprs", "xpGKCRS", "Xpgkcrs"),
+    "xcnpk": ("XCnpk", "xnpCk", "Xnpck", "XCKnp", "KXCnp"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a pass is cut.
+
+    order: the loops. pixels: results of a kernel call; in the weight update pixels that it sums.
+    channels: of the reduction in a call; in the weight update output channels of a call. copies:
+    of dw, between which the pixels are divided.
+    """
+
+    order: str
+    pixels: int
+    channels: int
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What cost is about: iterations by loop, multiply-adds of a call, and the operands: the loops
+    on which each depends and the bytes of it that a call reads; `again`: bytes that a call reads
+    from L2 beside them; `more`: cycles outside the loops, shared by all threads."""
+
+    counts: dict[str, int]
+    products: float
+    operands: dict[str, tuple[str, float]]
+    again: float
+    more: float = 0.0
+
+
+def letters(conv: Conv, which: str) -> str:
+    """The loops of a pass."""
+    return LETTERS["flat weights" if which == "backward_weights" and conv.one_sum else which]
+
+
+def check_order(order: str, wanted: str) -> None:
+    """Raises ValueError if `order` is no order of exactly these loops, or shares among threads one
+    that sums into the same result."""
+    if not isinstance(order, str):
+        raise TypeError(f"order={order!r} is no str")
+    levels = parse_order(order)
+    if sorted("".join(level.letters for level in levels)) != sorted(wanted):
+        raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")
+    for level in levels:
+        if level.parallel and set(level.letters) & set(SUMS[wanted]):
+            raise ValueError(f"order={order!r}: threads cannot share a sum ({level.letters.upper()})")
+
+
+def candidates(
+    conv: Conv, which: str, products: Sequence[Taps], blocks: tuple[int, int] | None = None,
+    order: str | None = None,
+) -> list[Choice]:  # fmt: skip
+    """Ways to cut a pass that may be the best, with the caller's blocks and order if these are
+    given; `products` are those of forward or backward."""
+    names = letters(conv, which)
+    (c, k), e = conv.group, conv.element
+    row = conv.batch * conv.out[0] * conv.out[1] if conv.flat else conv.out[1]
+    if which == "backward_weights":
+        rows = conv.batch * conv.out[0]
+        total = rows * conv.out[1]
+        images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
+        size = conv.features * c * len(conv.taps) * e
+        pixels = {min(total, n) for n in (512, 1024)}
+        channels = {even(k, n) for n in (64, 128, 256)}
+        copies = [n for n in (1, 2, 4)
+                  if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
+    else:
+        sums, results = (k, c) if which == "backward_data" else (c, k)
+        longest = max(p.pixels[1] for p in products)
+        pixels = {even(longest, n) for n in (48, 128, 256)}
+        piece = max(1, max(len(p.offsets) for p in products)) * conv.width(sums, results) * e
+        channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
+        channels = {min(sums, n) for n in channels}
+        copies = [1]
+    if blocks:
+        pixels, channels = {blocks[0]}, {blocks[1]}
+    return [
+        Choice(each, p, n, copy)
+        for copy in copies for p in sorted(pixels) for n in sorted(channels)
+        for each in ([order] if order else ORDERS[names])
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def choose(
+    conv: Conv, which: str, products: tuple[Taps, ...], blocks: tuple[int, int] | None = None,
+    order: str | None = None,
+) -> Choice:  # fmt: skip
+    """The cheapest candidate.
+
+    Blocks are those that suit several numbers of threads, so that results are the same bits for
+    every number; the order then suits the real one.
+    """
+    orders: dict[Choice, list[Choice]] = {}
+    for choice in candidates(conv, which, products, blocks, order):
+        orders.setdefault(replace(choice, order=""), []).append(choice)
+
+    def over_teams(same: list[Choice]) -> float:
+        return sum(t * min(cost(conv, which, products, at, t) for at in same) for t in TEAMS)
+
+    best = min(orders.values(), key=over_teams)
+    return min(best, key=lambda at: cost(conv, which, products, at, conv.threads))
+
+
+def cost(
+    conv: Conv, which: str, products: tuple[Taps, ...], choice: Choice, threads: int
+) -> float:
+    """Cycles of the slowest thread, see above."""
+    if which == "backward_weights":
+        work = [_flat_work(conv, choice) if conv.one_sum else _tap_work(conv, choice)]
+    else:
+        work = [_product_work(conv, p, choice) for p in products]
+    return sum(_cycles(conv, each, choice.order, threads) for each in work)
+
+
+def _cycles(conv: Conv, work: Work, order: str, threads: int) -> float:
+    rates = conv.target.rates
+    lanes = conv.target.machine(conv.dtype, ANY_WIDTH).lanes
+    names = re.sub(r"[\[\]|]", "", order)
+    counts, rest = [], threads
+    for name in names:
+        count = work.counts[name.lower()]
+        if name.isupper():
+            # the threads take consecutive pieces: those of the outermost loop first
+            mine = ceil(count / rest)
+            rest = ceil(rest / count)
+            count = mine
+        counts.append((name.lower(), count))
+    tasks = prod(work.counts[name.lower()] for name in names if name.isupper())
+    share = ceil(tasks / threads) / tasks
+    calls = prod(work.counts.values()) * share
+    cycles = calls * (work.products / (lanes * rates.fma) + CALL_CYCLES)
+    cycles += calls * work.again / rates.l2_bytes + work.more / threads
+    for operand, (depends, size) in work.operands.items():
+        loads = _loads(counts, work, operand)
+        unique = prod(n for name, n in counts if name in depends)
+        if operand == "result":
+            loads += 2 * (loads - unique)
+        cycles += loads * size / FAR_BYTES
+    return cycles
+
+
+def _loads(counts: list[tuple[str, int]], work: Work, operand: str) -> int:
+    """How many pieces of an operand come from beyond L2: what the inner loops touch stays while it
+    fits, also over loops just outside on which the operand does not depend."""
+    inside = len(counts)
+    while inside:
+        touched = sum(
+            size * prod(n for name, n in counts[inside - 1 :] if name in depends)
+            for depends, size in work.operands.values()
+        )
+        if touched > KEPT:
+            break
+        inside -= 1
+    depends = work.operands[operand][0]
+    while inside and counts[inside - 1][0] not in depends:
+        inside -= 1
+    return prod(
+        n for i, (name, n) in enumerate(counts) if i < inside or name in depends
+    )
+
+
+def _product_work(conv: Conv, p: Taps, choice: Choice) -> Work:
+    c, k = p.channels // conv.groups, p.features // conv.groups
+    width, e, taps = conv.width(c, k), conv.element, max(1, len(p.offsets))
+    pixels, depth = even(p.pixels[1], choice.pixels), min(c, choice.channels)
+    seen = prod(min(s, r) for s, r in zip(p.stride, conv.kernel, strict=True))
+    counts = {
+        "n": conv.batch, "g": conv.groups, "k": ceil(k / width), "c": ceil(c / depth),
+        "h": p.pixels[0], "w": ceil(p.pixels[1] / pixels),
+    }  # fmt: skip
+    weights = taps * depth * width * e
+    operands = {
+        "image": ("ngchw", pixels * seen * depth * e), "weights": ("gkc", weights),
+        "result": ("ngkhw", pixels * width * e),
+    }  # fmt: skip
+    return Work(counts, taps * pixels * depth * width, operands, weights)
+
+
+def _tap_work(conv: Conv, choice: Choice) -> Work:
+    (c, k), e, taps = conv.group, conv.element, len(conv.taps)
+    lanes_k = conv.few
+    width = conv.sum_width
+    share = conv.batch * conv.out[0] // choice.copies
+    rows = even(share, max(1, choice.pixels // conv.out[1]))
+    blocks = (c, width) if lanes_k else (min(c, width), even(k, choice.channels))
+    seen = prod(min(s, r) for s, r in zip(conv.stride, conv.kernel, strict=True))
+    counts = {
+        "x": choice.copies, "g": conv.groups, "k": ceil(k / blocks[1]), "c": ceil(c / blocks[0]),
+        "r": conv.kernel[0], "s": conv.kernel[1], "p": ceil(share / rows),
+    }  # fmt: skip
+    pixels = rows * conv.out[1]
+    operands = {
+        "image": ("xgcp", pixels * seen * blocks[0] * e), "dy": ("xgkp", pixels * blocks[1] * e),
+        "result": ("xgkcrs", blocks[0] * blocks[1] * e),
+    }  # fmt: skip
+    products = pixels * prod(blocks if not lanes_k else (c, width))
+    dw = conv.features * c * taps * e
+    more = (choice.copies + 1) * dw / FAR_BYTES if choice.copies > 1 else 0.0
+    return Work(counts, products, operands, pixels * width * e, more)
+
+
+def _flat_work(conv: Conv, choice: Choice) -> Work:
+    c, k, e = conv.channels, conv.features, conv.element
+    width = conv.sum_width
+    total = conv.batch * conv.out[0] * conv.out[1]
+    images = 1 if conv.nhwc else conv.batch
+    share = max(1, images // choice.copies), total // images
+    if images < choice.copies:
+        share = 1, total // choice.copies
+    depth, rows = even(share[1], choice.pixels), even(k, choice.channels)
+    counts = {
+        "x": choice.copies, "c": ceil(c / width), "n": share[0], "p": ceil(share[1] / depth),
+        "k": ceil(k / rows),
+    }  # fmt: skip
+    operands = {
+        "image": ("xcnp", depth * width * e), "dy": ("xknp", depth * rows * e),
+        "result": ("xck", rows * width * e),
+    }  # fmt: skip
+    # packing reads and writes L2, again for each k outside
+    names = re.sub(r"[\[\]|]", "", choice.order).lower()
+    often = 1 if names.endswith("k") else counts["k"]
+    more = (choice.copies + 1) * c * k * e / FAR_BYTES if choice.copies > 1 else 0.0
+    more += often * 2 * total * c * e / conv.target.rates.l2_bytes
+    return Work(counts, depth * rows * width, operands, depth * width * e, more)
