@@ -94,15 +94,21 @@ def test_it_learns() -> None:
     assert len(losses) == 60 and losses[-1] < losses[0] / 10
 
 
+def options(**changed: Any) -> argparse.Namespace:
+    """The command line's, as `digits.run` takes them."""
+    usual = {
+        "batch": 32, "threads": 1, "pool": "max", "seed": 0, "optimizer": "sgd", "rate": 1e-3,
+        "epochs": 1, "noise": 0.15, "least": 97.0, "plot": None, "compare": False,
+    }  # fmt: skip
+    return argparse.Namespace(**{**usual, **changed})
+
+
 def test_low_accuracy_is_a_failure(examples: None) -> None:
     import digits
     import digits_cnn
 
-    options = argparse.Namespace(
-        batch=32, threads=1, pool="max", seed=0, optimizer="sgd", rate=1e-3, epochs=1, noise=0.15, least=100.0,
-        plot=None, compare=False,
-    )  # fmt: skip
-    assert digits.run(digits_cnn.Cnn(options), options, digits_cnn.in_pytorch) == 1
+    chosen = options(least=100.0)
+    assert digits.run(digits_cnn.Cnn(chosen), chosen, digits_cnn.in_pytorch) == 1
 
 
 @pytest.mark.parametrize("pool", ["max", "average"])
@@ -112,9 +118,8 @@ def test_beside_pytorch(pool: str, examples: None, capsys: pytest.CaptureFixture
     import digits
     import digits_cnn
 
-    options = argparse.Namespace(batch=32, threads=1, pool=pool, seed=0, optimizer="sgd", rate=1e-3)
-    batches = digits.random_images(32, 0)
-    assert digits.compare(digits_cnn.Cnn(options), options, digits_cnn.in_pytorch, batches) == 0
+    chosen = options(pool=pool, compare=True)
+    assert digits.run(digits_cnn.Cnn(chosen), chosen, digits_cnn.in_pytorch) == 0
     worst = re.search(r"largest relative difference in 50 steps: (\S+)", capsys.readouterr().out)
     assert worst and float(worst[1]) < 1e-4
 
@@ -123,4 +128,4 @@ def test_beside_pytorch(pool: str, examples: None, capsys: pytest.CaptureFixture
         next(other.parameters()).data *= 1.01
         return other
 
-    assert digits.compare(digits_cnn.Cnn(options), options, another, batches) == 1
+    assert digits.run(digits_cnn.Cnn(chosen), chosen, another) == 1

@@ -18,7 +18,7 @@ from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
 from random_cases import SEED
 from rig import count
 from test_convolution import as_job
-from test_depthwise import Windows, amount
+from test_pooling import Windows, amount
 from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
