@@ -113,7 +113,7 @@ class _Pool(Forward):
 
 
 #: Registers of `_Backward`; a maximum's `INDEX` is the number of its tap, as a float
-ZERO, ONE, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(10)
+ZERO, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(9)
 
 
 class _Backward(Windows):
@@ -130,7 +130,6 @@ class _Backward(Windows):
         machine, frame = self.machine, self.frame
         if self.factor is None:
             machine.zero(ZERO)
-            machine.load_const(ONE, machine.const(1.0))
             machine.load_const(MINUS, machine.const(-1.0))
         with repeated(machine, frame["again"], self.row.pixels):
             for role in self.words:
@@ -158,11 +157,10 @@ class _Backward(Windows):
     def _route(self, lanes: int) -> None:
         machine, frame = self.machine, self.frame
         machine.zero(INDEX)
-        machine.zero(TAP)
         machine.load(BEST, (frame["x_now"], self.places[0]), lanes)
-        for place in self.places[1:]:
+        for t, place in enumerate(self.places[1:], 1):
             machine.load(X, (frame["x_now"], place), lanes)
-            machine.add(TAP, TAP, ONE)
+            machine.load_const(TAP, machine.const(float(t)))
             # a NaN, which neither comparison finds, or an element above all before it
             machine.select_greater(FIRST, ZERO, X, INDEX, TAP)
             machine.select_greater(SECOND, X, MINUS, INDEX, FIRST)
@@ -170,10 +168,10 @@ class _Backward(Windows):
             _maximum(machine, BEST, X, FIRST)
         gradient, rest = GRADIENT, BEST
         machine.load(gradient, (frame["dy_now"], 0), lanes)
-        for place in self.places[:0:-1]:  # what goes to a tap is taken out
-            machine.sub(TAP, TAP, ONE)
+        for t in range(len(self.places) - 1, 0, -1):  # what goes to a tap is taken out
+            machine.load_const(TAP, machine.const(t - 1.0))
             machine.select_greater(FIRST, INDEX, TAP, gradient, ZERO)
             machine.select_greater(rest, INDEX, TAP, ZERO, gradient)
-            self._add(FIRST, place, lanes)
+            self._add(FIRST, self.places[t], lanes)
             gradient, rest = rest, gradient
         self._add(gradient, self.places[0], lanes)

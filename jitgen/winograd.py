@@ -49,10 +49,10 @@ class Grid(NamedTuple):
 
 
 class Squares(NamedTuple):
-    """`count` neighbouring squares of which rows and columns [first, behind last) exist: what else
+    """`number` neighbouring squares of which rows and columns [first, behind last) exist: what else
     is read is 0, and what else would be written is not."""
 
-    count: int
+    number: int
     rows: tuple[int, int]
     columns: tuple[int, int]
 
@@ -71,12 +71,12 @@ def emit_winograd(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
-    count = sum(s.count for s in squares)
+    count = sum(s.number for s in squares)
     check_shape(max(count, 1), channels, dtype, channels)
     matrix = KINDS[kind]
     side = len(matrix if kind == "output" else matrix[0])
     for s in squares:
-        if s.count < 1 or any(not 0 <= low <= high <= side for low, high in s[1:]):
+        if s.number < 1 or any(not 0 <= low <= high <= side for low, high in s[1:]):
             raise ValueError(f"{s} is not at least one square with a part of {side} x {side}")
     for name, grid in (("a", a), ("c", c)):
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
@@ -148,8 +148,8 @@ class _Transform:
             frame.load_argument(role, {"from": "a", "to": "c"}.get(role, role))
         machine.advance(frame["from"], -self.lead * self.element)
         for squares in self.squares:
-            machine.program.section(f"{squares.count} squares")
-            with repeated(machine, frame["again"], squares.count):
+            machine.program.section(f"{squares.number} squares")
+            with repeated(machine, frame["again"], squares.number):
                 self._channels(squares)
         machine.end()
         return machine.program.encode()

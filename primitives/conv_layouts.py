@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jitgen.elementwise import emit_column_sums, emit_map
+from jitgen.elementwise import emit_map
 from jitgen.kernel import panel_width
 from jitgen.layout import emit_transpose
 from jitgen.pack import emit_packer
@@ -227,21 +227,6 @@ def gather(conv: Conv, source: str, to: str, channels: int, pixels: int) -> Part
     }
     loops = {"n": Loop(conv.batch, (1,)), "c": Loop(channels, (piece,))}
     return Part("images to NCHW", "NC", loops, code, words)
-
-
-def bias_part(conv: Conv, dy: str) -> Part:
-    """Sums of the gradient of the output (NHWC) by channel, to tensor "db"."""
-    pixels = conv.batch * conv.out[0] * conv.out[1]
-
-    def sums(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_column_sums(
-            pixels, size["k"], conv.dtype, conv.target, lda=conv.features
-        )
-        return made, {}
-
-    words = {"a": Ref(dy, {"k": 1}, conv.element), "c": Ref("db", {"k": 1}, conv.element)}
-    piece = -(-conv.features // conv.threads // 64) * 64
-    return Part("bias gradient", "K", {"k": Loop(conv.features, (piece,))}, sums, words)
 
 
 def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:

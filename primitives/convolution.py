@@ -19,10 +19,12 @@ from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from jitgen.threads import check_threads
-from primitives import conv_layouts, conv_streams, conv_winograd
+from primitives import conv_streams as streams
+from primitives import conv_winograd as winograd
 from primitives.arrays import aligned, buffer_of, check, output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
-from primitives.conv_layouts import Conv
+from primitives.conv_layouts import Conv, packed_elements, packed_layout
+from primitives.conv_tiles import choose_algorithm
 from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
@@ -67,7 +69,11 @@ class Convolution:
     TensorFlow and ONNX SAME_UPPER). groups divides both channels. residual: forward adds an array
     like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs.
 
-    How the passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
+    algorithm: "direct", or "winograd" for 3 x 3 kernels of stride 1 without groups: 16
+    multiplications for 36 and roundings of its own (docs/primitives.md); None: whichever costs less
+    in each pass (`primitives.conv_tiles`), direct where blocks or order are given.
+
+    How the direct passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
     pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
     the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
     x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and
@@ -126,23 +132,26 @@ class Convolution:
         self.x_shape = self._shape(in_channels, size)
         self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
-        #: pass (of `PASSES`) -> "direct" or "winograd"
-        self.algorithms = conv_winograd.choose(self.conv, algorithm)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
         #: layout and shape of packed weights, by whether they are for backward by data
-        self._layouts: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = bool(tune)
         self._choices: dict[str, Choice | None] = {}
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
-        for which in {*self._blocks, *self._order}:
+        cut = {*self._blocks, *self._order}
+        if cut and algorithm == "winograd":
+            raise ValueError("blocks, order: algorithm='winograd' has none")
+        #: pass -> "direct" or "winograd"
+        self.algorithms = {
+            which: choose_algorithm(self.conv, which, "direct" if which in cut else algorithm)
+            for which in PASSES
+        }
+        for which in cut:
             if self.conv.depthwise:
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
-            if algorithm == "winograd":
-                raise ValueError(f"blocks, order: {which} with algorithm='winograd' has none")
-            self.algorithms[which] = "direct"
         for which, text in self._order.items():
-            check_order(text, letters(conv_streams.products(self.conv, which)[0], which))
+            check_order(text, letters(streams.products(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -155,31 +164,32 @@ class Convolution:
         run = self._runs.get(key)
         if run is None:
             if self.algorithms[which] == "winograd":
-                run = getattr(conv_winograd, which)(self.conv, *how)
+                run = getattr(winograd, which)(self.conv, *how)
             else:
-                run = getattr(conv_streams, which)(self.conv, self.choice(which), *how)
+                run = getattr(streams, which)(self.conv, self.choice(which), *how)
             self._runs[key] = run
         return run
 
-    def _packed(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        known = self._layouts.get(backward)
+    def _layout(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layout and shape of packed weights."""
+        known = self._packed.get(backward)
         if known is None:  # 10 microseconds: once is enough
-            which = PASSES[backward]
-            module = conv_winograd if self.algorithms[which] == "winograd" else conv_layouts
-            known = module.packed_layout(self.conv, backward), (
-                module.packed_elements(self.conv, backward),
-            )
-            self._layouts[backward] = known
+            if self.algorithms[PASSES[backward]] == "winograd":
+                known = winograd.packed_layout(self.conv, backward)
+            else:
+                size = packed_elements(self.conv, backward)
+                known = packed_layout(self.conv, backward), (size,)
+            self._packed[backward] = known
         return known
 
     def choice(self, which: str) -> Choice | None:
-        """How a pass is cut (None: a depthwise one, which leaves no choice)."""
+        """How a direct pass is cut (None: a depthwise one, which leaves no choice)."""
         if which not in self._choices:
             self._choices[which] = None if self.conv.depthwise else self._choose(which)
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = conv_streams.products(self.conv, which)
+        conv, products = streams.products(self.conv, which)
         how = (conv, which, products, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
@@ -187,7 +197,7 @@ class Convolution:
         at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
         sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
         key = f"{self.conv.target.name}, convolution {which}, {sizes}"
-        return tuned(key, found, lambda choice: conv_streams.seconds(self.conv, which, choice))
+        return tuned(key, found, lambda choice: streams.seconds(self.conv, which, choice))
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
@@ -201,16 +211,13 @@ class Convolution:
         conv = self.conv
         buffer = check("w", w, self.w_shape, conv.dtype)
         packed = []
-        layouts = []
-        for way, name in ((False, "forward"), (True, "backward_data")):
-            layout, size = self._packed(way)
-            layouts.append(layout)
-            if backward or not way:
-                array = aligned(size, conv.dtype)
-                module = conv_winograd if self.algorithms[name] == "winograd" else conv_streams
-                module.pack_weights(conv, way)((buffer, buffer_of(array)))
-                packed.append(array)
-        return PackedFilter(packed[0], packed[1] if backward else None, (layouts[0], layouts[1]))
+        for way in (False, True)[: 1 + backward]:
+            array = aligned(self._layout(way)[1], conv.dtype)
+            made = winograd if self.algorithms[PASSES[way]] == "winograd" else streams
+            made.pack_weights(conv, way)((buffer, buffer_of(array)))
+            packed.append(array)
+        layouts = self._layout(False)[0], self._layout(True)[0]
+        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
@@ -276,7 +283,7 @@ class Convolution:
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
-        wanted, shape = self._packed(backward)
+        wanted, shape = self._layout(backward)
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
         return True, check("w", array, shape, conv.dtype)

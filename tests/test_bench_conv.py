@@ -46,6 +46,7 @@ def test_a_layer_is_measured(tmp_path: Path) -> None:
     assert [row["pass"] for row in run["rows"]] == ["forward", "data", "weights"]
     for row in run["rows"]:
         assert (row["layer"], row["n"]) == ("odd channels: 17@31x29->23 3/1", 1)
+        assert row["order"] == "winograd"
         assert row["flops"] == 2 * 17 * 23 * 9 * 31 * 29
         assert {name: why for name, why in row["failed"].items() if name != "onnxruntime"} == {}
         named = {"jitgen", "jitgen nhwc", "torch", "torch nhwc"}
@@ -71,6 +72,7 @@ def test_a_layer_is_measured(tmp_path: Path) -> None:
         (("--batch", "0"), "--batch"),
         (("--threads", "0"), "--threads"),
         (("--pass", "backward"), "backward"),
+        (("--algorithm", "fft"), "--algorithm 'fft' is not one of direct, winograd"),
         (("--rounds", "3"), "--rounds"),
         (("--json", "/nowhere/file"), "/nowhere/file"),
     ],
@@ -146,6 +148,17 @@ def _places(
         return [(at[1], k, i, r, s) for k in features for i, r, s in near]
     c = at[0] // outer * inner + at[1]
     return [(c, at[0], i, at[2], at[3]) for i in pixels]
+
+
+def test_the_order_says_how_a_pass_is_computed() -> None:
+    found = []
+    for name, algorithm in (
+        ("odd channels", None), ("odd channels", "direct"), ("stride 3", "winograd"),
+    ):  # fmt: skip
+        made = peers.convolution(_layer(name), 1, 1, "nhwc", algorithm)
+        found.append(peers.order(made, "forward"))
+    assert found[0] == "winograd"
+    assert all(sorted(order.lower()) == sorted("ngkchw") for order in found[1:])
 
 
 @pytest.mark.parametrize("which", peers.PASSES)

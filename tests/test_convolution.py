@@ -74,9 +74,10 @@ def random_depthwise(rng: random.Random, target: str, most: int) -> Convolution:
 
 
 class Reference:
-    """All passes in float64, tap by tap, on NCHW arrays of standard normal numbers."""
+    """All passes in float64, tap by tap, on NCHW arrays of standard normal, or small whole,
+    numbers."""
 
-    def __init__(self, layer: Convolution, seed: int) -> None:
+    def __init__(self, layer: Convolution, seed: int, whole_numbers: bool = False) -> None:
         conv, rng = layer.conv, np.random.default_rng(seed)
         kind = KINDS[conv.dtype]
         n, (c, k) = conv.batch, conv.group
@@ -85,6 +86,8 @@ class Reference:
             "residual": (n, conv.features, *conv.out), "dy": (n, conv.features, *conv.out),
         }  # fmt: skip
         data = {name: rng.standard_normal(s).astype(kind) for name, s in shapes.items()}
+        if whole_numbers:
+            data = {name: rng.integers(-4, 5, s).astype(kind) for name, s in shapes.items()}
         self.data = data
         x, w, b, residual, dy = (data[name].astype(np.float64) for name in shapes)
         (top, left), (height, width) = conv.padding, conv.padded

@@ -17,7 +17,8 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from tiers import TIERS, need
 
-from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
+from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
+from jitgen.strips import Axis, plan_strip
 from jitgen.target import TARGETS, Target, parse_target
 from jitgen.windows import MOST_TAPS
 
@@ -143,7 +144,7 @@ def forward(rng: random.Random, target: Target) -> Call:
     ldb = c + rng.choice((0, 0, 3, 8))
     code = emit_depthwise(
         images.rows, images.columns, c, images.dtype, target, lda=images.x, ldb=ldb, ldc=images.y,
-        epilogue=epilogue,
+        epilogue=epilogue, ahead=rng.choice((0, 3)),
     )  # fmt: skip
     before = np.full(value.shape, POISON[images.dtype]).view(FLOATS[images.dtype])
     words = {"a": images.x_flat, "b": block(w, ldb), "c": images.spread(before, images.y)}
@@ -165,7 +166,7 @@ def gradient(rng: random.Random, target: Target) -> Call:
     eps = 0.0 if images.exact else float(np.finfo(FLOATS[images.dtype]).eps)
     code = emit_depthwise_weights(
         images.rows, images.columns, c, images.dtype, target, lda=images.x, ldb=images.y, ldc=ldc,
-        accumulate=accumulate,
+        accumulate=accumulate, ahead=rng.choice((0, 2)),
     )  # fmt: skip
     before = dw if accumulate else poison(taps, c, images.dtype)
     words = {"a": images.x_flat, "b": images.spread(dy, images.y), "c": block(before, ldc)}
@@ -262,7 +263,8 @@ def test_nan_passes_relu_and_clip(tier: str) -> None:
         ({"columns": Axis(1, 1, (0,) * (MOST_TAPS + 1), 1)}, f"{MOST_TAPS + 1} of them"),
         ({"columns": Axis(99, 1, (0,), 1)}, "registers"), ({"ldb": 2}, "dimension 2"),
         ({"rows": Axis(9, 1, tuple(range(40)), 1)}, "registers"), ({"ldc": (9, 3)}, "dimension 3"),
-        ({"lda": (-1, 4)}, "reach up"), ({"lda": (1 << 29, 4)}, "2 GiB"),
+        ({"ahead": -1}, "ahead=-1"), ({"lda": (-1, 4)}, "reach up"),
+        ({"lda": (1 << 29, 4)}, "2 GiB"),
         ({"epilogue": (("residual",),)}, "residual"), ({"epilogue": (("clip", 2, 1),)}, "clip"),
     ],
 )  # fmt: skip

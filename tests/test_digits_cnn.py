@@ -32,15 +32,6 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The example, on the code beside this file."""
-    return subprocess.run(
-        [sys.executable, "examples/digits_cnn.py", "--threads", "1", *arguments], cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-
-
 class Exact:
     """The network's loss in float64, as a function of its parameters."""
 
@@ -91,13 +82,27 @@ def test_gradients(pool: str, examples: None) -> None:
 
 
 def test_it_learns() -> None:
-    done = run()
+    done = subprocess.run(
+        [sys.executable, "examples/digits_cnn.py", "--threads", "1"], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     accuracy = re.search(r"test accuracy ([\d.]+) %", done.stdout)
     assert accuracy and float(accuracy[1]) > 97
     losses = [float(found) for found in re.findall(r"epoch +\d+: loss ([\d.]+)", done.stdout)]
     assert len(losses) == 60 and losses[-1] < losses[0] / 10
-    assert run("--epochs", "1", "--least", "100").returncode == 1
+
+
+def test_low_accuracy_is_a_failure(examples: None) -> None:
+    import digits
+    import digits_cnn
+
+    options = argparse.Namespace(
+        batch=32, threads=1, pool="max", seed=0, optimizer="sgd", rate=1e-3, epochs=1, noise=0.15, least=100.0,
+        plot=None, compare=False,
+    )  # fmt: skip
+    assert digits.run(digits_cnn.Cnn(options), options, digits_cnn.in_pytorch) == 1
 
 
 @pytest.mark.parametrize("pool", ["max", "average"])
@@ -107,8 +112,9 @@ def test_beside_pytorch(pool: str, examples: None, capsys: pytest.CaptureFixture
     import digits
     import digits_cnn
 
-    options = argparse.Namespace(batch=32, threads=1, pool=pool, seed=0, optimizer="sgd")
-    assert digits.compare(digits_cnn.Cnn(options), options, digits_cnn.in_pytorch) == 0
+    options = argparse.Namespace(batch=32, threads=1, pool=pool, seed=0, optimizer="sgd", rate=1e-3)
+    batches = digits.random_images(32, 0)
+    assert digits.compare(digits_cnn.Cnn(options), options, digits_cnn.in_pytorch, batches) == 0
     worst = re.search(r"largest relative difference in 50 steps: (\S+)", capsys.readouterr().out)
     assert worst and float(worst[1]) < 1e-4
 
@@ -117,4 +123,4 @@ def test_beside_pytorch(pool: str, examples: None, capsys: pytest.CaptureFixture
         next(other.parameters()).data *= 1.01
         return other
 
-    assert digits.compare(digits_cnn.Cnn(options), options, another) == 1
+    assert digits.compare(digits_cnn.Cnn(options), options, another, batches) == 1

@@ -14,7 +14,7 @@ from typing import Any
 import needs
 import numpy as np
 import pytest
-from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute
+from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
 from random_cases import SEED
 from rig import count
 from test_convolution import as_job
@@ -23,6 +23,7 @@ from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
 from jitgen import cpu
+from jitgen.elementwise import emit_map
 from jitgen.pooling import emit_pool_backward
 from jitgen.target import TARGETS, Target, parse_target
 from primitives.pooling import AveragePool, MaxPool, backward_stream
@@ -110,6 +111,21 @@ def test_every_window_of_three(tier: str, dtype: str) -> None:
     wrong = emit_pool_backward("max", 1, channels, taps[::-1], dtype, target, **options)
     (failure,) = execute(tier, [Call(wrong, words, call.wanted, "reversed")])
     assert "elements are wrong" in failure
+
+
+@pytest.mark.parametrize("tier", EVERYWHERE)
+def test_zeros_leave_gaps_alone(tier: str) -> None:
+    """What a gradient's image begins with, where threads share its channels."""
+    need(TIERS[tier])
+    calls = []
+    for rows, columns, ld in ((1, 1, 1), (3, 16, 40), (5, 67, 70), (4, 130, 130)):
+        for dtype in FLOATS:
+            target = parse_target(TIERS[tier].target)
+            code = emit_map("zero", rows, columns, dtype, target, ld={"c": ld})
+            words = {"c": block(poison(rows, columns, dtype), ld)}
+            wanted = {"c": Wanted(np.zeros((rows, columns)), ld)}
+            calls.append(Call(code, words, wanted, f"{rows} x {columns} zeros, {dtype}"))
+    assert not execute(tier, calls)
 
 
 @pytest.mark.parametrize("name", TARGETS)

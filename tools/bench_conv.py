@@ -10,7 +10,9 @@ and data); %: percent of the multiply-add peak in that row; torch, t. nhwc: PyTo
 contiguous and channels_last tensors; onednn: the operators that torch.compile uses, on NCHW; o.
 pack: the same on channels_last with reordered weights; blocked: oneDNN's own layout; onnx: ONNX
 Runtime, weights constant. /nchw: jitgen to the best of torch and onednn; /all: jitgen to the best
-of all; nhwc/: nhwc to the best of all. !: other programs took time from this row.
+of all; nhwc/: nhwc to the best of all; order: how jitgen computes it on NHWC, the order of its
+loops, or winograd, for which operations are counted as if it were direct: beyond 100 % of the peak.
+!: other programs took time from this row.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--table", default="paper", help="paper, resnet50, vgg16, mobilenet, odd; default paper")
     add("--layer", action="append", metavar="NAME", help="only this layer of the table")
     add("--batch", nargs="+", default=["4"], metavar="N", help="images at a time; default 4")
+    add("--algorithm", default=None, metavar="NAME", help="direct, winograd; default: by cost")
     command.add_arguments(parser, PASSES)
 
 
@@ -51,8 +54,11 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
     known = [layer.name for layer in layers(arguments.table)]
     layers_given = command.names("--layer", arguments.layer or (), known)
+    if arguments.algorithm is not None:
+        command.names("--algorithm", [arguments.algorithm], ("direct", "winograd"))
     return {
         **command.options(arguments, PASSES), "table": arguments.table,
+        "algorithm": arguments.algorithm,
         "layers": layers_given or known[:: QUICK_STEP if arguments.quick else 1],
         "batches": command.numbers("--batch", arguments.batch),
     }  # fmt: skip

@@ -172,13 +172,34 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 # ---- jitgen -------------------------------------------------------------------------------------
 
 
-def jitgen(problem: Problem, threads: int, layout: str, packed: bool) -> Way:
-    """The layer on arrays in a layout, with plain or packed weights."""
-    p, at = problem, problem.layer
-    layer = Convolution(
-        p.n, at.c, at.height, at.width, at.k, at.kernel, stride=at.stride, padding=at.padding,
+def convolution(
+    layer: Layer, n: int, threads: int, layout: str, algorithm: str | None
+) -> Convolution:
+    """A layer for n images; algorithm "winograd": where it is possible."""
+    at = layer
+    simple = at.kernel == (3, 3) and at.stride == at.dilation == (1, 1) and at.groups == 1
+    return Convolution(
+        n, at.c, at.height, at.width, at.k, at.kernel, stride=at.stride, padding=at.padding,
         dilation=at.dilation, groups=at.groups, activation="relu", layout=layout, threads=threads,
+        algorithm=algorithm if simple or algorithm != "winograd" else None,
     )  # fmt: skip
+
+
+def order(layer: Convolution, which: str) -> str:
+    """How a pass of a layer is computed: "winograd", or the order of the loops if it is direct."""
+    name = {"forward": "forward", "data": "backward_data", "weights": "backward_weights"}[which]
+    if layer.algorithms[name] == "winograd":
+        return "winograd"
+    choice = layer.choice(name)
+    return choice.order if choice else "depthwise"
+
+
+def jitgen(
+    problem: Problem, threads: int, layout: str, packed: bool, algorithm: str | None = None
+) -> Way:
+    """The layer on arrays in a layout, with plain or packed weights."""
+    p = problem
+    layer = convolution(p.layer, p.n, threads, layout, algorithm)
     nhwc = layout == "nhwc"
     x, dy = ((_swapped(a, 0, 2, 3, 1) if nhwc else a) for a in (p.x, p.dy))
     if p.which == "weights":

@@ -29,7 +29,7 @@ class Bench(bench_child.Child):
     ours = OURS
     heading = (
         f"{'GFLOP/s':43}  batch  jitgen   %    nhwc   %   torch  onednn t. nhwc o. pack blocked"
-        "    onnx /nchw  /all nhwc/"
+        "    onnx /nchw  /all nhwc/ order"
     )
 
     def rows(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -43,9 +43,10 @@ class Bench(bench_child.Child):
 
     def _ways(self, problem: Problem) -> dict[str, Callable[[], Way]]:
         """How to make each contestant; it may still fail at that."""
+        how = self.options["algorithm"]
         ways: dict[str, Callable[[], Way]] = {
-            "jitgen": partial(peers.jitgen, problem, self.threads, "nchw", False),
-            "jitgen nhwc": partial(peers.jitgen, problem, self.threads, "nhwc", True),
+            "jitgen": partial(peers.jitgen, problem, self.threads, "nchw", False, how),
+            "jitgen nhwc": partial(peers.jitgen, problem, self.threads, "nhwc", True, how),
         }
         if "torch" in self.origins:
             ways.update(peers.torch_ways(problem))
@@ -60,7 +61,9 @@ class Bench(bench_child.Child):
             self._ways(problem), lambda _, compute: problem.check(compute()), layer.flops(n),
             RATIOS,
         )  # fmt: skip
-        return {"pass": which, "layer": str(layer), "n": n, **measured}
+        made = peers.convolution(layer, n, self.threads, "nhwc", self.options["algorithm"])
+        order = peers.order(made, which)
+        return {"pass": which, "layer": str(layer), "n": n, "order": order, **measured}
 
     def row_text(self, row: dict[str, Any]) -> str:
         """A row of the table: see `heading`."""
@@ -70,7 +73,7 @@ class Bench(bench_child.Child):
             line += bench_child.cells(best, [name])
             line += bench_child.cells(row["percent"], [name], "3.0f")
         line += bench_child.cells(best, PEERS)
-        return line + bench_child.cells(row["ratio"], list(RATIOS), "5.2f")
+        return line + bench_child.cells(row["ratio"], list(RATIOS), "5.2f") + f" {row['order']}"
 
 
 if __name__ == "__main__":
