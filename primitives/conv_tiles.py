@@ -88,6 +88,11 @@ class Pass:
         return panel_width(TILES, self.features, self.channels, conv.dtype, conv.target)
 
     @property
+    def panel(self) -> int:
+        """Elements from a plane of weights to the next where there is only one panel."""
+        return pitch(self.width * self.channels)
+
+    @property
     def panels(self) -> int:
         """Elements from a plane of weights to the next."""
         return pitch(-(-self.features // self.width) * self.width * self.channels)

@@ -40,15 +40,17 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[tuple[int, ...], tuple[in
     return (PLANES, conv.channels, conv.features, p.width), (PLANES * p.panels,)
 
 
-def _pack_part(conv: Conv, backward: bool, to: str) -> tuple[Part, dict[str, int]]:
+def _pack_part(conv: Conv, backward: bool, to: str, own: bool) -> tuple[Part, dict[str, int]]:
     """Weights k x c x 3 x 3 to panels [plane][columns / width][rows][width], and the scratch it
-    takes. Lanes of a panel beyond the last column hold numbers that nobody uses."""
+    takes. Lanes of a panel beyond the last column hold numbers that nobody uses. `own`: to one
+    panel that each thread has for itself."""
     p, c, e = of_pass(conv, backward), conv.channels, conv.element
-    width, high, panels = p.width, min(PACK_ROWS, p.channels), p.panels
+    width, high = p.width, min(PACK_ROWS, p.channels)
+    panels = p.panel if own else p.panels
 
     def turn(size: dict[str, int], first: bool, last: bool) -> Made:
         columns, lda = (9, 9) if backward else (9 * size["r"], 9 * c)
-        made = emit_transpose(size["n"], columns, conv.dtype, conv.target, lda=lda, ldc=width)
+        made = emit_transpose(size["k"], columns, conv.dtype, conv.target, lda=lda, ldc=width)
         return made, {}
 
     # backward by data sees the taps mirrored: from the last one on
@@ -63,23 +65,29 @@ def _pack_part(conv: Conv, backward: bool, to: str) -> tuple[Part, dict[str, int
         return made, {}
 
     taps = Ref("taps", {}, e, per_thread=9 * width * high)
-    loops = {"n": Loop(p.features, (width,)), "r": Loop(p.channels, (high,))}
+    loops = {"k": Loop(p.features, (width,)), "r": Loop(p.channels, (high,))}
     place = {"r": np.arange(p.channels) % high * 9 * width}
     turned = Part(
-        "weights by tap", "nrr" if backward else "nr",
+        "weights by tap", "krr" if backward else "kr",
         {**loops, "r": Loop(p.channels, (high, 1) if backward else (high,))}, turn,
-        {"a": Ref("w", {"n": 9, "r": 9 * c} if backward else {"n": 9 * c, "r": 9}, e),
+        {"a": Ref("w", {"k": 9, "r": 9 * c} if backward else {"k": 9 * c, "r": 9}, e),
          "c": replace(taps, table=place)},
     )  # fmt: skip
-    words = {"a": replace(taps, start=start), "c": Ref(to, {"n": p.channels, "r": width}, e)}
-    part = Part("weights to planes in panels", "NR", loops, transform, words, before=(turned,))
-    return part, {"taps": conv.threads * taps.per_thread}
+    panel = Ref(to, {"r": width} if own else {"k": p.channels, "r": width}, e,
+                per_thread=PLANES * panels if own else 0)  # fmt: skip
+    part = Part(
+        "weights to planes in panels", "kr" if own else "KR", loops, transform,
+        {"a": replace(taps, start=start), "c": panel}, before=(turned,),
+    )  # fmt: skip
+    sizes = {"taps": conv.threads * taps.per_thread}
+    return part, {**sizes, to: (conv.threads if own else 1) * PLANES * panels}
 
 
 @lru_cache(maxsize=256)
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
-    part, scratch = _pack_part(conv, backward, "panels")
+    part, scratch = _pack_part(conv, backward, "panels", False)
+    del scratch["panels"]
     return Run([part], ["w", "panels"], conv.threads, conv.target, conv.dtype, scratch)
 
 
@@ -105,11 +113,13 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
     tensors = ["image", "w", "result"]
     tensors += [step for step, *_ in epilogue if step in ("bias", "residual")]
     names = {name: name for name in tensors}
+    # panels that are read once are made just before that
+    own = not packed and p.strips.extent == p.strips.blocks[0]
+    weights: tuple[Part, ...] = ()
     if not packed:
-        names["w"], scratch["panels"] = "panels", PLANES * p.panels
-        part, more = _pack_part(conv, backward, "panels")
-        parts.append(part)
-        scratch |= more
+        names["w"] = "panels"
+        part, scratch = _pack_part(conv, backward, "panels", own)
+        weights, parts = ((part,), []) if own else ((), [part])
     if not conv.nhwc:
         for name, channels, size in (
             ("image", p.channels, p.size), ("result", p.features, p.out),
@@ -120,7 +130,7 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
                 scratch[names[name]] = conv.batch * channels * size[0] * size[1]
                 if name != "result":
                     parts.append(spread(conv, name, names[name], channels, size, size, (0, 0)))
-    parts.append(_product_part(p, names, epilogue))
+    parts.append(_product_part(p, names, epilogue, weights))
     scratch["v"] = conv.threads * PLANES * p.pitch(p.channels)
     scratch["m"] = conv.threads * PLANES * p.pitch(p.width)
     if not conv.nhwc:
@@ -128,8 +138,11 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 
 
-def _product_part(p: Pass, names: dict[str, str], epilogue: tuple[Step, ...]) -> Part:
-    """For each block of tiles and panel of weights, all planes; tensors by what they are."""
+def _product_part(
+    p: Pass, names: dict[str, str], epilogue: tuple[Step, ...], weights: tuple[Part, ...]
+) -> Part:
+    """For each block of tiles and panel of weights, all planes; tensors by what they are. Parts
+    `weights` make the panel, of the thread's own, if there are any."""
     conv, e, c, width = p.conv, p.conv.element, p.channels, p.width
     v, m, line = p.pitch(c), p.pitch(width), p.out[1] * p.features
     places, kinds = p.results()
@@ -162,13 +175,15 @@ def _product_part(p: Pass, names: dict[str, str], epilogue: tuple[Step, ...]) ->
     )  # fmt: skip
     words = {
         "a": Ref("v", {"p": v}, e, per_thread=PLANES * v),
-        "b": Ref(names["w"], {"p": p.panels, "k": c}, e),
+        "b": Ref(names["w"], {"p": p.panel}, e, per_thread=PLANES * p.panel) if weights else Ref(
+            names["w"], {"p": p.panels, "k": c}, e
+        ),
         "c": Ref("m", {"p": m}, e, per_thread=PLANES * m),
     }
     loops = {"s": p.blocks, "k": k, "p": Loop(PLANES, (1,))}
     return Part(
         "planes times weights", "SKp", loops, multiply, words,
-        before=(p.planes("input", names["image"], "v"),), after=(after,),
+        before=(p.planes("input", names["image"], "v"), *weights), after=(after,),
     )  # fmt: skip
 
 

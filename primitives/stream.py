@@ -87,15 +87,14 @@ class Stream:
         self.tensors = tuple(tensors)
         self.threads = threads
         self.calls: list[Call] = []
-        self.parts: list[Calls] = [self._part(part) for part in parts]
+        self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
         self.slices = [self._slice(t) for t in range(threads)]
 
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
         return Team(self.calls, self.slices, len(self.tensors), target)
 
-    def _part(self, part: Part) -> Calls:
-        nest = iterate(part.order, part.loops, self.threads)
+    def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
             [self._beside(other, part, nest, last) for other in others]
             for last, others in enumerate((part.before, part.after))
@@ -125,7 +124,7 @@ class Stream:
             own, start={n: x[index] for n, x in own.start.items()},
             size={n: x[index] for n, x in own.size.items()}, thread=nest.thread[at],
         )  # fmt: skip
-        return self._calls(other, chosen), at
+        return self._part(other, chosen), at
 
     def _calls(self, part: Part, nest: Nest) -> Calls:
         names = list(part.loops)
