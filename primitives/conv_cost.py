@@ -104,7 +104,8 @@ def candidates(
         images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
         size = conv.features * c * len(conv.taps) * e
         pixels = {min(total, n) for n in (512, 1024)}
-        channels = {even(k, n) for n in (64, 128, 256)}
+        left = c if conv.few and conv.one_sum else k
+        channels = {even(left, n) for n in (64, 128, 256)}
         copies = [n for n in (1, 2, 4)
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
@@ -115,12 +116,15 @@ def candidates(
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
+    orders = ORDERS[names]
+    if names == "xcnpk" and conv.few:
+        orders = tuple(each.translate(str.maketrans("cCkK", "kKcC")) for each in orders)
     if blocks:
         pixels, channels = {blocks[0]}, {blocks[1]}
     return [
         Choice(each, p, n, copy)
         for copy in copies for p in sorted(pixels) for n in sorted(channels)
-        for each in ([order] if order else ORDERS[names])
+        for each in ([order] if order else orders)
     ]  # fmt: skip
 
 
@@ -221,12 +225,11 @@ def _product_work(conv: Conv, p: Taps, choice: Choice) -> Work:
 
 
 def _tap_work(conv: Conv, choice: Choice) -> Work:
-    (c, k), e, taps = conv.group, conv.element, len(conv.taps)
-    lanes_k = conv.few
+    (c, k), e = conv.group, conv.element
     width = conv.sum_width
     share = conv.batch * conv.out[0] // choice.copies
     rows = even(share, max(1, choice.pixels // conv.out[1]))
-    blocks = (c, width) if lanes_k else (min(c, width), even(k, choice.channels))
+    blocks = (c, width) if conv.few else (min(c, width), even(k, choice.channels))
     seen = prod(min(s, r) for s, r in zip(conv.stride, conv.kernel, strict=True))
     counts = {
         "x": choice.copies, "g": conv.groups, "k": ceil(k / blocks[1]), "c": ceil(c / blocks[0]),
@@ -237,32 +240,39 @@ def _tap_work(conv: Conv, choice: Choice) -> Work:
         "image": ("xgcp", pixels * seen * blocks[0] * e), "dy": ("xgkp", pixels * blocks[1] * e),
         "result": ("xgkcrs", blocks[0] * blocks[1] * e),
     }  # fmt: skip
-    products = pixels * prod(blocks if not lanes_k else (c, width))
-    dw = conv.features * c * taps * e
-    more = (choice.copies + 1) * dw / FAR_BYTES if choice.copies > 1 else 0.0
-    return Work(counts, products, operands, pixels * width * e, more)
+    products = pixels * prod(blocks if not conv.few else (c, width))
+    return Work(counts, products, operands, pixels * width * e, _copying(conv, choice))
 
 
 def _flat_work(conv: Conv, choice: Choice) -> Work:
-    c, k, e = conv.channels, conv.features, conv.element
-    width = conv.sum_width
+    e, width = conv.element, conv.sum_width
+    m, n = "ck" if conv.few else "kc"  # n is packed
+    sides = {"c": conv.channels, "k": conv.features}
     total = conv.batch * conv.out[0] * conv.out[1]
     images = 1 if conv.nhwc else conv.batch
     share = max(1, images // choice.copies), total // images
     if images < choice.copies:
         share = 1, total // choice.copies
-    depth, rows = even(share[1], choice.pixels), even(k, choice.channels)
+    depth, rows = even(share[1], choice.pixels), even(sides[m], choice.channels)
     counts = {
-        "x": choice.copies, "c": ceil(c / width), "n": share[0], "p": ceil(share[1] / depth),
-        "k": ceil(k / rows),
+        "x": choice.copies, n: ceil(sides[n] / width), "n": share[0],
+        "p": ceil(share[1] / depth), m: ceil(sides[m] / rows),
     }  # fmt: skip
     operands = {
-        "image": ("xcnp", depth * width * e), "dy": ("xknp", depth * rows * e),
+        "packed": (f"x{n}np", depth * width * e), "other": (f"x{m}np", depth * rows * e),
         "result": ("xck", rows * width * e),
     }  # fmt: skip
-    # packing reads and writes L2, again for each k outside
+    # packing reads and writes L2, again for each block of the other side outside
     names = re.sub(r"[\[\]|]", "", choice.order).lower()
-    often = 1 if names.endswith("k") else counts["k"]
-    more = (choice.copies + 1) * c * k * e / FAR_BYTES if choice.copies > 1 else 0.0
-    more += often * 2 * total * c * e / conv.target.rates.l2_bytes
+    often = 1 if names.endswith(m) else counts[m]
+    more = _copying(conv, choice)
+    more += often * 2 * total * sides[n] * e / conv.target.rates.l2_bytes
     return Work(counts, depth * rows * width, operands, depth * width * e, more)
+
+
+def _copying(conv: Conv, choice: Choice) -> float:
+    """Cycles that it takes to add copies."""
+    if choice.copies == 1:
+        return 0.0
+    size = conv.features * conv.group[0] * len(conv.taps) * conv.element
+    return (choice.copies + 1) * size / FAR_BYTES

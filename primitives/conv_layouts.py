@@ -117,9 +117,12 @@ class Conv:
 
     @property
     def few(self) -> bool:
-        """In the weight update, lanes are output channels: there are too few of the others."""
+        """In the weight update, lanes are output channels, and the result is turned at the end: the
+        input channels are too few, or to pack dy instead of x saves more than turning costs."""
         c, k = self.group
-        return c < FEW_CHANNELS <= k and not self.one_sum
+        if self.one_sum:
+            return self.batch * self.out[0] * self.out[1] * (c - k) > 2 * c * k
+        return c < FEW_CHANNELS <= k
 
     @property
     def one_sum(self) -> bool:

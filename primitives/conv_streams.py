@@ -273,7 +273,7 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     parts: list[Part] = []
     x, dy, apart = "image", "dy", conv.channels
     summable = not conv.bias or possible(conv.dtype, conv.target)
-    if not conv.nhwc and (conv.few or conv.depthwise or not summable):
+    if not conv.nhwc and (conv.depthwise or not summable or (conv.few and not conv.one_sum)):
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
     x_plain = conv.one_sum and whole is conv and dy == "dy"
@@ -295,7 +295,9 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
         copies = "copies" if choice.copies > 1 else by_tap
         scratch["by_tap"], scratch["copies"] = size, size * choice.copies
         if conv.one_sum:
-            part, panels = weights.flat_part(conv, x, dy, copies, choice, x_plain)
+            part, panels = weights.flat_part(
+                conv, x, dy, copies, choice, conv.nhwc or not x_plain
+            )
             scratch["panels"] = panels
         else:
             part, tables = weights.tap_part(conv, x, dy, copies, choice)
