@@ -39,7 +39,7 @@ SUMS = {"ngkchw": "c", "xgkcrsp": "p", "xcnpk": "np"}
 ORDERS = {
     "ngkchw": ("NGKchw", "NGKHcw", "GKcnhw", "GKNchw", "NHGKcw", "NHWGkc", "NHWGKc"),
     "xgkcrsp": ("XGKCRSp", "XGKCprs", "xpGKCRS", "Xpgkcrs"),
-    "xcnpk": ("XCnpk", "xnpCk", "Xnpck", "XCKnp", "KXCnp"),
+    "xcnpk": ("XCnpk", "xnpCk", "Xnpck", "XCKnp"),
 }
 
 
@@ -103,7 +103,7 @@ def candidates(
         total = rows * conv.out[1]
         images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
         size = conv.features * c * len(conv.taps) * e
-        pixels = {min(total, n) for n in (512, 1024)}
+        pixels = {min(total, n) for n in ((256, 512) if conv.one_sum else (512, 1024))}
         left = c if conv.few and conv.one_sum else k
         channels = {even(left, n) for n in (64, 128, 256)}
         copies = [n for n in (1, 2, 4)

@@ -25,6 +25,9 @@ CONFLICT, GAP = 2048, 64
 MOST_PIXELS = 128
 #: Fewer input channels than this would leave lanes empty in the weight update
 FEW_CHANNELS = 16
+#: A strided image is read in place in the weight update for fewer output channels than this, if
+#: its rows have this many results
+FEW_FEATURES, SHORT_ROW = 192, 16
 
 Made = tuple[bytes, dict[str, int]]
 
@@ -109,11 +112,21 @@ class Conv:
 
     @property
     def dense(self) -> Conv:
-        """The convolution of the pixels that are seen, if the others need not be copied with them:
-        1 x 1 taps with a stride and no border."""
-        if self.kernel == (1, 1) != self.stride and self.padded == self.size and self.groups == 1:
+        """In the weight update, the convolution of the pixels that are seen, if copying those pays:
+        1 x 1 taps with a stride and no border, many products with each or short rows."""
+        strided = self.kernel == (1, 1) != self.stride and self.padded == self.size
+        pays = self.features >= FEW_FEATURES or self.out[1] < SHORT_ROW
+        if strided and pays and self.groups == 1:
             return replace(self, size=self.out, stride=(1, 1))
         return self
+
+    @property
+    def thin(self) -> Conv:
+        """The convolution of the rows that are seen, if the image is copied anyway: taps are in one
+        row, with a stride down and no border."""
+        if self.nhwc or self.kernel[0] > 1 or self.stride[0] == 1 or self.padded != self.size:
+            return self
+        return replace(self, size=(self.out[0], self.size[1]), stride=(1, self.stride[1]))
 
     @property
     def few(self) -> bool:
@@ -181,15 +194,16 @@ def even(extent: int, most: int, multiple: int = 1) -> int:
 
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int], apart: int = 0,
+    inside: tuple[int, int], at: tuple[int, int], apart: int = 0, step: int = 1,
 ) -> Part:  # fmt: skip
     """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, which lie
-    `apart` elements from each other (0: channels), beginning at pixel `at`."""
+    `apart` elements from each other (0: channels), beginning at pixel `at`; of the rows, those that
+    lie `step` apart."""
     (h, w), (buffer_h, buffer_w) = size, inside
     pixel = apart or channels
     # images without a border are one long row
-    rows = 1 if buffer_w == w and at[1] == 0 else h
-    length = h * w // rows
+    whole = step == 1 and buffer_w == w and at[1] == 0
+    rows, length = (1, h * w) if whole else ((h - 1) // step + 1, w)
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         if conv.nhwc:
@@ -202,7 +216,7 @@ def spread(
         return made, {}
 
     image = channels * h * w
-    row = length * channels if conv.nhwc else length
+    row = step * length * (channels if conv.nhwc else 1)
     start = (at[0] * buffer_w + at[1]) * pixel
     words = {
         "a": Ref(source, {"n": image, "h": row}, conv.element),

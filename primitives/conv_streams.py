@@ -122,14 +122,14 @@ def _as_product(conv: Conv) -> Conv:
 
 
 def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> tuple[str, int]:
-    """Which tensor is the NHWC input with its border, and elements from pixel to pixel; where that
-    is not the caller's "image", a part that copies it."""
-    inside, apart = conv.padded, conv.apart
+    """Which tensor is the NHWC input of `conv.thin` with its border, and elements from pixel to
+    pixel; where that is not the caller's "image", a part that copies it."""
+    inside, apart, step = conv.thin.padded, conv.apart, conv.stride[0] // conv.thin.stride[0]
     if conv.nhwc and inside == conv.size and apart == conv.channels:
         return "image", apart
     scratch["x"] = conv.batch * apart * inside[0] * inside[1]
     parts.append(
-        spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart)
+        spread(conv, "image", "x", conv.channels, conv.size, inside, conv.padding, apart, step)
     )
     return "x", apart
 
@@ -138,8 +138,8 @@ def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> tuple[str,
 def products(conv: Conv, which: str) -> tuple[Conv, tuple[Taps, ...]]:
     """The convolution and the products that the choice for a pass is about."""
     if which == "backward_weights":
-        return conv.dense, ()
-    flat = _as_product(conv)
+        return conv.thin.dense, ()
+    flat = _as_product(conv.thin if which == "forward" else conv)
     if which == "forward":
         return flat, (_forward_taps(flat),)
     return flat, tuple(_backward_taps(flat)[0])
@@ -166,7 +166,8 @@ def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
         parts += _pack_parts(conv, False, "w")
     tables: dict[str, np.ndarray] = {}
     if choice is None:
-        part = depthwise.product_part(conv, _forward_taps(conv), apart, conv.epilogue)
+        thin = conv.thin
+        part = depthwise.product_part(thin, _forward_taps(thin), apart, conv.epilogue)
     else:
         flat, (product,) = products(conv, "forward")
         part, tables = _product(flat, product, "forward", conv.epilogue, choice)
@@ -266,9 +267,10 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
 def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 
-    `choice` is that for `conv.dense`; None for depthwise convolutions.
+    `choice` is that for what `products` gives; None for depthwise convolutions.
     """
-    whole, conv = conv, conv.dense
+    whole, thin = conv, conv.thin
+    conv = dense = thin.dense
     scratch: dict[str, int] = {}
     parts: list[Part] = []
     x, dy, apart = "image", "dy", conv.channels
@@ -281,9 +283,9 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
         x, apart = _input(whole, parts, scratch)
     if dy == "y":
         conv = replace(conv, nhwc=True)
-    if whole.dense is not whole:
+    if dense is not thin:
         scratch["seen"] = conv.batch * conv.channels * conv.out[0] * conv.out[1]
-        parts.append(pick(whole, x, "seen"))
+        parts.append(pick(thin, x, "seen"))
         x = "seen"
     tables: dict[str, np.ndarray] = {}
     size = conv.features * conv.group[0] * len(conv.taps)
@@ -291,9 +293,12 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
         scratch["by_tap"] = size
         parts += depthwise.weights_parts(conv, x, dy, apart)
     else:
-        by_tap = "by_tap" if len(conv.taps) > 1 or conv.few else "dw"
-        copies = "copies" if choice.copies > 1 else by_tap
-        scratch["by_tap"], scratch["copies"] = size, size * choice.copies
+        by_tap = copies = "dw"
+        if len(conv.taps) > 1 or conv.few:
+            by_tap = copies = "by_tap"
+            scratch["by_tap"] = size
+        if choice.copies > 1:
+            copies, scratch["copies"] = "copies", size * choice.copies
         if conv.one_sum:
             part, panels = weights.flat_part(
                 conv, x, dy, copies, choice, conv.nhwc or not x_plain
@@ -308,8 +313,9 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
             parts.append(weights.turn_part(conv, by_tap, "dw"))
     if conv.bias:
         parts += weights.bias_parts(conv, dy)
-        scratch["sums"] = conv.batch * conv.features
-        tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
+        if not conv.nhwc:
+            scratch["sums"] = conv.batch * conv.features
+            tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
 
