@@ -15,7 +15,7 @@ Not here: the loops themselves (`primitives.conv_streams`, `primitives.conv_weig
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
@@ -64,9 +64,9 @@ class Work:
     on which each depends and the bytes of it that a call reads; `again`: bytes that a call reads
     from L2 beside them; `more`: cycles outside the loops, shared by all threads."""
 
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     products: float
-    operands: dict[str, tuple[str, float]]
+    operands: Mapping[str, tuple[str, float]]
     again: float
     more: float = 0.0
 
@@ -90,15 +90,14 @@ def check_order(order: str, wanted: str) -> None:
 
 
 def candidates(
-    conv: Conv, which: str, products: Sequence[Taps], blocks: tuple[int, int] | None = None,
+    conv: Conv, which: str, product: Taps | None, blocks: tuple[int, int] | None = None,
     order: str | None = None,
 ) -> list[Choice]:  # fmt: skip
     """Ways to cut a pass that may be the best, with the caller's blocks and order if these are
-    given; `products` are those of forward or backward."""
+    given; `product` is that of forward or backward, the largest if there are several."""
     names = letters(conv, which)
     (c, k), e = conv.group, conv.element
-    row = conv.batch * conv.out[0] * conv.out[1] if conv.flat else conv.out[1]
-    if which == "backward_weights":
+    if product is None:
         rows = conv.batch * conv.out[0]
         total = rows * conv.out[1]
         images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
@@ -110,9 +109,8 @@ def candidates(
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
         sums, results = (k, c) if which == "backward_data" else (c, k)
-        longest = max(p.pixels[1] for p in products)
-        pixels = {even(longest, n) for n in (48, 128, 256)}
-        piece = max(1, max(len(p.offsets) for p in products)) * conv.width(sums, results) * e
+        pixels = {even(product.pixels[1], n) for n in (48, 128, 256)}
+        piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
@@ -130,7 +128,7 @@ def candidates(
 
 @lru_cache(maxsize=1024)
 def choose(
-    conv: Conv, which: str, products: tuple[Taps, ...], blocks: tuple[int, int] | None = None,
+    conv: Conv, which: str, product: Taps | None, blocks: tuple[int, int] | None = None,
     order: str | None = None,
 ) -> Choice:  # fmt: skip
     """The cheapest candidate.
@@ -139,25 +137,25 @@ def choose(
     every number; the order then suits the real one.
     """
     orders: dict[Choice, list[Choice]] = {}
-    for choice in candidates(conv, which, products, blocks, order):
+    for choice in candidates(conv, which, product, blocks, order):
         orders.setdefault(replace(choice, order=""), []).append(choice)
 
     def over_teams(same: list[Choice]) -> float:
-        return sum(t * min(cost(conv, which, products, at, t) for at in same) for t in TEAMS)
+        return sum(t * min(cost(conv, product, at, t) for at in same) for t in TEAMS)
 
     best = min(orders.values(), key=over_teams)
-    return min(best, key=lambda at: cost(conv, which, products, at, conv.threads))
+    return min(best, key=lambda at: cost(conv, product, at, conv.threads))
 
 
-def cost(
-    conv: Conv, which: str, products: tuple[Taps, ...], choice: Choice, threads: int
-) -> float:
-    """Cycles of the slowest thread, see above."""
-    if which == "backward_weights":
-        work = [_flat_work(conv, choice) if conv.one_sum else _tap_work(conv, choice)]
+def cost(conv: Conv, product: Taps | None, choice: Choice, threads: int) -> float:
+    """Cycles of the slowest thread, see above; without a product, of the weight update."""
+    if product is not None:
+        work = _product_work(conv, product, choice)
+    elif conv.one_sum:
+        work = _flat_work(conv, choice)
     else:
-        work = [_product_work(conv, p, choice) for p in products]
-    return sum(_cycles(conv, each, choice.order, threads) for each in work)
+        work = _tap_work(conv, choice)
+    return _cycles(conv, work, choice.order, threads)
 
 
 def _cycles(conv: Conv, work: Work, order: str, threads: int) -> float:

@@ -135,14 +135,15 @@ def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> tuple[str,
 
 
 @lru_cache(maxsize=256)
-def products(conv: Conv, which: str) -> tuple[Conv, tuple[Taps, ...]]:
-    """The convolution and the products that the choice for a pass is about."""
+def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
+    """The convolution and, but for the weight update, the largest product that the choice for a
+    pass is about."""
     if which == "backward_weights":
-        return conv.thin.dense, ()
+        return conv.thin.dense, None
     flat = _as_product(conv.thin if which == "forward" else conv)
     if which == "forward":
-        return flat, (_forward_taps(flat),)
-    return flat, tuple(_backward_taps(flat)[0])
+        return flat, _forward_taps(flat)
+    return flat, max(_backward_taps(flat)[0], key=lambda p: prod(p.pixels) * len(p.offsets))
 
 
 def free(conv: Conv, which: str) -> bool:
@@ -169,8 +170,8 @@ def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
         thin = conv.thin
         part = depthwise.product_part(thin, _forward_taps(thin), apart, conv.epilogue)
     else:
-        flat, (product,) = products(conv, "forward")
-        part, tables = _product(flat, product, "forward", conv.epilogue, choice)
+        flat = _as_product(conv.thin)
+        part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue, choice)
     residual = "residual"
     if not conv.nhwc and any(step == "residual" for step, *_ in conv.epilogue):
         residual, scratch["r"] = "r", conv.batch * conv.features * pixels
@@ -267,7 +268,7 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
 def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 
-    `choice` is that for what `products` gives; None for depthwise convolutions.
+    `choice` is that for `conv.thin.dense`; None for depthwise convolutions.
     """
     whole, thin = conv, conv.thin
     conv = dense = thin.dense

@@ -1,8 +1,8 @@
 """The weight update of a convolution: dw = dy^T x over pixels, all at once or tap by tap.
 
 Its loops: x copies of dw, g groups, k and c pieces of dw, r and s taps, n images, p pixels or rows
-of pixels. Letter x upper case: threads sum their share of the pixels into copies of their own, which
-are added at the end. Not here: the order and the blocks (`primitives.conv_cost`).
+of pixels. Upper case x: threads sum their share of the pixels into copies of their own, which are
+added at the end. Not here: the order and the blocks (`primitives.conv_cost`).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def flat_part(
         "x": Loop(choice.copies, (1,)), n: Loop(columns, (width,)), "n": Loop(share[0], (1,)),
         "p": Loop(share[1], (depth,)), m: Loop(rows, (even(rows, choice.channels),)),
     }  # fmt: skip
-    # a piece is packed once for all blocks of the other side inside
-    outside = re.match(rf"(?i).*[x{n}np]({m}?\])?\|?", choice.order)
+    # a piece is packed once for all blocks of the other side inside, by the thread that reads it
+    outside = re.match(rf".*[xnp{n}A-Z]({m}?\])?\|?", choice.order)
     assert outside is not None
     outer = {name: loop for name, loop in loops.items() if name in outside[0].lower()}
     packing = Part(
@@ -104,17 +104,15 @@ def tap_part(
     step = conv.stride[1] * conv.channels
     width = conv.sum_width
     copy = len(taps) * conv.features * c
+    n_all = k if conv.few else c
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         m, n = (size["c"], size["k"]) if conv.few else (size["k"], size["c"])
-        if conv.few:
-            how = {"lda": step, "ldb": conv.features, "ldc": k, "trans_a": True}
-        else:
-            how = {"lda": conv.features if conv.nhwc else pixels, "ldb": step, "ldc": c,
-                   "trans_a": conv.nhwc}  # fmt: skip
+        by_pixel = conv.features if conv.nhwc else pixels
         kernel = brgemm(
-            m, n, length, conv.dtype, batch="offset", target=conv.target,
-            beta=0.0 if first else 1.0, **how,
+            m, n, length, conv.dtype, lda=step if conv.few else by_pixel, trans_a=conv.nhwc,
+            ldb=conv.features if conv.few else step, ldc=n_all, batch="offset",
+            target=conv.target, beta=0.0 if first else 1.0,
         )  # fmt: skip
         return kernel.code, {"count": size["p"]}
 

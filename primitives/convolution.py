@@ -86,7 +86,8 @@ class Convolution:
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
         dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
-        blocks: Any = None, order: Any = None, tune: bool = False, target: str | Target | None = None,
+        blocks: Any = None, order: Any = None, tune: bool = False,
+        target: str | Target | None = None,
     ) -> None:  # fmt: skip
         sizes = {
             "batch": batch, "in_channels": in_channels, "height": height, "width": width,
@@ -131,11 +132,12 @@ class Convolution:
         self._tune = bool(tune)
         self._choices: dict[str, Choice | None] = {}
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
-        for which in {*self._blocks, *self._order}:
-            if not streams.free(self.conv, which):
+        for which in PASSES:
+            given = which in self._blocks or which in self._order
+            if given and not streams.free(self.conv, which):
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
         for which, text in self._order.items():
-            check_order(text, letters(streams.products(self.conv, which)[0], which))
+            check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -158,8 +160,8 @@ class Convolution:
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = streams.products(self.conv, which)
-        how = (conv, which, products, self._blocks.get(which), self._order.get(which))
+        conv, product = streams.subject(self.conv, which)
+        how = (conv, which, product, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
         found = {str(at): at for at in candidates(*how)}

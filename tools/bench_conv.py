@@ -10,7 +10,8 @@ and data); %: percent of the multiply-add peak in that row; torch, t. nhwc: PyTo
 contiguous and channels_last tensors; onednn: the operators that torch.compile uses, on NCHW; o.
 pack: the same on channels_last with reordered weights; blocked: oneDNN's own layout; onnx: ONNX
 Runtime, weights constant. /nchw: jitgen to the best of torch and onednn; /all: jitgen to the best
-of all; nhwc/: nhwc to the best of all. !: other programs took time from this row.
+of all; nhwc/: nhwc to the best of all; set-up: milliseconds by which our
+first call is longer than the next. !: other programs took time from this row.
 """
 
 from __future__ import annotations

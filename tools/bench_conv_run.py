@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -65,21 +66,33 @@ class Bench:
             ways["onnxruntime"] = partial(peers.onnxruntime_way, problem, self.threads)
         return ways
 
-    def _contestants(self, problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
-        """The contestants whose result is right, and why the others are not there."""
+    def _contestants(
+        self, problem: Problem
+    ) -> tuple[list[Contestant], dict[str, str], dict[str, float]]:
+        """The contestants whose result is right, why the others are not there, and by how many
+        milliseconds the first call of ours is longer than the second."""
         found: list[Contestant] = []
         failed: dict[str, str] = {}
+        setup: dict[str, float] = {}
         for name, make in self._ways(problem).items():
             try:
                 way = make()
-                wrong = problem.check(way.read(way.call()))
+                times = [time.perf_counter()]
+                result = way.call()
+                times.append(time.perf_counter())
+                wrong = problem.check(way.read(result))
+                if name in OURS:
+                    times.append(time.perf_counter())
+                    way.call()
+                    times.append(time.perf_counter())
+                    setup[name] = 1e3 * (times[1] - times[0] - times[3] + times[2])
             except Exception as error:
                 wrong = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
             if wrong is None:
                 found.append(PythonCall(name, [way.call]))
             else:
                 failed[name] = wrong
-        return found, failed
+        return found, failed, setup
 
     def row(self, which: str, layer: Layer, n: int) -> dict[str, Any]:
         """Measure a pass of a layer for n images, again when the machine was "disturbed".
@@ -87,7 +100,7 @@ class Bench:
         GFLOP/s under "best" and "median" by contestant, "peak" (GFLOP/s of one core times threads),
         "percent" of it; "ratio" and "median_ratio" by `RATIOS`, "rival" names who was best.
         """
-        contestants, failed = self._contestants(Problem(layer, n, which))
+        contestants, failed, setup = self._contestants(Problem(layer, n, which))
         best_ns, median_ns, disturbed = self.turns.times(contestants)
         flops, peak = layer.flops(n), self.turns.peak(best_ns)
         names = [contestant.name for contestant in contestants]
@@ -97,7 +110,7 @@ class Bench:
             "pass": which, "layer": str(layer), "n": n, "threads": self.threads, "flops": flops,
             "peak": peak, "best": best, "median": median, "failed": failed,
             "percent": {name: 100 * value / peak for name, value in best.items()},
-            "disturbed": disturbed, "ratio": {}, "median_ratio": {}, "rival": {},
+            "setup_ms": setup, "disturbed": disturbed, "ratio": {}, "median_ratio": {}, "rival": {},
         }  # fmt: skip
         for ratio, (ours, theirs) in RATIOS.items():
             present = [name for name in theirs if name in best]
@@ -111,7 +124,7 @@ class Bench:
 
 HEADING = (
     f"{'GFLOP/s':43}  batch  jitgen   %    nhwc   %   torch  onednn t. nhwc o. pack blocked"
-    "    onnx /nchw  /all nhwc/"
+    "    onnx /nchw  /all nhwc/ set-up"
 )
 
 
@@ -125,6 +138,7 @@ def row_text(row: dict[str, Any]) -> str:
         line += f" {best[name]:7.1f}" if name in best else f" {'-':>7}"
     for name in RATIOS:
         line += f" {ratio[name]:5.2f}" if name in ratio else f" {'-':>5}"
+    line += f" {max(row['setup_ms'].values(), default=0.0):6.0f}"
     if row["disturbed"]:
         line += "  !"
     return "\n".join([line, *(f"  {name}: {why}" for name, why in row["failed"].items())])
