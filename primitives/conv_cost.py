@@ -86,7 +86,8 @@ def check_order(order: str, wanted: str) -> None:
         raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")
     for level in levels:
         if level.parallel and set(level.letters) & set(SUMS[wanted]):
-            raise ValueError(f"order={order!r}: threads cannot share a sum ({level.letters.upper()})")
+            shared = level.letters.upper()
+            raise ValueError(f"order={order!r}: threads cannot share a sum ({shared})")
 
 
 def candidates(
