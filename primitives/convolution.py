@@ -151,7 +151,7 @@ class Convolution:
             if self.conv.depthwise:
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
         for which, text in self._order.items():
-            check_order(text, letters(streams.products(self.conv, which)[0], which))
+            check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -189,8 +189,8 @@ class Convolution:
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = streams.products(self.conv, which)
-        how = (conv, which, products, self._blocks.get(which), self._order.get(which))
+        conv, product = streams.subject(self.conv, which)
+        how = (conv, which, product, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
         found = {str(at): at for at in candidates(*how)}

@@ -222,19 +222,29 @@ def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Ca
     return [(calls, index) for calls, index in found if len(index)]
 
 
-def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
-    """The words of a part: its calls and those beside them in runs of one kind, each behind its
-    kind and length. `begun`: 1 if another part came before."""
-    chosen = np.flatnonzero(calls.nest.thread == thread)
-    sources = [(calls, chosen, chosen, len(calls.before))]
+def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np.ndarray]]]:
+    """A part and those beside it, and beside these: the iterations of the thread, and the numbers
+    that order them, iterations of this part first."""
+    own = np.flatnonzero(calls.nest.thread == thread)
+    found = [(calls, own, [own, np.full(len(own), len(calls.before))])]
     for rank, (other, at) in enumerate([*calls.before, *calls.after]):
-        own = np.flatnonzero(other.nest.thread == thread)
-        sources.append((other, own, at[own], rank + (rank >= len(calls.before))))
-    place = np.concatenate([at * len(sources) + rank for _, _, at, rank in sources])
-    order = np.argsort(place, kind="stable")
-    kind = np.concatenate([c.kind[own] for c, own, _, _ in sources])[order]
-    width = np.repeat([c.offsets.shape[1] for c, *_ in sources], [len(o) for _, o, *_ in sources])
-    phase = calls.nest.phase[place[order] // len(sources)]
+        rank += rank >= len(calls.before)
+        for inner, rows, keys in _sources(other, thread):
+            found.append((inner, rows, [at[keys[0]], np.full(len(rows), rank), *keys]))
+    return found
+
+
+def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
+    """The words of a part: its calls and those beside them in runs of one kind each, each behind its
+    kind and length. `begun`: 1 if another part came before."""
+    sources = _sources(calls, thread)
+    depth = max(len(keys) for *_, keys in sources)
+    padded = [keys + [np.zeros(len(own), int)] * (depth - len(keys)) for _, own, keys in sources]
+    places = [np.concatenate(level) for level in zip(*padded, strict=True)]
+    order = np.lexsort(places[::-1])
+    kind = np.concatenate([c.kind[own] for c, own, _ in sources])[order]
+    width = np.repeat([c.offsets.shape[1] for c, *_ in sources], [len(o) for _, o, _ in sources])
+    phase = calls.nest.phase[places[0][order]]
     last = int(calls.nest.phase[-1])
     passed = np.diff(phase, prepend=-begun, append=last) * barriers
     new = passed[:-1] > 0

@@ -245,10 +245,12 @@ def test_replay(tier: str, make: Any) -> None:
         x, dy, residual = (stored(layer, r.data[name]) for name in ("x", "dy", "residual"))
         given = {"image": x, "w": r.data["w"], "bias": r.data["b"], "residual": residual}
         for what, run, arrays, outputs, exact in (
-            ("y", streams.forward(conv, layer.choice("forward"), False), given, {"result": layer.y_shape}, r.y),
-            ("dx", streams.backward_data(conv, layer.choice("backward_data"), False), {**given, "image": dy},
-             {"result": layer.x_shape}, r.dx),
-            ("dw", streams.backward_weights(conv, layer.choice("backward_weights")), {"image": x, "dy": dy},
+            ("y", streams.forward(conv, layer.choice("forward"), False), given,
+             {"result": layer.y_shape}, r.y),
+            ("dx", streams.backward_data(conv, layer.choice("backward_data"), False),
+             {**given, "image": dy}, {"result": layer.x_shape}, r.dx),
+            ("dw", streams.backward_weights(conv, layer.choice("backward_weights")),
+             {"image": x, "dy": dy},
              {"dw": layer.w_shape, "db": (conv.features,)}, r.dw),
         ):  # fmt: skip
             jobs.append(as_job(run, arrays, outputs))
