@@ -73,7 +73,7 @@ class Convolution:
     multiplications for 36 and roundings of its own (docs/primitives.md); None: whichever costs less
     in each pass (`primitives.conv_tiles`), direct where blocks or order are given.
 
-    How the direct passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
+    How direct passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
     pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
     the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
     x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and

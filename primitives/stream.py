@@ -235,7 +235,7 @@ def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np
 
 
 def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
-    """The words of a part: its calls and those beside them in runs of one kind each, each behind its
+    """The words of a part: its calls and those beside them in runs of one kind each, behind their
     kind and length. `begun`: 1 if another part came before."""
     sources = _sources(calls, thread)
     depth = max(len(keys) for *_, keys in sources)

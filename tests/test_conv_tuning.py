@@ -339,6 +339,7 @@ def test_a_bar_on_a_terminal_only(file: Path, monkeypatch: pytest.MonkeyPatch, c
 def test_tuned_layers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured once; the results are right; the file says how each pass is cut."""
     sizes, more = LAYERS[0]
+    more = {**more, "algorithm": "direct"}
     layer = Convolution(*sizes, tune=True, threads=2, **more)
     r = Reference(layer, SEED)
     for name, got, exact in passes(layer, r):

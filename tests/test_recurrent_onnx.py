@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from needs import need
-from primitives.recurrent import Gru, Lstm, Rnn
 from random_cases import SEED
 from recurrent_oracle import GATES, Cell, forward
 
 from jitgen import cpu
+from primitives.recurrent import Gru, Lstm, Rnn
 from primitives.recurrent_onnx import gru_from_onnx, lstm_from_onnx, rnn_from_onnx
 
 HERE = [name for name, why in cpu.targets().items() if not why]
