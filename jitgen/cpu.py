@@ -122,6 +122,13 @@ def host() -> Target:
     return _host(os.environ.get("JITGEN_ISA", ""), vector_length())
 
 
+def choose(target: str | Target | None) -> Target:
+    """The target that an argument names: None is the host's. TypeError, ValueError."""
+    if target is None:
+        return host()
+    return target if isinstance(target, Target) else parse_target(target)
+
+
 @lru_cache(maxsize=64)
 def _host(cap: str, sve_bits: int) -> Target:
     order = [TARGETS["avx512"], TARGETS["avx2"]]

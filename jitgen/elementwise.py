@@ -50,6 +50,11 @@ def _copy(m: Machine, x: Sequence[int], t: Sequence[int], s: Sequence[int]) -> S
     return x
 
 
+def _zero(m: Machine, x: Sequence[int], t: Sequence[int], s: Sequence[int]) -> Sequence[int]:
+    m.zero(t[0])
+    return t
+
+
 def _add_to(m: Machine, x: Sequence[int], t: Sequence[int], s: Sequence[int]) -> Sequence[int]:
     m.add(x[0], x[0], x[1])
     return x[:1]
@@ -123,6 +128,7 @@ def _adam(m: Machine, x: Sequence[int], t: Sequence[int], s: Sequence[int]) -> S
 _STATE = ("c", "b", "residual")
 OPS = {
     "copy": Op(("a",), ("c",), _copy),
+    "zero": Op((), ("c",), _zero, temps=1),
     "add_to": Op(("c", "a"), ("c",), _add_to),
     "relu_backward": Op(("a", "b"), ("c",), _relu, temps=2),
     "relu_backward_mask": Op(("a",), ("c",), _relu_mask, temps=2, mask=True),
@@ -162,7 +168,7 @@ def emit_map(
 
     | op | computes |
     | --- | --- |
-    | copy, add_to | c = a, c += a |
+    | copy, zero, add_to | c = a, c = 0, c += a |
     | relu_backward | c = a where b > 0, else 0, also where b is NaN (b = y, relu's result) |
     | relu_backward_mask | c = a where the bit of `mask` is set, else 0 |
     | sigmoid_backward, tanh_backward | c = a b (1 - b), c = a (1 - b b) (b = y) |

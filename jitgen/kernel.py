@@ -21,7 +21,7 @@ from jitgen.cache import Cache
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
-from jitgen.target import ANY_WIDTH, Target, parse_target
+from jitgen.target import ANY_WIDTH, Target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 256 * 1024
@@ -239,10 +239,7 @@ def brgemm(
     >>> kernel.flops(count=2)
     2048
     """
-    if target is None:
-        chosen = cpu.host()
-    else:
-        chosen = target if isinstance(target, Target) else parse_target(target)
+    chosen = cpu.choose(target)
     if type(epilogue) is not tuple:
         epilogue = make_epilogue(epilogue)
     overrides: tuple[tuple[str, Any], ...] = ()

@@ -107,18 +107,6 @@ class Windows(ABC):
                 found.setdefault(place, []).append((p, t))
         return sorted(found.items())
 
-    def multiply(
-        self, at: tuple[int, int], pairs: list[tuple[int, int]], lanes: int, temp: int
-    ) -> None:
-        """acc += x * v for each pair (acc, v) of registers, x being the vector at `at`."""
-        machine = self.machine
-        if len(pairs) == 1 and machine.fused_load and lanes == machine.lanes:
-            machine.mac_load(*pairs[0], at, lanes)
-            return
-        machine.load(temp, at, lanes)
-        for acc, v in pairs:
-            machine.mac(acc, temp, v, lanes)
-
 
 class Forward(Windows):
     """Windows that make one result a pixel: tiles of at most `most` pixels, result by result in

@@ -42,6 +42,16 @@ def check_output(
     return buffer
 
 
+def output(
+    out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The array that a pass writes, `out` or a new one, and its buffer."""
+    if out is None:
+        out = np.empty(shape, NUMPY[dtype])
+        return out, buffer_of(out)
+    return out, check_output("out", out, shape, dtype, inputs)
+
+
 def _check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is {type(array).__name__}; it must be a numpy.ndarray")

@@ -15,7 +15,7 @@ Not here: the loops themselves (`primitives.conv_streams`, `primitives.conv_weig
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
@@ -39,7 +39,7 @@ SUMS = {"ngkchw": "c", "xgkcrsp": "p", "xcnpk": "np"}
 ORDERS = {
     "ngkchw": ("NGKchw", "NGKHcw", "GKcnhw", "GKNchw", "NHGKcw", "NHWGkc", "NHWGKc"),
     "xgkcrsp": ("XGKCRSp", "XGKCprs", "xpGKCRS", "Xpgkcrs"),
-    "xcnpk": ("XCnpk", "xnpCk", "Xnpck", "XCKnp", "KXCnp"),
+    "xcnpk": ("XCnpk", "xnpCk", "Xnpck", "XCKnp"),
 }
 
 
@@ -64,9 +64,9 @@ class Work:
     on which each depends and the bytes of it that a call reads; `again`: bytes that a call reads
     from L2 beside them; `more`: cycles outside the loops, shared by all threads."""
 
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     products: float
-    operands: dict[str, tuple[str, float]]
+    operands: Mapping[str, tuple[str, float]]
     again: float
     more: float = 0.0
 
@@ -86,47 +86,50 @@ def check_order(order: str, wanted: str) -> None:
         raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")
     for level in levels:
         if level.parallel and set(level.letters) & set(SUMS[wanted]):
-            raise ValueError(f"order={order!r}: threads cannot share a sum ({level.letters.upper()})")
+            shared = level.letters.upper()
+            raise ValueError(f"order={order!r}: threads cannot share a sum ({shared})")
 
 
 def candidates(
-    conv: Conv, which: str, products: Sequence[Taps], blocks: tuple[int, int] | None = None,
+    conv: Conv, which: str, product: Taps | None, blocks: tuple[int, int] | None = None,
     order: str | None = None,
 ) -> list[Choice]:  # fmt: skip
     """Ways to cut a pass that may be the best, with the caller's blocks and order if these are
-    given; `products` are those of forward or backward."""
+    given; `product` is that of forward or backward, the largest if there are several."""
     names = letters(conv, which)
     (c, k), e = conv.group, conv.element
-    row = conv.batch * conv.out[0] * conv.out[1] if conv.flat else conv.out[1]
-    if which == "backward_weights":
+    if product is None:
         rows = conv.batch * conv.out[0]
         total = rows * conv.out[1]
         images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
         size = conv.features * c * len(conv.taps) * e
-        pixels = {min(total, n) for n in (512, 1024)}
-        channels = {even(k, n) for n in (64, 128, 256)}
+        pixels = {min(total, n) for n in ((256, 512) if conv.one_sum else (512, 1024))}
+        left = c if conv.few and conv.one_sum else k
+        channels = {even(left, n) for n in (64, 128, 256)}
         copies = [n for n in (1, 2, 4)
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
         sums, results = (k, c) if which == "backward_data" else (c, k)
-        longest = max(p.pixels[1] for p in products)
-        pixels = {even(longest, n) for n in (48, 128, 256)}
-        piece = max(1, max(len(p.offsets) for p in products)) * conv.width(sums, results) * e
+        pixels = {even(product.pixels[1], n) for n in (48, 128, 256)}
+        piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
+    orders = ORDERS[names]
+    if names == "xcnpk" and conv.few:
+        orders = tuple(each.translate(str.maketrans("cCkK", "kKcC")) for each in orders)
     if blocks:
         pixels, channels = {blocks[0]}, {blocks[1]}
     return [
         Choice(each, p, n, copy)
         for copy in copies for p in sorted(pixels) for n in sorted(channels)
-        for each in ([order] if order else ORDERS[names])
+        for each in ([order] if order else orders)
     ]  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
 def choose(
-    conv: Conv, which: str, products: tuple[Taps, ...], blocks: tuple[int, int] | None = None,
+    conv: Conv, which: str, product: Taps | None, blocks: tuple[int, int] | None = None,
     order: str | None = None,
 ) -> Choice:  # fmt: skip
     """The cheapest candidate.
@@ -135,25 +138,25 @@ def choose(
     every number; the order then suits the real one.
     """
     orders: dict[Choice, list[Choice]] = {}
-    for choice in candidates(conv, which, products, blocks, order):
+    for choice in candidates(conv, which, product, blocks, order):
         orders.setdefault(replace(choice, order=""), []).append(choice)
 
     def over_teams(same: list[Choice]) -> float:
-        return sum(t * min(cost(conv, which, products, at, t) for at in same) for t in TEAMS)
+        return sum(t * min(cost(conv, product, at, t) for at in same) for t in TEAMS)
 
     best = min(orders.values(), key=over_teams)
-    return min(best, key=lambda at: cost(conv, which, products, at, conv.threads))
+    return min(best, key=lambda at: cost(conv, product, at, conv.threads))
 
 
-def cost(
-    conv: Conv, which: str, products: tuple[Taps, ...], choice: Choice, threads: int
-) -> float:
-    """Cycles of the slowest thread, see above."""
-    if which == "backward_weights":
-        work = [_flat_work(conv, choice) if conv.one_sum else _tap_work(conv, choice)]
+def cost(conv: Conv, product: Taps | None, choice: Choice, threads: int) -> float:
+    """Cycles of the slowest thread, see above; without a product, of the weight update."""
+    if product is not None:
+        work = _product_work(conv, product, choice)
+    elif conv.one_sum:
+        work = _flat_work(conv, choice)
     else:
-        work = [_product_work(conv, p, choice) for p in products]
-    return sum(_cycles(conv, each, choice.order, threads) for each in work)
+        work = _tap_work(conv, choice)
+    return _cycles(conv, work, choice.order, threads)
 
 
 def _cycles(conv: Conv, work: Work, order: str, threads: int) -> float:
@@ -221,12 +224,11 @@ def _product_work(conv: Conv, p: Taps, choice: Choice) -> Work:
 
 
 def _tap_work(conv: Conv, choice: Choice) -> Work:
-    (c, k), e, taps = conv.group, conv.element, len(conv.taps)
-    lanes_k = conv.few
+    (c, k), e = conv.group, conv.element
     width = conv.sum_width
     share = conv.batch * conv.out[0] // choice.copies
     rows = even(share, max(1, choice.pixels // conv.out[1]))
-    blocks = (c, width) if lanes_k else (min(c, width), even(k, choice.channels))
+    blocks = (c, width) if conv.few else (min(c, width), even(k, choice.channels))
     seen = prod(min(s, r) for s, r in zip(conv.stride, conv.kernel, strict=True))
     counts = {
         "x": choice.copies, "g": conv.groups, "k": ceil(k / blocks[1]), "c": ceil(c / blocks[0]),
@@ -237,32 +239,39 @@ def _tap_work(conv: Conv, choice: Choice) -> Work:
         "image": ("xgcp", pixels * seen * blocks[0] * e), "dy": ("xgkp", pixels * blocks[1] * e),
         "result": ("xgkcrs", blocks[0] * blocks[1] * e),
     }  # fmt: skip
-    products = pixels * prod(blocks if not lanes_k else (c, width))
-    dw = conv.features * c * taps * e
-    more = (choice.copies + 1) * dw / FAR_BYTES if choice.copies > 1 else 0.0
-    return Work(counts, products, operands, pixels * width * e, more)
+    products = pixels * prod(blocks if not conv.few else (c, width))
+    return Work(counts, products, operands, pixels * width * e, _copying(conv, choice))
 
 
 def _flat_work(conv: Conv, choice: Choice) -> Work:
-    c, k, e = conv.channels, conv.features, conv.element
-    width = conv.sum_width
+    e, width = conv.element, conv.sum_width
+    m, n = "ck" if conv.few else "kc"  # n is packed
+    sides = {"c": conv.channels, "k": conv.features}
     total = conv.batch * conv.out[0] * conv.out[1]
     images = 1 if conv.nhwc else conv.batch
     share = max(1, images // choice.copies), total // images
     if images < choice.copies:
         share = 1, total // choice.copies
-    depth, rows = even(share[1], choice.pixels), even(k, choice.channels)
+    depth, rows = even(share[1], choice.pixels), even(sides[m], choice.channels)
     counts = {
-        "x": choice.copies, "c": ceil(c / width), "n": share[0], "p": ceil(share[1] / depth),
-        "k": ceil(k / rows),
+        "x": choice.copies, n: ceil(sides[n] / width), "n": share[0],
+        "p": ceil(share[1] / depth), m: ceil(sides[m] / rows),
     }  # fmt: skip
     operands = {
-        "image": ("xcnp", depth * width * e), "dy": ("xknp", depth * rows * e),
+        "packed": (f"x{n}np", depth * width * e), "other": (f"x{m}np", depth * rows * e),
         "result": ("xck", rows * width * e),
     }  # fmt: skip
-    # packing reads and writes L2, again for each k outside
+    # packing reads and writes L2, again for each block of the other side outside
     names = re.sub(r"[\[\]|]", "", choice.order).lower()
-    often = 1 if names.endswith("k") else counts["k"]
-    more = (choice.copies + 1) * c * k * e / FAR_BYTES if choice.copies > 1 else 0.0
-    more += often * 2 * total * c * e / conv.target.rates.l2_bytes
+    often = 1 if names.endswith(m) else counts[m]
+    more = _copying(conv, choice)
+    more += often * 2 * total * sides[n] * e / conv.target.rates.l2_bytes
     return Work(counts, depth * rows * width, operands, depth * width * e, more)
+
+
+def _copying(conv: Conv, choice: Choice) -> float:
+    """Cycles that it takes to add copies."""
+    if choice.copies == 1:
+        return 0.0
+    size = conv.features * conv.group[0] * len(conv.taps) * conv.element
+    return (choice.copies + 1) * size / FAR_BYTES

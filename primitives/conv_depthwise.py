@@ -11,15 +11,19 @@ import math
 
 import numpy as np
 
-from jitgen.depthwise import Axis, emit_depthwise, emit_depthwise_weights, plan_strip
+from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
+from jitgen.strips import Axis, plan_strip
 from primitives.conv_layouts import Conv, Made
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
 #: Channels of a piece, at least, where threads share them
 PIECE = 64
+#: Bytes of images that a core finds in its part of L3; more of them come from memory, and are
+#: fetched so many rows of results ahead: 70 cycles each
+NEAR_BYTES, AHEAD = 4 << 20, 4
 
 
 def pack_part(conv: Conv, source: str, to: str) -> Part:
@@ -76,6 +80,13 @@ def _strips(
     return _Pieces(rows, band if strip.rolling else 1), _Pieces(columns, width)
 
 
+def _ahead(conv: Conv) -> int:
+    """Rows of results ahead of which a core fetches the images that it reads."""
+    pixels = conv.size[0] * conv.size[1] + conv.out[0] * conv.out[1]
+    size = conv.batch * conv.channels * pixels * conv.element // conv.threads
+    return AHEAD if size > NEAR_BYTES else 0
+
+
 def _forward_axes(conv: Conv) -> list[Axis]:
     return [
         Axis(conv.out[i], conv.stride[i],
@@ -107,11 +118,12 @@ def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part
         band = -(-rows.count // share)
     down, along = _strips(conv, rows, columns, band, piece, epilogue, False)
     row, y_row = columns.size * c, columns.count * c
+    ahead = _ahead(conv) * rows.step // rows.up
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise(
             down.of("h", sizes), along.of("w", sizes), sizes["c"], conv.dtype, conv.target,
-            lda=(row, c), ldb=c, ldc=(y_row, c), epilogue=epilogue,
+            lda=(row, c), ldb=c, ldc=(y_row, c), epilogue=epilogue, ahead=ahead,
         )  # fmt: skip
         return made, {}
 
@@ -146,6 +158,7 @@ def weights_parts(conv: Conv, x: str, dy: str) -> list[Part]:
         made = emit_depthwise_weights(
             down.of("h", size), along.of("w", size), size["c"], conv.dtype, conv.target,
             lda=(row, c), ldb=(y_row, c), ldc=c, accumulate=not first,
+            ahead=_ahead(conv) * rows.step,
         )  # fmt: skip
         return made, {}
 

@@ -23,6 +23,9 @@ from primitives.stream import Part, Ref
 MOST_PIXELS = 128
 #: Fewer input channels than this would leave lanes empty in the weight update
 FEW_CHANNELS = 16
+#: A strided image is read in place in the weight update for fewer output channels than this, if
+#: its rows have this many results
+FEW_FEATURES, SHORT_ROW = 192, 16
 
 Made = tuple[bytes, dict[str, int]]
 
@@ -94,17 +97,32 @@ class Conv:
 
     @property
     def dense(self) -> Conv:
-        """The convolution of the pixels that are seen, if the others need not be copied with them:
-        1 x 1 taps with a stride and no border."""
-        if self.kernel == (1, 1) != self.stride and self.padded == self.size and self.groups == 1:
+        """In the weight update, the convolution of the pixels that are seen, if copying those pays:
+        1 x 1 taps with a stride and no border, many products with each or short rows."""
+        strided = self.kernel == (1, 1) != self.stride and self.padded == self.size
+        pays = self.features >= FEW_FEATURES or self.out[1] < SHORT_ROW
+        if strided and pays and self.groups == 1:
             return replace(self, size=self.out, stride=(1, 1))
         return self
 
     @property
+    def thin(self) -> Conv:
+        """The convolution of the rows that are seen, if the image is copied anyway: taps are in one
+        row, with a stride down and no border."""
+        if self.nhwc or self.depthwise or self.kernel[0] > 1 or self.stride[0] == 1:
+            return self
+        if self.padded != self.size:
+            return self
+        return replace(self, size=(self.out[0], self.size[1]), stride=(1, self.stride[1]))
+
+    @property
     def few(self) -> bool:
-        """In the weight update, lanes are output channels: there are too few of the others."""
+        """In the weight update, lanes are output channels, and the result is turned at the end: the
+        input channels are too few, or to pack dy instead of x saves more than turning costs."""
         c, k = self.group
-        return c < FEW_CHANNELS <= k and not self.one_sum
+        if self.one_sum:
+            return self.batch * self.out[0] * self.out[1] * (c - k) > 2 * c * k
+        return c < FEW_CHANNELS <= k
 
     @property
     def one_sum(self) -> bool:
@@ -163,14 +181,14 @@ def even(extent: int, most: int, multiple: int = 1) -> int:
 
 def spread(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int],
+    inside: tuple[int, int], at: tuple[int, int], step: int = 1,
 ) -> Part:  # fmt: skip
     """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
-    pixel `at`."""
+    pixel `at`; of the rows, those that lie `step` apart."""
     (h, w), (buffer_h, buffer_w) = size, inside
     # images without a border are one long row
-    rows = 1 if buffer_w == w and at[1] == 0 else h
-    length = h * w // rows
+    whole = step == 1 and buffer_w == w and at[1] == 0
+    rows, length = (1, h * w) if whole else ((h - 1) // step + 1, w)
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         if conv.nhwc:
@@ -182,7 +200,7 @@ def spread(
         return made, {}
 
     image = channels * h * w
-    row = length * channels if conv.nhwc else length
+    row = step * length * (channels if conv.nhwc else 1)
     start = (at[0] * buffer_w + at[1]) * channels
     words = {
         "a": Ref(source, {"n": image, "h": row}, conv.element),

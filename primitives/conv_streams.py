@@ -122,25 +122,29 @@ def _as_product(conv: Conv) -> Conv:
 
 
 def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> str:
-    """Which tensor is the NHWC input, with a border unless the kernels are depthwise; where that is
-    not the caller's "image", a part that copies it."""
-    inside, border = (conv.size, (0, 0)) if conv.depthwise else (conv.padded, conv.padding)
+    """Which tensor is the NHWC input of `conv.thin`, with a border unless the kernels are
+    depthwise; where that is not the caller's "image", a part that copies it."""
+    if conv.depthwise:
+        inside, border, step = conv.size, (0, 0), 1
+    else:
+        inside, border, step = conv.thin.padded, conv.padding, conv.stride[0] // conv.thin.stride[0]
     if conv.nhwc and inside == conv.size:
         return "image"
     scratch["x"] = conv.batch * conv.channels * inside[0] * inside[1]
-    parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border))
+    parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border, step))
     return "x"
 
 
 @lru_cache(maxsize=256)
-def products(conv: Conv, which: str) -> tuple[Conv, tuple[Taps, ...]]:
-    """The convolution and the products that the choice for a pass is about."""
+def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
+    """The convolution and, but for the weight update, the largest product that the choice for a
+    pass is about."""
     if which == "backward_weights":
-        return conv.dense, ()
-    flat = _as_product(conv)
+        return conv.thin.dense, None
+    flat = _as_product(conv.thin if which == "forward" else conv)
     if which == "forward":
-        return flat, (_forward_taps(flat),)
-    return flat, tuple(_backward_taps(flat)[0])
+        return flat, _forward_taps(flat)
+    return flat, max(_backward_taps(flat)[0], key=lambda p: prod(p.pixels) * len(p.offsets))
 
 
 @lru_cache(maxsize=256)
@@ -161,8 +165,8 @@ def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     if choice is None:
         part = depthwise.product_part(conv, False, conv.epilogue)
     else:
-        flat, (product,) = products(conv, "forward")
-        part, tables = _product(flat, product, "forward", conv.epilogue, choice)
+        flat = _as_product(conv.thin)
+        part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue, choice)
     residual = "residual"
     if not conv.nhwc and any(step == "residual" for step, *_ in conv.epilogue):
         residual, scratch["r"] = "r", conv.batch * conv.features * pixels
@@ -261,14 +265,15 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
 def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 
-    `choice` is that for `conv.dense`; None for depthwise convolutions.
+    `choice` is that for `conv.thin.dense`; None for depthwise convolutions.
     """
-    whole, conv = conv, conv.dense
+    whole, thin = conv, conv.thin
+    conv = dense = thin.dense
     scratch: dict[str, int] = {}
     parts: list[Part] = []
     x, dy = "image", "dy"
     summable = not conv.bias or possible(conv.dtype, conv.target)
-    if not conv.nhwc and (conv.few or conv.depthwise or not summable):
+    if not conv.nhwc and (conv.depthwise or not summable or (conv.few and not conv.one_sum)):
         dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
     x_plain = conv.one_sum and whole is conv and dy == "dy"
@@ -276,9 +281,9 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
         x = _input(whole, parts, scratch)
     if dy == "y":
         conv = replace(conv, nhwc=True)
-    if whole.dense is not whole:
+    if dense is not thin:
         scratch["seen"] = conv.batch * conv.channels * conv.out[0] * conv.out[1]
-        parts.append(pick(whole, x, "seen"))
+        parts.append(pick(thin, x, "seen"))
         x = "seen"
     tables: dict[str, np.ndarray] = {}
     size = conv.features * conv.group[0] * len(conv.taps)
@@ -286,11 +291,16 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
         scratch["by_tap"] = size
         parts += depthwise.weights_parts(conv, x, dy)
     else:
-        by_tap = "by_tap" if len(conv.taps) > 1 or conv.few else "dw"
-        copies = "copies" if choice.copies > 1 else by_tap
-        scratch["by_tap"], scratch["copies"] = size, size * choice.copies
+        by_tap = copies = "dw"
+        if len(conv.taps) > 1 or conv.few:
+            by_tap = copies = "by_tap"
+            scratch["by_tap"] = size
+        if choice.copies > 1:
+            copies, scratch["copies"] = "copies", size * choice.copies
         if conv.one_sum:
-            part, panels = weights.flat_part(conv, x, dy, copies, choice, x_plain)
+            part, panels = weights.flat_part(
+                conv, x, dy, copies, choice, conv.nhwc or not x_plain
+            )
             scratch["panels"] = panels
         else:
             part, tables = weights.tap_part(conv, x, dy, copies, choice)
@@ -301,8 +311,9 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
             parts.append(weights.turn_part(conv, by_tap, "dw"))
     if conv.bias:
         parts += weights.bias_parts(conv, dy)
-        scratch["sums"] = conv.batch * conv.features
-        tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
+        if not conv.nhwc:
+            scratch["sums"] = conv.batch * conv.features
+            tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
 

@@ -1,8 +1,8 @@
 """The weight update of a convolution: dw = dy^T x over pixels, all at once or tap by tap.
 
 Its loops: x copies of dw, g groups, k and c pieces of dw, r and s taps, n images, p pixels or rows
-of pixels. Letter x upper case: threads sum their share of the pixels into copies of their own, which
-are added at the end. Not here: the order and the blocks (`primitives.conv_cost`).
+of pixels. Upper case x: threads sum their share of the pixels into copies of their own, which are
+added at the end. Not here: the order and the blocks (`primitives.conv_cost`).
 """
 
 from __future__ import annotations
@@ -26,56 +26,63 @@ ELEMENTS = 1 << 12
 
 
 def flat_part(
-    conv: Conv, x: str, dy: str, to: str, choice: Choice, x_plain: bool
+    conv: Conv, x: str, dy: str, to: str, choice: Choice, x_rows: bool
 ) -> tuple[Part, int]:
-    """All pixels are one sum (1 x 1 taps): x is packed, piece by piece, each just before it is read.
+    """All pixels are one sum (1 x 1 taps): x (dy, if conv.few) is packed, piece by piece, each just
+    before it is read. x is NHWC if `x_rows`, dy if `conv.nhwc`; else they are NCHW.
 
-    Tensor x is NHWC, or as the caller's if `x_plain`; dy is as the caller's. Second result: elements
-    of the scratch "panels".
+    Second result: elements of the scratch "panels".
     """
-    c, k, e, pixels = conv.channels, conv.features, conv.element, conv.out[0] * conv.out[1]
-    width = conv.sum_width
+    e, pixels, width = conv.element, conv.out[0] * conv.out[1], conv.sum_width
     # NHWC images follow one another without a seam
     images, length = (1, conv.batch * pixels) if conv.nhwc else (conv.batch, pixels)
     by_image = choice.copies <= images
     share = (images // choice.copies, length) if by_image else (1, length // choice.copies)
     depth = even(share[1], choice.pixels)
-    trans = x_plain and not conv.nhwc
-    image = {"n": length * c, "p": 1, "c": length} if trans else {"n": length * c, "p": c, "c": 1}
-    dy_image = {"n": length * k, "p": k, "k": 1} if conv.nhwc else {"n": length * k, "p": 1,
-                                                                    "k": length}  # fmt: skip
-    for steps in (image, dy_image):
+    sides = {"c": (x, conv.channels, x_rows), "k": (dy, conv.features, conv.nhwc)}
+    m, n = "kc" if not conv.few else "ck"
+    (left, rows, left_rows), (right, columns, right_rows) = sides[m], sides[n]
+
+    def at(tensor: str, letter: str, channels: int, in_rows: bool) -> Ref:
+        steps = {"n": length * channels, "p": channels, letter: 1}
+        if not in_rows:
+            steps |= {"p": 1, letter: length}
         steps["x"] = share[0] * steps["n"] if by_image else share[1] * steps["p"]
+        return Ref(tensor, steps, e)
 
     def pack(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_packer(
-            size["p"], size["c"], length if trans else c, 0, width, conv.dtype, trans, conv.target
-        )
+            size["p"], size[n], columns if right_rows else length, 0, width, conv.dtype,
+            not right_rows, conv.target,
+        )  # fmt: skip
         return made, {"count": 1}
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
-            size["k"], size["c"], size["p"], conv.dtype, lda=k if conv.nhwc else length, ldc=c,
-            trans_a=conv.nhwc, packed_b=width, beta=0.0 if first else 1.0, target=conv.target,
+            size[m], size[n], size["p"], conv.dtype, lda=rows if left_rows else length,
+            ldc=columns, trans_a=left_rows, packed_b=width, beta=0.0 if first else 1.0,
+            target=conv.target,
         )  # fmt: skip
         return kernel.code, {"count": 1}
 
     panel = Ref("panels", {}, e, per_thread=width * depth)
     loops = {
-        "x": Loop(choice.copies, (1,)), "c": Loop(c, (width,)), "n": Loop(share[0], (1,)),
-        "p": Loop(share[1], (depth,)), "k": Loop(k, (even(k, choice.channels),)),
+        "x": Loop(choice.copies, (1,)), n: Loop(columns, (width,)), "n": Loop(share[0], (1,)),
+        "p": Loop(share[1], (depth,)), m: Loop(rows, (even(rows, choice.channels),)),
     }  # fmt: skip
-    # a piece is packed once for all k inside
-    order = choice.order
-    outside = re.match(r"(?i).*[xcnp](k?\])?\|?", order)
+    # a piece is packed once for all blocks of the other side inside, by the thread that reads it
+    outside = re.match(rf".*[xnp{n}A-Z]({m}?\])?\|?", choice.order)
     assert outside is not None
     outer = {name: loop for name, loop in loops.items() if name in outside[0].lower()}
     packing = Part(
-        "pack a piece of a panel", outside[0], outer, pack, {"a": Ref(x, image, e), "c": panel}
+        "pack a piece of a panel", outside[0], outer, pack,
+        {"a": at(right, n, columns, right_rows), "c": panel},
+    )  # fmt: skip
+    words = {"a": at(left, m, rows, left_rows), "b": panel,
+             "c": Ref(to, {"x": rows * columns, m: columns, n: 1}, e)}  # fmt: skip
+    part = Part(
+        "weight gradient of all pixels", choice.order, loops, code, words, "np", (packing,)
     )
-    words = {"a": Ref(dy, dy_image, e), "b": panel,
-             "c": Ref(to, {"x": k * c, "k": c, "c": 1}, e)}  # fmt: skip
-    part = Part("weight gradient of all pixels", order, loops, code, words, "np", (packing,))
     return part, conv.threads * width * depth
 
 
@@ -99,17 +106,15 @@ def tap_part(
     step = conv.stride[1] * conv.channels
     width = conv.sum_width
     copy = len(taps) * conv.features * c
+    n_all = k if conv.few else c
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         m, n = (size["c"], size["k"]) if conv.few else (size["k"], size["c"])
-        if conv.few:
-            how = {"lda": step, "ldb": conv.features, "ldc": k, "trans_a": True}
-        else:
-            how = {"lda": conv.features if conv.nhwc else pixels, "ldb": step, "ldc": c,
-                   "trans_a": conv.nhwc}  # fmt: skip
+        by_pixel = conv.features if conv.nhwc else pixels
         kernel = brgemm(
-            m, n, length, conv.dtype, batch="offset", target=conv.target,
-            beta=0.0 if first else 1.0, **how,
+            m, n, length, conv.dtype, lda=step if conv.few else by_pixel, trans_a=conv.nhwc,
+            ldb=conv.features if conv.few else step, ldc=n_all, batch="offset",
+            target=conv.target, beta=0.0 if first else 1.0,
         )  # fmt: skip
         return kernel.code, {"count": size["p"]}
 
@@ -153,21 +158,27 @@ def add_part(conv: Conv, copies: int, source: str, to: str) -> Part:
 def turn_part(conv: Conv, source: str, to: str) -> Part:
     """The gradient by tap to k x c x taps: taps that lie far apart come together."""
     (c, k), count, e = conv.group, len(conv.taps), conv.element
+    rows, columns, lda, ldc = count, c, conv.features * c, count
+    if conv.few and count == 1:
+        # c x k to k x c
+        rows, columns, lda, ldc = c, 0, k, c  # 0: the block of the loop over k
+        steps, to_steps = {"g": k * c, "k": 1}, {"g": k * c, "k": c}
+        loops = {"g": Loop(conv.groups, (1,)), "k": Loop(k, (min(k, 64),))}
+    elif conv.few:
+        columns, ldc = k, c * count
+        steps, to_steps = {"g": k * c, "c": k}, {"g": k * c * count, "c": count}
+        loops = {"g": Loop(conv.groups, (1,)), "c": Loop(c, (1,))}
+    else:
+        steps, to_steps = {"k": c}, {"k": c * count}
+        loops = {"k": Loop(conv.features, (1,))}
 
     def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-        columns, ldc = (k, c * count) if conv.few else (c, count)
         made = emit_transpose(
-            count, columns, conv.dtype, conv.target, lda=conv.features * c, ldc=ldc
+            rows, columns or size["k"], conv.dtype, conv.target, lda=lda, ldc=ldc
         )
         return made, {}
 
-    if conv.few:
-        words = {"a": Ref(source, {"g": k * c, "c": k}, e),
-                 "c": Ref(to, {"g": k * c * count, "c": count}, e)}  # fmt: skip
-        loops = {"g": Loop(conv.groups, (1,)), "c": Loop(c, (1,))}
-    else:
-        words = {"a": Ref(source, {"k": c}, e), "c": Ref(to, {"k": c * count}, e)}
-        loops = {"k": Loop(conv.features, (1,))}
+    words = {"a": Ref(source, steps, e), "c": Ref(to, to_steps, e)}
     return Part("weight gradient k x c x taps", "".join(loops).upper(), loops, turn, words)
 
 

@@ -17,14 +17,15 @@ import numpy as np
 from jitgen import cpu
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
-from jitgen.target import Target, parse_target
+from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
-from primitives.arrays import aligned, buffer_of, check, check_output
+from primitives.arrays import aligned, buffer_of, check, output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm
+from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
@@ -72,7 +73,7 @@ class Convolution:
     multiplications for 36 and roundings of its own (docs/primitives.md); None: whichever costs less
     in each pass (`primitives.conv_tiles`), direct where blocks or order are given.
 
-    How the direct passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
+    How direct passes are cut is chosen by cost (`primitives.conv_cost`) unless given: blocks, the
     pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
     the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
     x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and
@@ -119,19 +120,17 @@ class Convolution:
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
         epilogue += ((activation,),) if activation else ()
-        if target is None:
-            chosen = cpu.host()
-        else:
-            chosen = target if isinstance(target, Target) else parse_target(target)
+        chosen = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
             out, spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
         self.residual = bool(residual)
+        self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
-        self.w_shape = (out_channels, in_channels // groups, *taps)
+        self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
         self._numpy = NUMPY[dtype]
         self._runs: dict[Any, Run] = {}
@@ -152,7 +151,7 @@ class Convolution:
             if self.conv.depthwise:
                 raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
         for which, text in self._order.items():
-            check_order(text, letters(streams.products(self.conv, which)[0], which))
+            check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -190,8 +189,8 @@ class Convolution:
         return self._choices[which]
 
     def _choose(self, which: str) -> Choice:
-        conv, products = streams.products(self.conv, which)
-        how = (conv, which, products, self._blocks.get(which), self._order.get(which))
+        conv, product = streams.subject(self.conv, which)
+        how = (conv, which, product, self._blocks.get(which), self._order.get(which))
         if not self._tune:
             return choose(*how)
         found = {str(at): at for at in candidates(*how)}
@@ -243,10 +242,20 @@ class Convolution:
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
+    def backward_activation(
+        self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
+    ) -> Any:
+        """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
+        be dy. y is what `FullyConnected.backward_activation` takes."""
+        conv = self.conv
+        return activation_gradient(
+            self.activation, dy, y, out, self.y_shape, conv.dtype, conv.threads, conv.target
+        )
+
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """dx, shaped like x; dy is the gradient before the activation."""
+        """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
@@ -280,7 +289,4 @@ class Convolution:
         return True, check("w", array, shape, conv.dtype)
 
     def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
-        if out is None:
-            out = np.empty(shape, self._numpy)
-            return out, buffer_of(out)
-        return out, check_output("out", out, shape, self.conv.dtype, inputs)
+        return output(out, shape, self.conv.dtype, inputs)

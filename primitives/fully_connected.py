@@ -18,15 +18,16 @@ import numpy as np
 from jitgen import cpu
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES
-from jitgen.target import Target, parse_target
+from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import fc_streams as streams
-from primitives.arrays import aligned, buffer_of, check, check_output
-from primitives.elementwise import elementwise
+from primitives.arrays import aligned, buffer_of, check, check_output, output
+from primitives.elementwise import activation_gradient
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
 from primitives.run import Run
 from primitives.stream import Stream
+from primitives.windows import positive
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 
@@ -54,10 +55,7 @@ class FullyConnected:
     ) -> None:  # fmt: skip
         sizes = {"batch": batch, "in_features": in_features, "out_features": out_features}
         for name, size in sizes.items():
-            if type(size) is not int:
-                raise TypeError(f"{name}={size!r} is no int")
-            if size < 1:
-                raise ValueError(f"{name}={size} is not positive")
+            positive(name, size)
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if dtype not in DTYPES:
@@ -66,17 +64,14 @@ class FullyConnected:
             type(blocks) is not tuple or [type(b) for b in blocks] != [int, int] or min(blocks) < 1
         ):
             raise ValueError(f"blocks={blocks!r} is not a pair of positive sizes: rows, columns")
-        if target is None:
-            chosen = cpu.host()
-        else:
-            chosen = target if isinstance(target, Target) else parse_target(target)
+        chosen = cpu.choose(target)
         self.layer = Layer(
             batch, in_features, out_features, bool(bias), activation, dtype,
             check_threads(threads), chosen, blocks, order,
         )  # fmt: skip
         self._x_shape = (batch, in_features)
         self._w_shape = (out_features, in_features)
-        self._y_shape = (batch, out_features)
+        self._y_shape: tuple[int, ...] = (batch, out_features)
         self._numpy = NUMPY[dtype]
         #: streams by pass and layout: hashing the layer at each call would cost a microsecond
         self._runs: dict[tuple[Any, ...], Run] = {}
@@ -189,12 +184,8 @@ class FullyConnected:
             run((first, second, buffer_of(panels), *more))
             return Blocked(panels, columns)
         shape = (layer.batch, columns)
-        if out is None:
-            out = np.empty(shape, self._numpy)
-            third = buffer_of(out)
-        else:
-            inputs = {a[0]: a[1], "w": b_array, **others}
-            third = check_output("out", out, shape, layer.dtype, inputs)
+        inputs = {a[0]: a[1], "w": b_array, **others}
+        out, third = output(out, shape, layer.dtype, inputs)
         run((first, second, third, *more))
         return out
 
@@ -217,37 +208,22 @@ class FullyConnected:
         y is the layer's output for relu, sigmoid and tanh; for gelu and silu, whose output does not
         tell, it is z, the output of the same layer without activation. Both plain, or both blocked.
         """
-        layer = self.layer
-        if layer.activation is None:
-            raise ValueError("activation=None: dz is dy")
-        widths, buffers = zip(
-            self._operand("dy", dy, layer.out_features),
-            self._operand("y", y, layer.out_features), strict=True,
-        )  # fmt: skip
-        if widths[0] != widths[1]:
-            raise ValueError(f"dy and y have panels of {widths[0]} and {widths[1]} (0: plain)")
-        rows, columns = self._y_shape
-        result: Any
-        if isinstance(dy, Blocked):
+        layer, shape = self.layer, self._y_shape
+        first: Any = dy
+        second: Any = y
+        blocked = isinstance(dy, Blocked) and isinstance(y, Blocked)
+        if blocked:
+            widths = [self._operand(n, v, layer.out_features)[0] for n, v in (("dy", dy), ("y", y))]
+            if widths[0] != widths[1]:
+                raise ValueError(f"dy and y have panels of {widths[0]} and {widths[1]}")
             if out is not None:
                 raise ValueError("out: a blocked result is always a new one")
-            panels = self._panels(columns, dy.width)
-            rows, columns = panels.shape[0] * panels.shape[1], dy.width
-            result, third = Blocked(panels, layer.out_features), buffer_of(panels)
-        elif out is dy:
-            result, third = out, check_output("out", out, self._y_shape, layer.dtype, {"y": y})
-        elif out is not None:
-            inputs = {"dy": dy, "y": y}
-            result, third = out, check_output("out", out, self._y_shape, layer.dtype, inputs)
-        else:
-            result = np.empty(self._y_shape, self._numpy)
-            third = buffer_of(result)
-        op = f"{layer.activation}_backward"
-        team = elementwise(
-            op, rows, columns, ("a", "b", "c"), "", layer.dtype, layer.threads, layer.target
+            first, second, out = first.array, second.array, self._panels(shape[1], widths[0])
+            shape = out.shape
+        result = activation_gradient(
+            layer.activation, first, second, out, shape, layer.dtype, layer.threads, layer.target
         )
-        team((*buffers, third))
-        return result
+        return Blocked(result, layer.out_features) if blocked else result
 
     def backward_weights(
         self, dz: np.ndarray | Blocked, x: np.ndarray | Blocked,

@@ -68,7 +68,7 @@ class _Optimizer:
         numbers = buffer_of(self._scalars)
         for p, g, (w, state) in zip(self.parameters, checked, self._fixed, strict=True):
             team: Any = elementwise(
-                self.op, 1, p.size, self.words, "bias", self.dtype, self.threads, self._target
+                self.op, p.size, self.words, "bias", self.dtype, self.threads, self._target
             )
             team((w, g, *state, numbers))
 

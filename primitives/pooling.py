@@ -1,13 +1,16 @@
-"""Pooling in two dimensions, forward: the maximum or the mean of each window, channel by channel.
+"""Pooling in two dimensions: the maximum or the mean of each window, channel by channel.
 
 A row of output pixels is one call of `jitgen.pooling`. Where windows reach into the padding, rows
 and columns have kernels of their own, which leave those taps out: the padding of a maximum is
--infinity, that of a mean 0. Windows of many taps are pooled along rows, then along columns.
-Not here: gradients, indices of maxima, dilation.
+-infinity, that of a mean 0. Windows of many taps are pooled along rows, then along columns; their
+gradients go the way back. Windows may share pixels, so the rows of a gradient's image are added one
+after the other, and threads share images and channels.
+Not here: indices of maxima, dilation.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
-from jitgen.operands import NUMPY
-from jitgen.pooling import emit_pool
+from jitgen.elementwise import emit_map
+from jitgen.pooling import emit_pool, emit_pool_backward
 from jitgen.spec import DTYPES
-from jitgen.target import Target, parse_target
+from jitgen.target import Target
 from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
-from primitives.arrays import buffer_of, check, check_output
+from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.convolution import LAYOUTS
 from primitives.loops import Loop
@@ -69,10 +72,7 @@ class _Pool:
             if max(side) > k // 2:
                 raise ValueError(f"padding={padding!r} is more than half of kernel={kernel!r}")
         out = out_size(size, around, taps, steps)
-        if target is None:
-            chosen = cpu.host()
-        else:
-            chosen = target if isinstance(target, Target) else parse_target(target)
+        chosen = cpu.choose(target)
         # a depthwise convolution without weights
         self.conv = Conv(
             batch, channels, size, channels, taps, steps, (around[0][0], around[1][0]), out,
@@ -81,7 +81,7 @@ class _Pool:
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._made: Run | None = None
+        self._runs: dict[Any, Run] = {}
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -91,20 +91,35 @@ class _Pool:
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""
-        if self._made is None:
-            self._made = stream(self.conv, self.kind)
-        first = check("x", x, self.x_shape, self.conv.dtype)
-        if out is None:
-            out = np.empty(self.y_shape, NUMPY[self.conv.dtype])
-            second = buffer_of(out)
-        else:
-            second = check_output("out", out, self.y_shape, self.conv.dtype, {"x": x})
-        self._made((first, second))
-        return out
+        return self._call(stream, {"x": (x, self.x_shape)}, self.y_shape, out)
+
+    def _call(
+        self, make: Any, inputs: dict[str, tuple[Any, tuple[int, ...]]], shape: tuple[int, ...],
+        out: np.ndarray | None,
+    ) -> np.ndarray:  # fmt: skip
+        dtype = self.conv.dtype
+        buffers = [check(name, array, size, dtype) for name, (array, size) in inputs.items()]
+        result: np.ndarray
+        result, last = output(out, shape, dtype, {name: a for name, (a, _) in inputs.items()})
+        if make not in self._runs:
+            self._runs[make] = make(self.conv, self.kind)
+        self._runs[make]((*buffers, last))
+        return result
+
+    def backward(
+        self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
+        it, a mean does not look at it."""
+        inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
+        if self.kind == "max":
+            inputs["x"] = (x, self.x_shape)
+        return self._call(backward_stream, inputs, self.x_shape, out)
 
 
 class MaxPool(_Pool):
-    """The maximum of each window, NaN where an element of it is NaN.
+    """The maximum of each window, NaN where an element of it is NaN. Backward, the gradient goes to
+    the first maximum of a window, or to its last NaN, as PyTorch's.
 
     kernel, stride (default: kernel): an int or a pair (rows, columns). padding: as `Convolution`
     takes it, at most half of the kernel; it is -infinity. layout: "nhwc" or "nchw". threads: None
@@ -119,8 +134,8 @@ class MaxPool(_Pool):
 
 
 class AveragePool(_Pool):
-    """The mean of each window; padding counts, as 0 (PyTorch's count_include_pad). Arguments as
-    for `MaxPool`. Global average pooling has kernel=(height, width).
+    """The mean of each window; padding counts, as 0 (PyTorch's count_include_pad), also backward.
+    Arguments as for `MaxPool`. Global average pooling has kernel=(height, width).
 
     >>> AveragePool(1, 1, 2, 4, (2, 4)).forward(np.ones((1, 2, 4, 1), np.float32)).ravel()
     array([1.], dtype=float32)
@@ -129,38 +144,80 @@ class AveragePool(_Pool):
     kind = "average"
 
 
-@lru_cache(maxsize=256)
-def stream(conv: Conv, kind: str) -> Run:
-    """Tensors of the caller: "image" and "result"."""
-    (height, width), out = conv.size, conv.out
-    images = conv.batch * conv.channels
-    parts: list[Part] = []
-    scratch: dict[str, int] = {}
-    x, y = "image", "result"
-    if not conv.nhwc:
-        x, scratch["x"] = "x", images * height * width
-        y, scratch["y"] = "y", images * out[0] * out[1]
-        parts.append(spread(conv, "image", "x", conv.channels, conv.size, conv.size, (0, 0)))
+@dataclass(frozen=True)
+class Pass:
+    """Windows over images of `size` pixels in tensor `source`, to images of `out` pixels in `to`; a
+    mean's divisor is `number`; some pixel may be `shared` by two windows."""
+
+    source: str
+    to: str
+    rows: list[Stretch]
+    columns: list[Stretch]
+    size: tuple[int, int]
+    out: tuple[int, int]
+    number: int
+    shared: bool
+
+
+def _passes(conv: Conv) -> list[Pass]:
+    """From tensor "x" to "y"."""
+    size, out = conv.size, conv.out
     rows, columns = (
-        stretches(conv.size[i], out[i], conv.kernel[i], conv.stride[i], conv.padding[i])
+        stretches(size[i], out[i], conv.kernel[i], conv.stride[i], conv.padding[i])
         for i in range(2)
     )
+    shared = [k > s and o > 1 for k, s, o in zip(conv.kernel, conv.stride, out, strict=True)]
     if len(conv.taps) <= MOST_TAPS:
-        parts += _windows(conv, kind, x, y, rows, columns, conv.size, out, len(conv.taps))
-    else:
-        between = (height, out[1])
-        scratch["along"] = images * height * out[1]
-        parts += _windows(
-            conv, kind, x, "along", [Stretch(0, height, 0, 1, 1)], columns, conv.size, between,
-            conv.kernel[1],
-        )  # fmt: skip
-        parts += _windows(
-            conv, kind, "along", y, rows, [Stretch(0, out[1], 0, 1, 1)], between, out,
-            conv.kernel[0],
-        )  # fmt: skip
+        return [Pass("x", "y", rows, columns, size, out, len(conv.taps), any(shared))]
+    between = (size[0], out[1])
+    alone = [[Stretch(0, count, 0, 1, 1)] for count in between]
+    return [
+        Pass("x", "along", alone[0], columns, size, between, conv.kernel[1], shared[1]),
+        Pass("along", "y", rows, alone[1], between, out, conv.kernel[0], shared[0]),
+    ]
+
+
+@lru_cache(maxsize=256)
+def stream(conv: Conv, kind: str) -> Run:
+    """Tensors of the caller: x, y."""
+    passes = _passes(conv)
+    parts = [part for p in passes for part in _windows(conv, kind, p, False)]
+    return _run(conv, parts, ["x"], "y", {"x": conv.size} | {p.to: p.out for p in passes})
+
+
+@lru_cache(maxsize=256)
+def backward_stream(conv: Conv, kind: str) -> Run:
+    """Tensors of the caller: dy, for a maximum x, dx."""
+    passes, parts, inputs, pixels = _passes(conv), [], ["dy"], {"dy": conv.out}
+    if kind == "max":
+        inputs.append("x")
+        pixels["x"] = conv.size
+        for p in passes[:-1]:
+            parts += _windows(conv, kind, p, False)
+            pixels[p.to] = p.out
+    for p in reversed(passes):
+        parts += _windows(conv, kind, p, True)
+        pixels[f"d{p.source}"] = p.size
+    return _run(conv, parts, inputs, "dx", pixels)
+
+
+def _run(
+    conv: Conv, parts: list[Part], inputs: list[str], to: str, pixels: dict[str, tuple[int, int]]
+) -> Run:
+    """The parts on NHWC tensors of so many pixels, between copies where the caller's are NCHW."""
+    tensors, c = [*inputs, to], conv.channels
     if not conv.nhwc:
-        parts.append(gather(conv, "y", "result", conv.channels, out[0] * out[1]))
-    return Run(parts, ["image", "result"], conv.threads, conv.target, conv.dtype, scratch)
+        copies = [
+            spread(conv, f"{name} nchw", name, c, pixels[name], pixels[name], (0, 0))
+            for name in inputs
+        ]
+        back = gather(conv, to, f"{to} nchw", c, math.prod(pixels[to]))
+        parts, tensors = [*copies, *parts, back], [f"{name} nchw" for name in tensors]
+    scratch = {
+        name: conv.batch * c * math.prod(size)
+        for name, size in pixels.items() if name not in tensors
+    }  # fmt: skip
+    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 
 
 def stretches(size: int, out: int, taps: int, step: int, padding: int) -> list[Stretch]:
@@ -178,41 +235,56 @@ def stretches(size: int, out: int, taps: int, step: int, padding: int) -> list[S
     return found
 
 
-def _windows(
-    conv: Conv, kind: str, source: str, to: str, rows: list[Stretch], columns: list[Stretch],
-    size: tuple[int, int], out: tuple[int, int], number: int,
-) -> list[Part]:  # fmt: skip
-    """Parts from images of `size` to images of `out` pixels; a mean's divisor is `number`."""
-    return [
-        _part(conv, kind, source, to, row, column, size, out, number)
-        for row in rows
-        for column in columns
-    ]
+def _windows(conv: Conv, kind: str, p: Pass, backward: bool) -> list[Part]:
+    """A pass, or from the gradient of its result ("d" and its name) that of its source."""
+    parts = [_part(conv, kind, p, row, column, backward) for row in p.rows for column in p.columns]
+    if backward:
+        c, pixels = conv.channels, math.prod(p.size)
+
+        def zeros(sizes: dict[str, int], first: bool, last: bool) -> Made:
+            return emit_map("zero", pixels, sizes["c"], conv.dtype, conv.target, ld={"c": c}), {}
+
+        image = {"n": pixels * c, "c": 1}
+        loops = {name: parts[0].loops[name] for name in "nc"}
+        word = {"c": Ref(f"d{p.source}", image, conv.element)}
+        seen = [sum(s.taps * s.count for s in side) for side in (p.rows, p.columns)]
+        if p.shared or math.prod(seen) < pixels:  # not every pixel is overwritten
+            parts[0] = replace(parts[0], before=(Part("zeros", "NC", loops, zeros, word),))
+    return parts
 
 
 def _part(
-    conv: Conv, kind: str, source: str, to: str, row: Stretch, column: Stretch,
-    size: tuple[int, int], out: tuple[int, int], number: int,
-) -> Part:  # fmt: skip
+    conv: Conv, kind: str, p: Pass, row: Stretch, column: Stretch, backward: bool
+) -> Part:
     c, e = conv.channels, conv.element
-    line, out_line = size[1] * c, out[1] * c
+    line, out_line = p.size[1] * c, p.out[1] * c
     taps = tuple(r * line + s * c for r in range(row.taps) for s in range(column.taps))
+    divisor = float(p.number) if kind == "average" else None
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_pool(
-            kind, column.count, sizes["c"], taps, conv.dtype, conv.target, step=column.step * c,
-            ldc=c, divisor=float(number) if kind == "average" else None,
-        )  # fmt: skip
+        row_of = kind, column.count, sizes["c"], taps, conv.dtype, conv.target
+        step = column.step * c
+        if not backward:
+            return emit_pool(*row_of, step=step, ldc=c, divisor=divisor), {}
+        made = emit_pool_backward(
+            *row_of, step=step, ldb=c, divisor=divisor, accumulate=p.shared
+        )
         return made, {}
 
-    # where there are few rows, the threads share channels too
-    shared = conv.batch * row.count < 4 * conv.threads
-    piece = -(-c // conv.threads // 64) * 64 if shared else c
-    words = {
-        "a": Ref(source, {"n": size[0] * line, "h": row.step * line, "c": 1}, e,
-                 start=row.corner * line + column.corner * c),
-        "c": Ref(to, {"n": out[0] * out_line, "h": out_line, "c": 1}, e,
-                 start=row.first * out_line + column.first * c),
-    }  # fmt: skip
+    seen = Ref(p.source, {"n": p.size[0] * line, "h": row.step * line, "c": 1}, e,
+               start=row.corner * line + column.corner * c)  # fmt: skip
+    result = Ref(p.to, {"n": p.out[0] * out_line, "h": out_line, "c": 1}, e,
+                 start=row.first * out_line + column.first * c)  # fmt: skip
+    words = {"a": seen, "c": result}
+    order, tasks, line_of = "NHC", conv.batch * row.count, 64
+    if backward:
+        words = {"b": replace(result, tensor=f"d{p.to}"), "c": replace(seen, tensor=f"d{p.source}")}
+        if kind == "max":
+            words["a"] = seen
+        order, tasks, line_of = "NCh", conv.batch, 16
+    # where there are few rows (or images), the threads share channels too
+    few = tasks < 4 * conv.threads and tasks % conv.threads
+    piece = -(-c // conv.threads // line_of) * line_of if few else c
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(row.count, (1,)), "c": Loop(c, (piece,))}
-    return Part(f"{kind} of {row.taps} x {column.taps} taps", "NHC", loops, code, words)
+    name = "gradient" if backward else kind
+    return Part(f"{name} of {row.taps} x {column.taps} taps", order, loops, code, words)

@@ -13,6 +13,7 @@ theirs along a first axis. ONNX's tensors: `primitives.recurrent_onnx`. Not here
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,15 +152,18 @@ class _Recurrent:
         for name, array in states.items():
             if array is not None:
                 check(name, array, self.shapes["h0"], layer.dtype)
-        mask = self._mask(lengths)
+        mask, begin = self._mask(lengths), states
         if mask is not None:
-            # what lies behind a sequence must not reach sums over all steps
-            x = np.where(mask[:, :, None] > 0, x, self._numpy.type(0))
+            # what lies behind a sequence must not reach sums over all steps, nor what an empty one
+            # begins with
+            some, zero = mask[0, :, None] > 0, self._numpy.type(0)
+            x = np.where(mask[:, :, None] > 0, x, zero)
+            begin = {n: None if a is None else np.where(some, a, zero) for n, a in states.items()}
         y = np.empty(self.shapes["y"], self._numpy)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
         for d, reverse in enumerate(self._reversed):
-            given = {name: self._one(array, "h0", d) for name, array in states.items()}
+            given = {name: self._one(array, "h0", d) for name, array in begin.items()}
             arrays = self._arrays(d, training)
             arrays |= {"x": x, "y": y, "mask": mask, "p": self._one(p, "p", d)}
             arrays |= {n: self._zeros if a is None else a for n, a in given.items()}
@@ -182,8 +186,12 @@ class _Recurrent:
         if training:
             self._kept = _Kept(mask, kept)
         results: list[Any] = [y if mask is None else np.where(mask[:, :, None] > 0, y, 0)]
-        for parts in last.values():
-            results.append(np.stack(parts) if len(parts) == 2 else np.array(parts[0]))
+        for name, parts in last.items():
+            state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])
+            given_state = states[name]
+            if mask is not None and given_state is not None:
+                state = np.where(some, state, given_state)
+            results.append(state)
         return results
 
     def _arrays(self, d: int, training: bool) -> dict[str, Any]:
@@ -316,6 +324,10 @@ class Lstm(_Recurrent):
             "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
             target,
         )  # fmt: skip
+        if not isinstance(forget_bias, (int, float)):
+            raise TypeError(f"forget_bias={forget_bias!r} is no number")
+        if not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias={forget_bias} is not finite")
         self.forget_bias = float(forget_bias)
 
     def forward(

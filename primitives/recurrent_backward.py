@@ -142,7 +142,8 @@ class _Backward:
         if not self.two_parts:
             return [step_cell(span, way, f"{layer.kind}_backward", words, ld, before, **how)]
         part = step_cell(span, way, "gru_before_backward_output", words, ld, before, **how)
-        words["bias_row"], ld["bias_row"] = Ref("dreset", block, e), h
+        words = {**words, "bias_row": Ref("dreset", block, e)}
+        ld = {**ld, "bias_row": h}
         again = step_product(
             span, "gradient of the reset states",
             {"a": span.ref("dgates", n * self.rows, start=2 * h, n=self.rows),

@@ -8,7 +8,6 @@ for a shape. Not here: the driver that replays it (`jitgen.replay`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -165,18 +164,11 @@ class Stream:
 
     def _slice(self, thread: int) -> np.ndarray:
         """The words that one thread replays."""
-        pieces: list[np.ndarray] = []
-        barrier = np.array([BARRIER, 0], np.uint32)
-        first = True
+        pieces, begun = [], 0
         for calls in self.parts:
-            phases = calls.nest.phase
-            for phase in dict.fromkeys(phases.tolist()):
-                # also where this thread has nothing to do: all threads meet at every barrier
-                if not first and self.threads > 1:
-                    pieces.append(barrier)
-                first = False
-                chosen = np.flatnonzero((calls.nest.thread == thread) & (phases == phase))
-                pieces += _runs(calls, chosen)
+            # a barrier before each phase but the first, also where this thread has nothing to do
+            pieces.append(_words(calls, thread, begun, self.threads > 1))
+            begun = 1
         pieces.append(np.array([END, 0], np.uint32))
         return np.concatenate(pieces)
 
@@ -230,24 +222,53 @@ def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Ca
     return [(calls, index) for calls, index in found if len(index)]
 
 
-def _runs(calls: Calls, chosen: np.ndarray) -> list[np.ndarray]:
-    """The words of the chosen calls, and of those beside them: runs of one kind each."""
-    kind, offsets = calls.kind[chosen], calls.offsets[chosen].astype(np.uint32)
-    edges = np.flatnonzero(np.diff(kind)) + 1
-    for _, at in calls.before:
-        edges = np.union1d(edges, np.searchsorted(chosen, at))
-    for _, at in calls.after:
-        edges = np.union1d(edges, np.searchsorted(chosen, at, side="right"))
-    edges = np.union1d(edges, [0, len(chosen)])
-    pieces = []
-    for begin, end in itertools.pairwise(edges.tolist()):
-        for other, index in _beside(calls.before, chosen[begin]):
-            pieces += _runs(other, index)
-        pieces.append(np.array([kind[begin], end - begin], np.uint32))
-        pieces.append(offsets[begin:end].reshape(-1))
-        for other, index in _beside(calls.after, chosen[end - 1]):
-            pieces += _runs(other, index)
-    return pieces
+def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np.ndarray]]]:
+    """A part and those beside it, and beside these: the iterations of the thread, and the numbers
+    that order them, iterations of this part first."""
+    own = np.flatnonzero(calls.nest.thread == thread)
+    found = [(calls, own, [own, np.full(len(own), len(calls.before))])]
+    for rank, (other, at) in enumerate([*calls.before, *calls.after]):
+        rank += rank >= len(calls.before)
+        for inner, rows, keys in _sources(other, thread):
+            found.append((inner, rows, [at[keys[0]], np.full(len(rows), rank), *keys]))
+    return found
+
+
+def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
+    """The words of a part: its calls and those beside them in runs of one kind each, behind their
+    kind and length. `begun`: 1 if another part came before."""
+    sources = _sources(calls, thread)
+    depth = max(len(keys) for *_, keys in sources)
+    padded = [keys + [np.zeros(len(own), int)] * (depth - len(keys)) for _, own, keys in sources]
+    places = [np.concatenate(level) for level in zip(*padded, strict=True)]
+    order = np.lexsort(places[::-1])
+    kind = np.concatenate([c.kind[own] for c, own, _ in sources])[order]
+    width = np.repeat([c.offsets.shape[1] for c, *_ in sources], [len(o) for _, o, _ in sources])
+    phase = calls.nest.phase[places[0][order]]
+    last = int(calls.nest.phase[-1])
+    passed = np.diff(phase, prepend=-begun, append=last) * barriers
+    new = passed[:-1] > 0
+    new[:1] = True
+    new[1:] |= np.diff(kind) != 0
+    size = width[order] + 2 * (new + passed[:-1])
+    end = np.cumsum(size)
+    words = np.zeros(2 * int(passed[-1]) + int(size.sum()), np.uint32)
+    for where, count in ((end - size, passed[:-1]), (end[-1:] if len(end) else [0], passed[-1:])):
+        # [BARRIER, 0] as often as phases have passed
+        skipped = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        words[np.repeat(where, count) + 2 * skipped] = BARRIER
+    begin = end - width[order]
+    heads = np.flatnonzero(new)
+    words[begin[heads] - 2] = kind[heads]
+    words[begin[heads] - 1] = np.diff(heads, append=len(new))
+    position = np.empty_like(begin)
+    position[order] = begin
+    done = 0
+    for other, own, *_ in sources:
+        columns = np.arange(other.offsets.shape[1])
+        words[position[done : done + len(own), None] + columns] = other.offsets[own]
+        done += len(own)
+    return words
 
 
 def _line(calls: Calls, i: int) -> str:

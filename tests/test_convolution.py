@@ -24,8 +24,6 @@ from primitives.run import Run
 HERE = [name for name, why in cpu.targets().items() if not why]
 KINDS = {"f32": np.float32, "f64": np.float64}
 EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
-#: Targets, most of all AVX2, and how many times 50 configurations each gets
-PARTS = [(target, i) for target in HERE for i in range(20 if target == "avx2" else 5)]
 #: tier -> configurations of each pass
 AMOUNT = {"avx512 bochs": 24, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10}
 
@@ -49,6 +47,27 @@ def random_layer(rng: random.Random, target: str, most: int) -> Convolution:
                 activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
                 dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
                 threads=rng.randint(1, 3), target=target,
+            )  # fmt: skip
+        except ValueError as error:
+            assert "smaller than the kernel's reach" in str(error)
+
+
+def random_depthwise(rng: random.Random, target: str, most: int) -> Convolution:
+    """Depthwise: borders wider than the window, strides that skip pixels, windows of few and of
+    many taps, all epilogues that its kernels know."""
+    while True:
+        c = rng.choice([rng.randint(2, 3 * most), 2, 16, 64, 65, 129])
+        side = lambda: rng.choice([1, 2, 3, 3, 3, 4, 5, 7])  # noqa: E731
+        pair = lambda high: (rng.randint(0, high), rng.randint(0, high))  # noqa: E731
+        try:
+            return Convolution(
+                rng.randint(1, 3), c, rng.randint(1, most), rng.randint(1, most), c,
+                (side(), side()), stride=rng.choice([1, 1, 2, (2, 1), (1, 3), 4]),
+                padding=rng.choice(["same", 0, (pair(2), pair(2)), (pair(7), pair(7))]),
+                dilation=rng.choice([1, 1, 2, (1, 3)]), groups=c, bias=rng.random() < 0.7,
+                activation=rng.choice([None, "relu"]), dtype=rng.choice(["f32", "f32", "f64"]),
+                layout=rng.choice(["nchw", "nhwc", "nhwc"]), threads=rng.randint(1, 3),
+                target=target,
             )  # fmt: skip
         except ValueError as error:
             assert "smaller than the kernel's reach" in str(error)
@@ -109,23 +128,30 @@ def stored(layer: Convolution, array: np.ndarray) -> np.ndarray:
 def check(layer: Convolution, what: str, got: np.ndarray, exact: np.ndarray, bound: float) -> None:
     if layer.conv.nhwc and got.ndim == 4 and what in ("y", "dx"):
         got = got.transpose(0, 3, 1, 2)
-    error = np.abs(got - exact).max()
+    error = np.abs(got - exact).max()  # NaN if there is one
     assert error <= bound, f"JITGEN_SEED={SEED} {what} is off by {error}: {layer.conv}"
 
 
-@pytest.mark.parametrize(("target", "part"), PARTS)
-def test_random_configurations(target: str, part: int) -> None:
-    rng = random.Random(f"{SEED} {target} {part}")
+#: Targets, most of all AVX2, and how many times 50 configurations each gets
+PARTS = [(target, i, random_layer) for target in HERE for i in range(20 if target == "avx2" else 5)]
+PARTS += [(target, i, random_depthwise) for target in HERE for i in range(4)]
+
+
+@pytest.mark.parametrize(("target", "part", "make"), PARTS)
+def test_random_configurations(target: str, part: int, make: Any) -> None:
+    rng = random.Random(f"{SEED} {target} {part} {make.__name__}")
     for i in range(50):
-        layer = random_layer(rng, target, 17)
+        layer = make(rng, target, 17)
         r = Reference(layer, SEED + 100 * part + i)
         x, dy, residual = (stored(layer, r.data[name]) for name in ("x", "dy", "residual"))
         w, b = r.data["w"], r.data["b"] if layer.conv.bias else None
         packed = layer.pack_weights(w)
         for filters in (w, packed):
-            y = layer.forward(x, filters, b, residual if layer.residual else None)
+            y, dx = (np.full_like(array, np.nan) for array in (dy, x))
+            layer.forward(x, filters, b, residual if layer.residual else None, out=y)
             check(layer, "y", y, r.y, r.bound)
-            check(layer, "dx", layer.backward_data(dy, filters), r.dx, r.bound)
+            layer.backward_data(dy, filters, out=dx)
+            check(layer, "dx", dx, r.dx, r.bound)
         dw, db = layer.backward_weights(dy, x)
         check(layer, "dw", dw, r.dw, r.bound)
         if layer.conv.bias:
@@ -159,6 +185,34 @@ def test_layers_of_networks(size: int, c: int, k: int, taps: int, target: str) -
         check(layer, "db", db, r.db, r.bound)
 
 
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize(("c", "size", "stride"), [
+    (32, 112, 1), (64, 112, 2), (256, 28, 2), (512, 14, 1), (512, 14, 2), (1024, 7, 1),
+])  # fmt: skip
+def test_depthwise_layers_of_mobilenet(c: int, size: int, stride: int, target: str) -> None:
+    """Small whole numbers, whose sums are exact, on one thread and on two."""
+    numbers = np.random.default_rng(SEED)
+    x = numbers.integers(-8, 9, (1, size, size, c)).astype(np.float32)
+    dy = numbers.integers(-8, 9, (1, size // stride, size // stride, c)).astype(np.float32)
+    w = numbers.integers(-8, 9, (c, 1, 3, 3)).astype(np.float32)
+    b = numbers.integers(-8, 9, c).astype(np.float32)
+    whole = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y, dw, dwhole = np.zeros_like(dy), np.zeros_like(w), np.zeros_like(whole)
+    for r, s in np.ndindex(3, 3):
+        at = np.s_[:, r : r + size : stride, s : s + size : stride]
+        y += whole[at] * w[:, 0, r, s]
+        dw[:, 0, r, s] = (whole[at] * dy).sum((0, 1, 2), dtype=np.float64)
+        dwhole[at] += dy * w[:, 0, r, s]
+    for threads in (1, 2):
+        layer = Convolution(
+            1, c, size, size, c, 3, stride=stride, padding=1, groups=c, activation="relu",
+            layout="nhwc", threads=threads, target=target,
+        )  # fmt: skip
+        np.testing.assert_array_equal(layer.forward(x, w, b), np.maximum(y + b, 0))
+        np.testing.assert_array_equal(layer.backward_data(dy, w), dwhole[:, 1:-1, 1:-1])
+        np.testing.assert_array_equal(layer.backward_weights(dy, x)[0], dw)
+
+
 def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, ...]]) -> Job:
     """The stream of a run with its arrays in memory of their own, outputs poisoned."""
     kind = next(iter(given.values())).dtype
@@ -176,24 +230,27 @@ def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, 
     return Job(code, [Buffer(run.stream.slices[0]), Pointers(buffers), 0, 0])
 
 
+@pytest.mark.parametrize("make", [random_layer, random_depthwise])
 @pytest.mark.parametrize("tier", AMOUNT)
-def test_replay(tier: str) -> None:
+def test_replay(tier: str, make: Any) -> None:
     """The drivers and kernels of other instruction sets compute the same layers."""
     need(TIERS[tier])
-    rng = random.Random(f"{SEED} {tier}")
+    rng = random.Random(f"{SEED} {tier} {make.__name__}")
     jobs: list[Job] = []
     expected: list[tuple[Convolution, str, np.ndarray, float, int]] = []
     for i in range(AMOUNT[tier]):
-        layer = random_layer(rng, TIERS[tier].target, 7)
+        layer = make(rng, TIERS[tier].target, 7)
         object.__setattr__(layer.conv, "threads", 1)
         r, conv = Reference(layer, SEED + i), layer.conv
         x, dy, residual = (stored(layer, r.data[name]) for name in ("x", "dy", "residual"))
         given = {"image": x, "w": r.data["w"], "bias": r.data["b"], "residual": residual}
         for what, run, arrays, outputs, exact in (
-            ("y", streams.forward(conv, layer.choice("forward"), False), given, {"result": layer.y_shape}, r.y),
-            ("dx", streams.backward_data(conv, layer.choice("backward_data"), False), {**given, "image": dy},
-             {"result": layer.x_shape}, r.dx),
-            ("dw", streams.backward_weights(conv, layer.choice("backward_weights")), {"image": x, "dy": dy},
+            ("y", streams.forward(conv, layer.choice("forward"), False), given,
+             {"result": layer.y_shape}, r.y),
+            ("dx", streams.backward_data(conv, layer.choice("backward_data"), False),
+             {**given, "image": dy}, {"result": layer.x_shape}, r.dx),
+            ("dw", streams.backward_weights(conv, layer.choice("backward_weights")),
+             {"image": x, "dy": dy},
              {"dw": layer.w_shape, "db": (conv.features,)}, r.dw),
         ):  # fmt: skip
             jobs.append(as_job(run, arrays, outputs))
@@ -208,14 +265,15 @@ def test_replay(tier: str) -> None:
         check(layer, what, outcome.outputs[index].reshape(shape), exact, bound)
 
 
-
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+@pytest.mark.parametrize(("c", "k", "groups"), [(37, 70, 1), (37, 37, 37), (200, 200, 200)])
+def test_any_number_of_threads_gives_the_same_bits(c: int, k: int, groups: int) -> None:
     for size, taps, stride in ((9, 3, 1), (14, 1, 1), (13, 5, 2)):
         results = []
         for threads in (1, 2, 4):
             layer = Convolution(
-                2, 37, size, size, 70, taps, stride=stride, padding="same", threads=threads
-            )
+                2, c, size, size, k, taps, stride=stride, padding="same", groups=groups,
+                threads=threads,
+            )  # fmt: skip
             r = Reference(layer, SEED)
             x, w, b, dy = (r.data[name] for name in ("x", "w", "b", "dy"))
             results.append((layer.forward(x, w, b), layer.backward_data(dy, w)))

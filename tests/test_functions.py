@@ -184,7 +184,7 @@ def _sigmoid(x: Array) -> Array:
     return np.where(x < 0, small, 1.0) / (1.0 + small)
 
 
-def _reference_f32(name: str, x: Array) -> Array:
+def reference_f32(name: str, x: Array) -> Array:
     """Return the function of the float64 array x, good to 1e-12 relative."""
     if name == "exp":
         return np.exp(x)
@@ -203,7 +203,7 @@ def _reference_f32(name: str, x: Array) -> Array:
     return x * _sigmoid(math.sqrt(8 / math.pi) * (bounded + 0.044715 * bounded**3))
 
 
-def _ulps(got: Array, reference: Array) -> Array:
+def ulps(got: Array, reference: Array) -> Array:
     """Return the errors of the float32 array `got` in ULP of the float64 array `reference`.
 
     An infinite result is right where the reference rounds to infinity.
@@ -237,8 +237,8 @@ def _inputs_f32(seed: int) -> Array:
 def test_f32_error_is_within_the_stated_bound(name: str) -> None:
     x = _inputs_f32(seed=20)
     with np.errstate(over="ignore", under="ignore"):
-        reference = _reference_f32(name, x.astype(np.float64))
-    errors = _ulps(_apply(name, "f32", x), reference)
+        reference = reference_f32(name, x.astype(np.float64))
+    errors = ulps(_apply(name, "f32", x), reference)
     worst = int(np.argmax(errors))
     assert errors[worst] <= BOUNDS[name, "f32"], (
         f"{name}({x[worst]!r}) is off by {errors[worst]} ULP"

@@ -5,6 +5,7 @@ Not here: a layer's passes (test_fully_connected).
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,35 +102,35 @@ def test_updates(size: int, decay: float) -> None:
         np.testing.assert_allclose(w, exact, rtol=1e-5, atol=1e-5)
 
 
+def example(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The digits example, on the code beside this file, whatever is installed."""
+    return subprocess.run(
+        [sys.executable, "examples/digits.py", "--threads", "1", *arguments], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
 def test_the_digits_example(tmp_path: Path) -> None:
     """The example reaches its accuracy on real images and draws its plot."""
     file = tmp_path / "digits.png"
-    done = subprocess.run(
-        [sys.executable, "examples/digits.py", "--threads", "1", "--plot", str(file)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = example("--plot", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test accuracy 9" in done.stdout
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_digits_example_reports_failure() -> None:
-    done = subprocess.run(
-        [sys.executable, "examples/digits.py", "--threads", "1", "--epochs", "1", "--least", "100"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = example("--epochs", "1", "--least", "100")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert "test accuracy" in done.stdout
 
 
 def test_beside_pytorch() -> None:
     """The first 50 losses from the same weights."""
     needs.need_torch()
     for optimizer in ("adam", "sgd"):
-        done = subprocess.run(
-            [sys.executable, "examples/digits.py", "--compare", "--threads", "1", "--optimizer",
-             optimizer],
-            cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        done = example("--compare", "--optimizer", optimizer)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

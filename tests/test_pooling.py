@@ -1,6 +1,7 @@
 """Pooling kernels on every tier, between guard pages, against float64; maxima must be exact.
 
-Not here: depthwise convolution (`test_depthwise`), whose random windows these are.
+Gaps between pixels are poison, outputs begin as poison. Not here: the layers
+(`test_pooling_layers`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,59 @@ import numpy as np
 import pytest
 from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
 from random_cases import SEED
-from test_depthwise import Windows, amount
 from tiers import TIERS, need
 
 from jitgen.pooling import emit_pool
 from jitgen.target import TARGETS, Target, parse_target
+
+Array = np.ndarray[Any, Any]
+CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 64, 67)
+
+
+def amount(tier: str) -> int:
+    """Random cases of a tier: few where it is emulated slowly."""
+    return 150 if "native" in tier else 30
+
+
+class Windows:
+    """Random windows over an NHWC image `image` (height, width, channels), whose pixels lie `pitch`
+    elements apart in `flat`; gaps are poison. at(t, c): index of tap t of every output pixel."""
+
+    def __init__(self, rng: random.Random, dtype: str) -> None:
+        self.dtype = dtype
+        self.channels = rng.choice((*CHANNELS, rng.randint(1, 80)))
+        self.pixels = rng.choice((1, 2, 3, 4, 5, 7, 8, 9, 14, rng.randint(1, 20)))
+        high, wide = rng.choice(((1, 1), (1, 3), (3, 3), (3, 3), (2, 5), (5, 5), (7, 7), (4, 2)))
+        stride, dilation = rng.choice((1, 1, 1, 2, 3)), rng.choice((1, 1, 1, 2))
+        width = (self.pixels - 1) * stride + (wide - 1) * dilation + 1
+        height = (high - 1) * dilation + 1
+        pitch = self.channels + rng.choice((0, 0, 1, 5))
+        line = (width + rng.choice((0, 2))) * pitch
+        taps = [
+            (r * line + s * pitch) * dilation for r in range(high) for s in range(wide)
+        ]  # fmt: skip
+        if rng.random() < 0.3:  # any taps, in any order
+            taps = rng.sample(taps, rng.randint(1, len(taps)))
+        self.taps, self.step = tuple(taps), stride * pitch
+        size = (height - 1) * line + (width - 1) * pitch + self.channels
+        numbers = np.random.default_rng(rng.randrange(1 << 30))
+        self.numbers = numbers
+        self.flat = np.full(size, poison(1, 1, dtype)[0, 0])
+        self.flat.view(np.uint8)[:] = poison(1, size, dtype)[0].view(np.uint8)
+        self.index = (
+            np.array(self.taps)[:, None, None] + np.arange(self.pixels)[:, None] * self.step
+            + np.arange(self.channels)
+        )  # fmt: skip
+        self.flat[self.index.ravel()] = self.normal(self.index.size)
+        self.shape = (self.pixels, self.channels)
+        self.label = f"{self.shape} {dtype}, {len(taps)} of {high}x{wide} stride {stride}"
+
+    def normal(self, *shape: int) -> Array:
+        return self.numbers.standard_normal(shape).astype(FLOATS[self.dtype])
+
+    def seen(self) -> Array:
+        """(taps, pixels, channels) in float64."""
+        return self.flat[self.index].astype(np.float64)
 
 
 def pool(rng: random.Random, target: Target, kind: str) -> Call:

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,13 +102,20 @@ class Child:
         Nanoseconds per call under "best_ns" and "median_ns", GFLOP/s under "best" and "median" by
         contestant, "peak" (GFLOP/s of one core times threads), "percent" of it; "ratio" and
         "median_ratio" of one of ours to the best of others, as `ratios` pairs them; "rival" names
-        that one. `others` are yardsticks: timed, but without GFLOP/s.
+        that one. "setup_ms": to make a contestant ready and call it first, less the next call.
+        `others` are yardsticks: timed, but without GFLOP/s.
         """
         found: list[Contestant] = []
         failed: dict[str, str] = {}
+        setup: dict[str, float] = {}
         for name, make in ways.items():
             try:
+                begin = time.perf_counter()
                 way = make()
+                way.call()
+                ready = time.perf_counter()
+                way.call()
+                setup[name] = 1e3 * (2 * ready - begin - time.perf_counter())
                 wrong = check(name, lambda way=way: way.read(way.call()))
             except Exception as error:
                 text = str(error).partition("\n")[0][:120]
@@ -124,7 +132,7 @@ class Child:
             "peak": peak, "best_ns": best_ns, "median_ns": median_ns, "best": best,
             "median": {at.name: flops / median_ns[at.name] for at in found},
             "percent": {name: 100 * value / peak for name, value in best.items()},
-            "ratio": {}, "median_ratio": {}, "rival": {},
+            "ratio": {}, "median_ratio": {}, "rival": {}, "setup_ms": setup,
         }  # fmt: skip
         for ratio, (one, theirs) in ratios.items():
             present = [name for name in theirs if name in best]

@@ -12,7 +12,8 @@ pack: the same on channels_last with reordered weights; blocked: oneDNN's own la
 Runtime, weights constant. /nchw: jitgen to the best of torch and onednn; /all: jitgen to the best
 of all; nhwc/: nhwc to the best of all; order: how jitgen computes it on NHWC, the order of its
 loops, or winograd, for which operations are counted as if it were direct: beyond 100 % of the peak.
-!: other programs took time from this row.
+set-up: milliseconds to make our layer ready, weights packed. !: other programs took time from this
+row.
 """
 
 from __future__ import annotations

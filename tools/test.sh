@@ -2,6 +2,7 @@
 # Install what the tests need and run all of them, emulators included.
 #
 #   bash tools/test.sh [pytest arguments]
+#   bash tools/test.sh -m slow                # what a plain run leaves out: minutes each
 #
 # Debian or Ubuntu: emulators, assemblers, compilers, debuggers, a browser and PeachPy come from apt
 # (as root or through sudo), Python packages go into .venv. Elsewhere install the packages below by

@@ -1,0 +1,45 @@
+"""Convolution in one dimension: the two-dimensional one of images of height 1.
+
+    y[n, k, l] = sum over c, s of x[n, c, l stride + s dilation - padding] w[k, c, s]
+
+Signals N x C x L (or N x L x C) lie in memory as images N x C x 1 x L do, so the layer is a
+`primitives.convolution.Convolution` whose arrays have one dimension less. Not here: any loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from primitives.convolution import Convolution
+from primitives.windows import positive
+
+
+def convolution_1d(
+    batch: int, in_channels: int, length: int, out_channels: int, kernel: int, *, stride: int = 1,
+    padding: Any = 0, dilation: int = 1, **options: Any,
+) -> Convolution:  # fmt: skip
+    """A layer whose x is batch x in_channels x length, w out_channels x in_channels / groups x
+    kernel, y (and residual, dy) batch x out_channels x its own length; with layout="nhwc" the
+    channels of x and y come last.
+
+    padding: a number, a pair (left, right), or "same". options: `Convolution`'s groups, bias,
+    activation, residual, dtype, layout, threads, target. Raises TypeError or ValueError that names
+    argument, value and rule (where no window fits, length is called width).
+
+    >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)
+    >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
+    [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
+    """
+    sizes = {"length": length, "kernel": kernel, "stride": stride, "dilation": dilation}
+    for name, value in sizes.items():
+        positive(name, value)
+    layer = Convolution(
+        batch, in_channels, 1, length, out_channels, (1, kernel), stride=(1, stride),
+        padding=padding if isinstance(padding, str) else (0, padding), dilation=(1, dilation),
+        **options,
+    )  # fmt: skip
+    rows = 1 if layer.conv.nhwc else 2
+    layer.x_shape = layer.x_shape[:rows] + layer.x_shape[rows + 1 :]
+    layer.y_shape = layer.y_shape[:rows] + layer.y_shape[rows + 1 :]
+    layer.w_shape = layer.w_shape[:2] + layer.w_shape[3:]
+    return layer
