@@ -131,8 +131,8 @@ def spread(
     """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
     pixel `at`."""
     (h, w), (buffer_h, buffer_w) = size, inside
-    # images without a border are one long row
-    rows = 1 if buffer_w == w and at[1] == 0 else h
+    # images without a border are one long row, where the threads share images evenly
+    rows = 1 if buffer_w == w and at[1] == 0 and conv.batch % conv.threads == 0 else h
     length = h * w // rows
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
