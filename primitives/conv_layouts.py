@@ -186,8 +186,8 @@ def spread(
     """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
     pixel `at`; of the rows, those that lie `step` apart."""
     (h, w), (buffer_h, buffer_w) = size, inside
-    # images without a border are one long row
-    whole = step == 1 and buffer_w == w and at[1] == 0
+    # images without a border are one long row, where the threads share images evenly
+    whole = step == 1 and buffer_w == w and at[1] == 0 and conv.batch % conv.threads == 0
     rows, length = (1, h * w) if whole else ((h - 1) // step + 1, w)
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:

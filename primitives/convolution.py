@@ -147,9 +147,9 @@ class Convolution:
             which: choose_algorithm(self.conv, which, "direct" if which in cut else algorithm)
             for which in PASSES
         }
-        for which in cut:
-            if self.conv.depthwise:
-                raise ValueError(f"blocks, order: {which} of a depthwise convolution has none")
+        if cut and self.conv.depthwise:
+            raise ValueError(f"blocks, order: {min(cut, key=PASSES.index)} of a depthwise "
+                             "convolution has none")  # fmt: skip
         for which, text in self._order.items():
             check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
