@@ -46,7 +46,7 @@ def random_layer(rng: random.Random, target: str, most: int) -> Convolution:
                 dilation=rng.choice([1, 1, pair(1, 2)]), groups=groups, bias=rng.random() < 0.7,
                 activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
                 dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
-                threads=rng.randint(1, 3), target=target,
+                threads=rng.randint(1, 3), algorithm="direct", target=target,
             )  # fmt: skip
         except ValueError as error:
             assert "smaller than the kernel's reach" in str(error)
@@ -170,7 +170,7 @@ def test_layers_of_networks(size: int, c: int, k: int, taps: int, target: str) -
     for batch, threads in ((1, 1), (2, 2)):
         layer = Convolution(
             batch, c, size, size, k, taps, padding="same", layout="nhwc", threads=threads,
-            target=target,
+            algorithm="direct", target=target,
         )  # fmt: skip
         r = Reference(layer, SEED)
         x, dy = (stored(layer, r.data[name]) for name in ("x", "dy"))
@@ -272,7 +272,7 @@ def test_any_number_of_threads_gives_the_same_bits(c: int, k: int, groups: int) 
         for threads in (1, 2, 4):
             layer = Convolution(
                 2, c, size, size, k, taps, stride=stride, padding="same", groups=groups,
-                threads=threads,
+                threads=threads, algorithm="direct",
             )  # fmt: skip
             r = Reference(layer, SEED)
             x, w, b, dy = (r.data[name] for name in ("x", "w", "b", "dy"))
