@@ -221,8 +221,8 @@ def backward_weights(conv: Conv) -> Run:
 
     def back(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_winograd(
-            "weight gradient", size["c"], (Squares(size["k"], (0, 4), (0, 4)),),
-            Grid(4 * u, u, wide), Grid(3 * wide, wide, 9 * wide), conv.dtype, conv.target,
+            "weight gradient", size["c"], (Squares(1, (0, 4), (0, 4)),), Grid(4 * u, u, 0),
+            Grid(3 * wide, wide, 0), conv.dtype, conv.target,
         )  # fmt: skip
         return made, {}
 
@@ -231,16 +231,17 @@ def backward_weights(conv: Conv) -> Run:
 
     planes = {name: Ref(name, {}, e, per_thread=PLANES * apart)
               for name, apart in (("v", v), ("m", m), ("u", u))}  # fmt: skip
-    by_tap = Ref("by_tap", {}, e, per_thread=9 * high * wide)
+    by_tap = Ref("by_tap", {}, e, per_thread=9 * wide)
     scratch |= {ref.tensor: conv.threads * ref.per_thread for ref in (*planes.values(), by_tap)}
     k, c = Loop(conv.features, (high,)), Loop(conv.channels, (wide,))
-    one_by_one = {"k": Loop(conv.features, (high, 1)), "c": c}
-    rows = {"k": np.arange(conv.features) % high * 9 * wide}
-    to = Ref("dw", {"k": 9 * conv.channels, "c": 9}, e)
-    after = (
-        Part("planes to weights", "kc", {"k": k, "c": c}, back, {"a": planes["u"], "c": by_tap}),
-        Part("weight gradient k x c x taps", "kck", one_by_one, turn,
-             {"a": replace(by_tap, table=rows), "c": to}),
+    row = {"k": np.arange(conv.features) % high * wide}
+    by_taps = Part(
+        "planes to weights", "kc", {"k": Loop(conv.features, (1,)), "c": c}, back,
+        {"a": replace(planes["u"], table=row), "c": by_tap},
+    )  # fmt: skip
+    after = Part(
+        "weight gradient k x c x taps", "kck", {"k": Loop(conv.features, (high, 1)), "c": c}, turn,
+        {"a": by_tap, "c": Ref("dw", {"k": 9 * conv.channels, "c": 9}, e)}, before=(by_taps,),
     )  # fmt: skip
     words = {
         "a": replace(planes["m"], steps={"p": m}), "b": replace(planes["v"], steps={"p": v}),
@@ -248,7 +249,7 @@ def backward_weights(conv: Conv) -> Run:
     }  # fmt: skip
     parts.append(Part(
         "planes of weights", "KCsp", {"k": k, "c": c, "s": p.blocks, "p": Loop(PLANES, (1,))},
-        multiply, words, "s", after=after,
+        multiply, words, "s", after=(after,),
         before=(p.planes("input", x, "v", "c", wide), p.planes("gradient", dy, "m", "k", high)),
     ))  # fmt: skip
     if conv.bias:
