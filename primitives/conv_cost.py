@@ -110,7 +110,7 @@ def candidates(
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
         sums, results = (k, c) if which == "backward_data" else (c, k)
-        pixels = {even(product.pixels[1], n) for n in (48, 128, 256)}
+        pixels = {even(product.pixels[1], n) for n in (48, 128)}
         piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
