@@ -21,6 +21,7 @@ from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
+from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, output
 from primitives.conv_cost import Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
@@ -29,10 +30,8 @@ from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
-from primitives.windows import Pair, border, out_size, pair, positive
+from primitives.windows import Pair, border, out_size, pair
 
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
-LAYOUTS = ("nchw", "nhwc")
 PASSES = ("forward", "backward_data", "backward_weights")
 
 
@@ -96,21 +95,17 @@ class Convolution:
         algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        sizes = {
-            "batch": batch, "in_channels": in_channels, "height": height, "width": width,
-            "out_channels": out_channels, "groups": groups,
-        }  # fmt: skip
-        for name, value in sizes.items():
-            positive(name, value)
+        positive(
+            batch=batch, in_channels=in_channels, height=height, width=width,
+            out_channels=out_channels, groups=groups,
+        )  # fmt: skip
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={value}")
-        if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+        if activation is not None:
+            one_of("activation", activation, ACTIVATIONS)
+        one_of("dtype", dtype, DTYPES)
+        one_of("layout", layout, LAYOUTS)
         size = (height, width)
         taps, steps, spread = pair("kernel", kernel), pair("stride", stride), pair(
             "dilation", dilation
@@ -202,8 +197,7 @@ class Convolution:
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
         "backward_weights"; print its `text()`."""
-        if name not in PASSES:
-            raise ValueError(f"name={name!r} is not one of {', '.join(PASSES)}")
+        one_of("name", name, PASSES)
         return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from primitives.arguments import positive
 from primitives.convolution import Convolution
-from primitives.windows import positive
 
 
 def convolution_1d(
@@ -30,9 +30,7 @@ def convolution_1d(
     >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
     [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
     """
-    sizes = {"length": length, "kernel": kernel, "stride": stride, "dilation": dilation}
-    for name, value in sizes.items():
-        positive(name, value)
+    positive(length=length, kernel=kernel, stride=stride, dilation=dilation)
     layer = Convolution(
         batch, in_channels, 1, length, out_channels, (1, kernel), stride=(1, stride),
         padding=padding if isinstance(padding, str) else (0, padding), dilation=(1, dilation),

@@ -21,15 +21,13 @@ from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import fc_streams as streams
+from primitives.arguments import ACTIVATIONS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, check_output, output
 from primitives.elementwise import activation_gradient
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
 from primitives.run import Run
 from primitives.stream import Stream
-from primitives.windows import positive
-
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 
 
 class FullyConnected:
@@ -53,13 +51,10 @@ class FullyConnected:
         blocks: tuple[int, int] | None = None, order: str | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        sizes = {"batch": batch, "in_features": in_features, "out_features": out_features}
-        for name, size in sizes.items():
-            positive(name, size)
-        if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        positive(batch=batch, in_features=in_features, out_features=out_features)
+        if activation is not None:
+            one_of("activation", activation, ACTIVATIONS)
+        one_of("dtype", dtype, DTYPES)
         if blocks is not None and (
             type(blocks) is not tuple or [type(b) for b in blocks] != [int, int] or min(blocks) < 1
         ):
@@ -89,8 +84,7 @@ class FullyConnected:
         layer = self.layer
         n, c, k = layer.batch, layer.in_features, layer.out_features
         sizes = {"forward": (n, k, c), "backward_data": (n, c, k), "backward_weights": (k, c, n)}
-        if name not in sizes:
-            raise ValueError(f"name={name!r} is not one of {', '.join(sizes)}")
+        one_of("name", name, sizes)
         width = panels_for(layer, *sizes[name]) if packed else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
         return self._run(getattr(streams, name), *layout).stream

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jitgen.operands import NUMPY
+from primitives.arguments import one_of
 from primitives.fully_connected import FullyConnected
 from primitives.optimizers import Adam, Sgd
 
@@ -48,8 +49,7 @@ class Mlp:
     ) -> None:  # fmt: skip
         if len(sizes) < 2:
             raise ValueError(f"sizes={sizes!r}: a network has at least two, inputs and outputs")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        one_of("activation", activation, ACTIVATIONS)
         last = len(sizes) - 2
         self.layers = [
             FullyConnected(

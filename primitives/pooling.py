@@ -24,13 +24,13 @@ from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
+from primitives.arguments import LAYOUTS, one_of, positive
 from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
-from primitives.convolution import LAYOUTS
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
-from primitives.windows import Pair, border, out_size, pair, positive
+from primitives.windows import Pair, border, out_size, pair
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,9 @@ class _Pool:
         stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nhwc",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        sizes = {"batch": batch, "channels": channels, "height": height, "width": width}
-        for name, value in sizes.items():
-            positive(name, value)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+        positive(batch=batch, channels=channels, height=height, width=width)
+        one_of("dtype", dtype, DTYPES)
+        one_of("layout", layout, LAYOUTS)
         taps = pair("kernel", kernel)
         steps = taps if stride is None else pair("stride", stride)
         if max(taps) > MOST_TAPS:

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import cpu
 from jitgen.loader import ffi
 from jitgen.operands import NUMPY
+from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
-from primitives.arguments import machine, one_of, positive
+from primitives.arguments import one_of, positive
 from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_streams import (
@@ -67,11 +69,10 @@ class _Recurrent:
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
         bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
     ) -> None:  # fmt: skip
-        sizes = {"batch": batch, "steps": steps, "in_features": in_features, "hidden": hidden}
-        for name, value in sizes.items():
-            positive(name, value)
+        positive(batch=batch, steps=steps, in_features=in_features, hidden=hidden)
         one_of("direction", direction, DIRECTIONS)
-        chosen = machine(dtype, target)
+        one_of("dtype", dtype, DTYPES)
+        chosen = cpu.choose(target)
         both = direction == "bidirectional"
         self.layer = Layer(
             kind, batch, steps, in_features, hidden, 1 + both, bool(peephole), dtype,

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from primitives.arguments import positive
+
 Pair = int | tuple[int, int]
-
-
-def positive(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is an int above 0."""
-    if type(value) is not int:
-        raise TypeError(f"{name}={value!r} is no int")
-    if value < 1:
-        raise ValueError(f"{name}={value} is not positive")
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:
@@ -25,7 +19,7 @@ def pair(name: str, value: Any) -> tuple[int, int]:
     if len(both) != 2:
         raise ValueError(f"{name}={value!r} is neither an int nor a pair")
     for one in both:
-        positive(name, one)
+        positive(**{name: one})
     return both
 
 

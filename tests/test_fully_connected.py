@@ -16,7 +16,8 @@ from random_cases import SEED
 from rig import count
 
 from jitgen import cpu
-from primitives.fully_connected import ACTIVATIONS, FullyConnected
+from primitives.arguments import ACTIVATIONS
+from primitives.fully_connected import FullyConnected
 from primitives.layouts import Blocked
 
 HERE = [name for name, why in cpu.targets().items() if not why]
