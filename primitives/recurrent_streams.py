@@ -124,38 +124,42 @@ class Span:
             tensor, {"t": self.sign * size, **steps}, self.layer.element, start=first * size + start
         )
 
-    def loops(self, width: int) -> dict[str, Loop]:
-        """Loops over the steps, `width` units, and rows."""
+    def loops(self, width: int, most: int) -> dict[str, Loop]:
+        """Loops over the steps, `width` units, and at most `most` rows."""
         batch = self.layer.batch
-        rows = -(-batch // -(-batch // MOST_ROWS))
+        rows = -(-batch // -(-batch // most))
         units = Loop(self.layer.hidden, (width,))
         return {"t": Loop(self.count, (1,)), "u": units, "n": Loop(batch, (rows,))}
 
 
 def step_product(
     span: Span, title: str, words: Mapping[str, Ref], k: int, lda: int, packed: int, ldc: int,
-    width: int, *, beta: float, gates: int = 0,
+    width: int, *, beta: float, gates: int = 0, most: int = MOST_ROWS, depth: int = 0,
 ) -> Part:  # fmt: skip
-    """Rows of tensor a (`k` elements, `lda` apart) times panels of `packed` columns, which are
-    `gates` gates of `width` units, or (0) the units themselves; with word "bias" that is added."""
-    layer = span.layer
+    """`most` rows of tensor a (`k` elements, `lda` apart) times panels of `packed` columns, which
+    are `gates` gates of `width` units, or (0) the units themselves; with word "bias" that is added;
+    in pieces of `depth` elements, if that is not 0."""
+    layer, loops = span.layer, span.loops(width, most)
+    if depth:
+        loops["k"] = Loop(k, (-(-k // -(-k // depth)),))
     epilogue: Any = (("bias",),) if "bias" in words else ()
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         kernel = brgemm(
-            size["n"], packed if gates else size["u"], k, layer.dtype, lda=lda, ldc=ldc,
-            packed_b=packed, beta=beta, target=layer.target, epilogue=epilogue,
+            size["n"], packed if gates else size["u"], size.get("k", k), layer.dtype, lda=lda,
+            ldc=ldc, packed_b=packed, beta=beta, target=layer.target, epilogue=epilogue,
         )  # fmt: skip
         return kernel.code, {"count": 1}
 
-    return Part(title, "t|UN", span.loops(width), code, words)
+    return Part(title, "t|UNk" if depth else "t|UN", loops, code, words)
 
 
 def step_cell(
     span: Span, way: Way, cell: str, words: dict[str, Ref], ld: Mapping[str, int],
-    before: tuple[Part, ...], *, width: int = 0, **how: Any,
+    before: tuple[Part, ...], *, width: int = 0, most: int = MOST_ROWS, **how: Any,
 ) -> Part:  # fmt: skip
-    """The kernel of `cell` for `width` units (0: a panel), on what the parts before it make."""
+    """The kernel of `cell` for `width` units (0: a panel) and `most` rows, on what the parts before
+    it make."""
     layer = span.layer
     if layer.peephole:
         words["bias"] = Ref("p", {"u": 1}, layer.element)
@@ -169,7 +173,8 @@ def step_cell(
         )  # fmt: skip
         return made, {}
 
-    return Part(cell, "t|UN", span.loops(width or layer.width), code, words, before=before)
+    loops = span.loops(width or layer.width, most)
+    return Part(cell, "t|UN", loops, code, words, before=before)
 
 
 # ---- weights ------------------------------------------------------------------------------------
