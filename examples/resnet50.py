@@ -136,17 +136,19 @@ class Ours:
             threads=self.threads,
         )  # fmt: skip
         packed = layer.pack_weights(w, backward=False)
-        y = self._array(self._place(name), layer.y_shape)
+        # a sum takes the place of its residual, which no other layer reads
+        y = self._array(self._place(name), layer.y_shape) if residual is None else residual
         run = lambda: layer.forward(x, packed, b, residual, out=y)  # noqa: E731
         kind = f"{side}x{side}" + f"/{stride}" * (stride > 1) + " + residual" * layer.residual
         return self._step(name, kind, run, y, 2.0 * y.size * w[0].size)
 
     def _place(self, name: str) -> str:
         """The memory of a convolution's results: one for each part of a block, so that it stays in
-        the caches; the outputs of blocks alternate, as one is the residual of the next."""
+        the caches. That of the outputs of blocks alternates between stages, as the first layers of
+        a stage read the one before."""
         part = name.split(".", 2)[-1]
-        blocks = sum(step.name.endswith(".conv3") for step in self.steps)
-        return f"block {blocks % 2}" if part == "conv3" else part
+        stages = sum("downsample" in step.name for step in self.steps)
+        return f"stage {stages % 2}" if "downsample" in part else part
 
     def _array(self, place: str, shape: tuple[int, ...]) -> np.ndarray:
         """The first elements of a memory, which the first layer that has it makes large enough."""

@@ -32,6 +32,8 @@ from primitives.stream import Stream
 from primitives.tuning import tuned
 from primitives.windows import Pair, border, out_size, pair
 
+#: Elements of the longest vector
+MOST_LANES = 64
 PASSES = ("forward", "backward_data", "backward_weights")
 
 
@@ -217,7 +219,8 @@ class Convolution:
         self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
         residual: np.ndarray | None = None, out: np.ndarray | None = None,
     ) -> np.ndarray:  # fmt: skip
-        """y = activation(x * w + b + residual), in `out` if that is given."""
+        """y = activation(x * w + b + residual), in `out` if that is given; it may be the residual,
+        which saves memory traffic."""
         conv = self.conv
         packed, weights = self._weights(w, "forward", False)
         more = []
@@ -231,10 +234,25 @@ class Convolution:
                 raise ValueError(f"{name} is given, but the layer was made without")
         first = check("x", x, self.x_shape, conv.dtype)
         inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
+        if out is not None and out is residual:
+            del inputs["residual"]
+            if not self._in_place():
+                more[-1] = buffer_of(residual.copy())
         result: np.ndarray
         result, third = self._output(out, self.y_shape, inputs)
         self._run("forward", packed)((first, weights, third, *more))
         return result
+
+    def _in_place(self) -> bool:
+        """Whether each element of the residual is read once, just before the result that takes its
+        place is written: a sum in one piece, of which no part waits in memory (as kernels of many
+        taps may have it), and no vectors that overlap at the last channel."""
+        conv = self.conv
+        whole = self.algorithms["forward"] == "winograd"
+        if not whole and len(conv.taps) == 1:
+            choice = self.choice("forward")
+            whole = choice is None or choice.channels >= conv.group[0]
+        return not conv.nhwc or (whole and conv.group[1] % MOST_LANES == 0)
 
     def backward_activation(
         self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None

@@ -319,3 +319,26 @@ def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error) as raised:
         call(LAYER)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_sum_in_place_of_the_residual(layout: str, target: str) -> None:
+    """The same bits as with an array of its own, however the sum is cut."""
+    rng = np.random.default_rng(SEED)
+    for c, k, side, algorithm in (
+        (64, 128, 1, None), (2048, 512, 1, None), (24, 20, 1, None), (64, 64, 3, "direct"),
+        (64, 64, 3, "winograd"), (1500, 64, 3, "direct"),
+    ):  # fmt: skip
+        layer = Convolution(
+            2, c, 9, 9, k, side, padding=side // 2, residual=True, activation="relu",
+            layout=layout, target=target, algorithm=algorithm, threads=2,
+        )  # fmt: skip
+        x, w, residual = (
+            rng.standard_normal(shape).astype(np.float32)
+            for shape in (layer.x_shape, layer.w_shape, layer.y_shape)
+        )
+        b = np.ones(k, np.float32)
+        wanted = layer.forward(x, w, b, residual)
+        got = layer.forward(x, w, b, residual, out=residual)
+        assert got is residual and (got == wanted).all(), f"JITGEN_SEED={SEED} {c} {k} {algorithm}"
