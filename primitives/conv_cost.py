@@ -58,6 +58,10 @@ class Choice:
     copies: int = 1
 
 
+#: The choice of the other algorithm (`primitives.conv_winograd`)
+WINOGRAD = Choice("winograd", 0, 0)
+
+
 @dataclass(frozen=True)
 class Work:
     """What cost is about: iterations by loop, multiply-adds of a call, and the operands: the loops

@@ -326,20 +326,14 @@ def _renamed(part: Part, names: dict[str, str]) -> Part:
     return replace(part, words=words)
 
 
-def seconds(conv: Conv, which: str, choice: Choice) -> float:
-    """Time of a pass, with packed weights, on arrays of zeros."""
-    make = {"forward": forward, "backward_data": backward_data}.get(which)
-    # not kept: so many candidates' scratch would be much memory
-    if make is None:
-        run = backward_weights.__wrapped__(conv, choice)
-    else:
-        run = make.__wrapped__(conv, choice, True)
+def seconds(conv: Conv, which: str, run: Run, packed: int) -> float:
+    """Time of a pass, with `packed` elements of packed weights, on arrays of zeros."""
     c, k, e = conv.channels, conv.features, len(conv.taps)
     image, result = conv.batch * c * prod(conv.size), conv.batch * k * prod(conv.out)
     sizes = {
         "image": result if which == "backward_data" else image, "dy": result,
         "result": image if which == "backward_data" else result, "residual": result,
-        "w": packed_elements(conv, which == "backward_data"), "dw": k * conv.group[0] * e,
+        "w": packed, "dw": k * conv.group[0] * e,
         "bias": k, "db": k,
     }  # fmt: skip
     names = run.stream.tensors[: -len(run.scratch) - len(run.constants) or None]

@@ -194,6 +194,11 @@ def of_pass(conv: Conv, backward: bool) -> Pass:
     return Pass(conv, conv.size, conv.channels, conv.out, conv.features, (top, left))
 
 
+def possible(conv: Conv) -> bool:
+    """Whether the algorithm is for such convolutions."""
+    return conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+
+
 def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
     """The algorithm of a pass: the one asked for or, for None, the one that costs less.
 
@@ -203,15 +208,13 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
     """
     if algorithm not in (None, "direct", "winograd"):
         raise ValueError(f"algorithm={algorithm!r} is not 'direct', 'winograd' or None")
-    possible = conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1)
-    possible &= conv.groups == 1
-    if algorithm == "winograd" and not possible:
+    if algorithm == "winograd" and not possible(conv):
         raise ValueError(
             "algorithm='winograd' is for kernel=3, stride=1, dilation=1 and groups=1, not for "
             f"kernel={conv.kernel}, stride={conv.stride}, dilation={conv.dilation}, "
             f"groups={conv.groups}"
         )
-    if algorithm is not None or not possible:
+    if algorithm is not None or not possible(conv):
         return algorithm or "direct"
     p = of_pass(conv, which == "backward_data")
     lanes = conv.target.machine(conv.dtype, p.features).lanes

@@ -23,9 +23,9 @@ from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
 from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, output
-from primitives.conv_cost import Choice, candidates, check_order, choose, letters
+from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
-from primitives.conv_tiles import choose_algorithm
+from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import activation_gradient
 from primitives.run import Run
 from primitives.stream import Stream
@@ -78,8 +78,8 @@ class Convolution:
     pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
     the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
     x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and
-    backward_data, or a dict by pass. tune: measure at the first use, and remember
-    (`primitives.tuning`).
+    backward_data, or a dict by pass. tune: measure at the first use, the algorithms too unless one is
+    asked for, and remember (`primitives.tuning`).
 
     Raises TypeError or ValueError that names argument, value and rule.
 
@@ -135,15 +135,13 @@ class Convolution:
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = bool(tune)
         self._choices: dict[str, Choice | None] = {}
+        self._algorithm = algorithm
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
         cut = {*self._blocks, *self._order}
         if cut and algorithm == "winograd":
             raise ValueError("blocks, order: algorithm='winograd' has none")
-        #: pass -> "direct" or "winograd"
-        self.algorithms = {
-            which: choose_algorithm(self.conv, which, "direct" if which in cut else algorithm)
-            for which in PASSES
-        }
+        if algorithm is not None:
+            choose_algorithm(self.conv, "forward", algorithm)
         if cut and self.conv.depthwise:
             raise ValueError(f"blocks, order: {min(cut, key=PASSES.index)} of a depthwise "
                              "convolution has none")  # fmt: skip
@@ -160,18 +158,15 @@ class Convolution:
         key = (which, *how)
         run = self._runs.get(key)
         if run is None:
-            if self.algorithms[which] == "winograd":
-                run = getattr(winograd, which)(self.conv, *how)
-            else:
-                run = getattr(streams, which)(self.conv, self.choice(which), *how)
-            self._runs[key] = run
+            make, choice = self._maker(which)
+            run = self._runs[key] = make(self.conv, *choice, *how)
         return run
 
     def _layout(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Layout and shape of packed weights."""
         known = self._packed.get(backward)
         if known is None:  # 10 microseconds: once is enough
-            if self.algorithms[PASSES[backward]] == "winograd":
+            if self.choice(PASSES[backward]) == WINOGRAD:
                 known = winograd.packed_layout(self.conv, backward)
             else:
                 size = packed_elements(self.conv, backward)
@@ -179,22 +174,54 @@ class Convolution:
             self._packed[backward] = known
         return known
 
+    @property
+    def algorithms(self) -> dict[str, str]:
+        """Pass -> "direct" or "winograd"."""
+        found = {which: self.choice(which) for which in PASSES}
+        return {w: "winograd" if at == WINOGRAD else "direct" for w, at in found.items()}
+
     def choice(self, which: str) -> Choice | None:
-        """How a direct pass is cut (None: a depthwise one, which leaves no choice)."""
+        """How a pass is cut, or `WINOGRAD` (None: a depthwise one, which leaves no choice)."""
         if which not in self._choices:
             self._choices[which] = None if self.conv.depthwise else self._choose(which)
         return self._choices[which]
 
+    def _maker(self, which: str, choice: Choice | None = None) -> tuple[Any, tuple[Any, ...]]:
+        """What makes a pass's streams, and its choice if that takes one."""
+        choice = choice or self.choice(which)
+        if choice == WINOGRAD:
+            return getattr(winograd, which), ()
+        return getattr(streams, which), (choice,)
+
     def _choose(self, which: str) -> Choice:
+        blocks, order = self._blocks.get(which), self._order.get(which)
         conv, product = streams.subject(self.conv, which)
-        how = (conv, which, product, self._blocks.get(which), self._order.get(which))
-        if not self._tune:
-            return choose(*how)
+        how = (conv, which, product, blocks, order)
+        fixed = "direct" if blocks or order else self._algorithm
+        if not self._tune or fixed == "winograd":
+            winner = choose_algorithm(self.conv, which, fixed)
+            return WINOGRAD if winner == "winograd" else choose(*how)
         found = {str(at): at for at in candidates(*how)}
+        if fixed is None and possible(self.conv):
+            found[WINOGRAD.order] = WINOGRAD
         at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
+        at |= {"algorithm": fixed, "blocks": blocks, "order": order}
         sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
         key = f"{self.conv.target.name}, convolution {which}, {sizes}"
-        return tuned(key, found, lambda choice: streams.seconds(self.conv, which, choice))
+        return tuned(key, found, lambda choice: self._seconds(which, choice))
+
+    def _seconds(self, which: str, choice: Choice) -> float:
+        """Time of a pass with a choice."""
+        make, more = self._maker(which, choice)
+        packed = () if which == "backward_weights" else (True,)
+        backward = which == "backward_data"
+        if choice == WINOGRAD:
+            size = winograd.packed_layout(self.conv, backward)[1][0]
+        else:
+            size = packed_elements(self.conv, backward)
+        # not kept: so many candidates' scratch would be much memory
+        run = make.__wrapped__(self.conv, *more, *packed)
+        return streams.seconds(self.conv, which, run, size)
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
@@ -209,7 +236,7 @@ class Convolution:
         packed = []
         for way in (False, True)[: 1 + backward]:
             array = aligned(self._layout(way)[1], conv.dtype)
-            made = winograd if self.algorithms[PASSES[way]] == "winograd" else streams
+            made = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
             made.pack_weights(conv, way)((buffer, buffer_of(array)))
             packed.append(array)
         layouts = self._layout(False)[0], self._layout(True)[0]
@@ -248,10 +275,10 @@ class Convolution:
         place is written: a sum in one piece, of which no part waits in memory (as kernels of many
         taps may have it), and no vectors that overlap at the last channel."""
         conv = self.conv
-        whole = self.algorithms["forward"] == "winograd"
-        if not whole and len(conv.taps) == 1:
-            choice = self.choice("forward")
-            whole = choice is None or choice.channels >= conv.group[0]
+        choice = self.choice("forward")
+        whole = choice == WINOGRAD
+        if choice is not None and len(conv.taps) == 1:
+            whole = choice.channels >= conv.group[0]
         return not conv.nhwc or (whole and conv.group[1] % MOST_LANES == 0)
 
     def backward_activation(

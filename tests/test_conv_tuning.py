@@ -336,6 +336,27 @@ def test_a_bar_on_a_terminal_only(file: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 @needs_here
+@pytest.mark.parametrize("faster", ["winograd", "direct"])
+def test_algorithms_are_measured_too(
+    faster: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless one is asked for."""
+
+    def seconds(layer: Convolution, which: str, choice: Choice) -> float:
+        return 1.0 + ((choice == conv_cost.WINOGRAD) != (faster == "winograd"))
+
+    monkeypatch.setattr(Convolution, "_seconds", seconds)
+    assert set(Convolution(1, 4, 8, 8, 4, 3, tune=True).algorithms.values()) == {faster}
+    assert ("winograd" in json.loads(file.read_text())["winners"].values()) == (faster == "winograd")
+    for asked in ("direct", "winograd"):
+        layer = Convolution(1, 4, 8, 8, 4, 3, tune=True, algorithm=asked)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert set(layer.algorithms.values()) == {asked}
+
+
+
+@needs_here
 def test_tuned_layers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured once; the results are right; the file says how each pass is cut."""
     sizes, more = LAYERS[0]

@@ -188,8 +188,6 @@ def convolution(
 def order(layer: Convolution, which: str) -> str:
     """How a pass of a layer is computed: "winograd", or the order of the loops if it is direct."""
     name = {"forward": "forward", "data": "backward_data", "weights": "backward_weights"}[which]
-    if layer.algorithms[name] == "winograd":
-        return "winograd"
     choice = layer.choice(name)
     return choice.order if choice else "depthwise"
 
