@@ -138,8 +138,8 @@ class Bench(bench_child.Child):
             line = f"       {name:16} {kind['layers']:6}"
             for who in ("jitgen", "onnxruntime"):
                 line += cells(kind, [who], "8.3f")
-                speed = {who: kind["flops"] / kind[who] / 1e6} if kind.get("flops") else {}
-                line += cells(speed if who in kind else {}, [who], "8.1f")
+                known = kind.get("flops") and who in kind
+                line += cells({who: kind["flops"] / kind[who] / 1e6} if known else {}, [who], "8.1f")
             if {"jitgen", "onnxruntime"} <= set(kind):
                 line += f" {kind['onnxruntime'] / kind['jitgen']:5.2f}"
             lines.append(line)
