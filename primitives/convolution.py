@@ -182,6 +182,7 @@ class Convolution:
     def choice(self, which: str) -> Choice | None:
         """How a direct pass is cut (None: a depthwise one, which leaves no choice)."""
         if which not in self._choices:
+            one_of("which", which, PASSES)
             self._choices[which] = None if self.conv.depthwise else self._choose(which)
         return self._choices[which]
 

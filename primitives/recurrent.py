@@ -45,7 +45,7 @@ RESETS = ("after", "before")
 @dataclass(frozen=True)
 class PackedRecurrent:
     """Weights of each direction as the forward pass reads them, the layer they are for, and the
-    weights as they were, for the backward pass."""
+    caller's arrays (not copies), for the backward pass."""
 
     panels: list[dict[str, np.ndarray]]
     layout: tuple[Any, ...]
@@ -154,6 +154,9 @@ class _Recurrent:
             if array is not None:
                 check(name, array, self.shapes["h0"], layer.dtype)
         mask, begin = self._mask(lengths), states
+        if mask is None and training:
+            # the caller may put the next states into these arrays
+            begin = {name: None if a is None else a.copy() for name, a in states.items()}
         if mask is not None:
             # what lies behind a sequence must not reach sums over all steps, nor what an empty one
             # begins with
