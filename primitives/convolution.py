@@ -234,7 +234,7 @@ class Convolution:
             elif value is not None:
                 raise ValueError(f"{name} is given, but the layer was made without")
         first = check("x", x, self.x_shape, conv.dtype)
-        inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
+        inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
         if out is not None and out is residual:
             del inputs["residual"]
             if not self._in_place():
@@ -272,7 +272,7 @@ class Convolution:
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
-        result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
+        result, third = self._output(out, self.x_shape, {"dy": dy, "w": getattr(w, "backward", w)})
         self._run("backward_data", packed)((first, weights, third))
         return result
 

@@ -315,6 +315,13 @@ X, W, B = (np.zeros(s, np.float32) for s in ((1, 4, 5, 5), (6, 4, 3, 3), (6,)))
 LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
 
 
+def onto_its_weights(layer: Any) -> Any:
+    """Results in the memory of packed weights."""
+    packed = layer.pack_weights(W)
+    out = packed.forward.reshape(-1)[: 6 * 3 * 3].reshape(1, 6, 3, 3)
+    return layer.forward(X, packed, B, out=out)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -336,6 +343,7 @@ LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
         (lambda x: x.forward(X, W, B, out=X), ValueError, "out has shape"),
         (lambda x: x.forward(X.astype("f8"), W, B), TypeError, "float64"),
         (lambda x: x.backward_data(X, W), ValueError, "dy has shape"),
+        (lambda x: onto_its_weights(x), ValueError, "out overlaps w"),
         (lambda x: x.backward_data(np.zeros((1, 6, 3, 3), "f4"),
                                    x.pack_weights(W, backward=False)), ValueError, "backward="),
         (lambda x: x.forward(X, Convolution(1, 4, 5, 5, 6, 1).pack_weights(W[:, :, :1, :1].copy()),
