@@ -311,8 +311,8 @@ def backward_weights(conv: Conv, choice: Choice | None) -> Run:
             parts.append(weights.turn_part(conv, by_tap, "dw"))
     if conv.bias:
         parts += weights.bias_parts(conv, dy)
+        scratch["sums"] = conv.batch * conv.features
         if not conv.nhwc:
-            scratch["sums"] = conv.batch * conv.features
             tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from jitgen.kernel import panel_width
+from jitgen.spec import MATRIX_BYTES
 from jitgen.winograd import Grid, Squares, emit_winograd
 from primitives.conv_layouts import Conv, Made
 from primitives.loops import Loop, iterate
@@ -217,6 +218,8 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
     if algorithm is not None or not possible(conv):
         return algorithm or "direct"
     p = of_pass(conv, which == "backward_data")
+    if PLANES * p.panels * conv.element >= MATRIX_BYTES:  # beyond the reach of `emit_winograd`
+        return "direct"
     lanes = conv.target.machine(conv.dtype, p.features).lanes
     c, k = (-(-x // lanes) * lanes for x in (p.channels, p.features))
     places = np.arange(p.out[0])[:, None] - p.border[0] + np.arange(3)

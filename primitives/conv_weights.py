@@ -183,27 +183,26 @@ def turn_part(conv: Conv, source: str, to: str) -> Part:
 
 
 def bias_parts(conv: Conv, dy: str) -> list[Part]:
-    """The bias gradient, sums of dy by channel. Tensors: constant "ones" (the pixels of an image)
-    and scratch "sums" (batch * features) for a plain NCHW dy, whose rows are summed."""
+    """The bias gradient, sums of dy by channel: image by image first, as one long sum would round
+    off too much. Tensors: scratch "sums" (batch * features) and, for a plain NCHW dy, constant
+    "ones" (the pixels of an image)."""
     k, e, pixels = conv.features, conv.element, conv.out[0] * conv.out[1]
     piece = -(-k // conv.threads // 64) * 64
 
-    def rows(size: dict[str, int], first: bool, last: bool) -> Made:
+    def image(size: dict[str, int], first: bool, last: bool) -> Made:
+        if conv.nhwc:
+            return emit_column_sums(pixels, size["k"], conv.dtype, conv.target, lda=k), {}
         return emit_dot(size["k"], pixels, pixels, conv.dtype, conv.target), {}
 
-    def columns(size: dict[str, int], first: bool, last: bool) -> Made:
-        count = conv.batch * (pixels if conv.nhwc else 1)
-        return emit_column_sums(count, size["k"], conv.dtype, conv.target, lda=k), {}
+    def images(size: dict[str, int], first: bool, last: bool) -> Made:
+        return emit_column_sums(conv.batch, size["k"], conv.dtype, conv.target, lda=k), {}
 
-    parts = []
-    if not conv.nhwc:
-        words = {
-            "a": Ref("ones", {}, e), "b": Ref(dy, {"n": k * pixels, "k": pixels}, e),
-            "c": Ref("sums", {"n": k, "k": 1}, e),
-        }  # fmt: skip
-        loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (min(k, 64),))}
-        parts.append(Part("sums by image", "NK", loops, rows, words))
-        dy = "sums"
-    refs = {"a": Ref(dy, {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
-    parts.append(Part("bias gradient", "K", {"k": Loop(k, (piece,))}, columns, refs))
-    return parts
+    of_dy = Ref(dy, {"n": k * pixels, "k": 1 if conv.nhwc else pixels}, e)
+    words = {"a": of_dy} if conv.nhwc else {"a": Ref("ones", {}, e), "b": of_dy}
+    words["c"] = Ref("sums", {"n": k, "k": 1}, e)
+    loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (piece if conv.nhwc else min(k, 64),))}
+    refs = {"a": Ref("sums", {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
+    return [
+        Part("sums by image", "NK", loops, image, words),
+        Part("bias gradient", "K", {"k": Loop(k, (piece,))}, images, refs),
+    ]

@@ -253,6 +253,7 @@ def backward_weights(conv: Conv) -> Run:
         before=(p.planes("input", x, "v", "c", wide), p.planes("gradient", dy, "m", "k", high)),
     ))  # fmt: skip
     if conv.bias:
+        scratch["sums"] = conv.batch * conv.features
         parts += bias_parts(replace(conv, nhwc=True), dy)
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)

@@ -183,6 +183,7 @@ class Convolution:
     def choice(self, which: str) -> Choice | None:
         """How a pass is cut, or `WINOGRAD` (None: a depthwise one, which leaves no choice)."""
         if which not in self._choices:
+            one_of("which", which, PASSES)
             self._choices[which] = None if self.conv.depthwise else self._choose(which)
         return self._choices[which]
 
@@ -260,7 +261,7 @@ class Convolution:
             elif value is not None:
                 raise ValueError(f"{name} is given, but the layer was made without")
         first = check("x", x, self.x_shape, conv.dtype)
-        inputs = {"x": x, "b": b, "residual": residual, "w": w if not packed else None}
+        inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
         if out is not None and out is residual:
             del inputs["residual"]
             if not self._in_place():
@@ -298,7 +299,7 @@ class Convolution:
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
-        result, third = self._output(out, self.x_shape, {"dy": dy, "w": None if packed else w})
+        result, third = self._output(out, self.x_shape, {"dy": dy, "w": getattr(w, "backward", w)})
         self._run("backward_data", packed)((first, weights, third))
         return result
 

@@ -22,8 +22,8 @@ def convolution_1d(
     kernel, y (and residual, dy) batch x out_channels x its own length; with layout="nhwc" the
     channels of x and y come last.
 
-    padding: a number, a pair (left, right), or "same". options: `Convolution`'s groups, bias,
-    activation, residual, dtype, layout, threads, target. Raises TypeError or ValueError that names
+    padding: a number, a pair (left, right), or "same". options: all others of `Convolution`
+    (algorithm "winograd" is not possible). Raises TypeError or ValueError that names
     argument, value and rule (where no window fits, length is called width).
 
     >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)

@@ -45,7 +45,7 @@ RESETS = ("after", "before")
 @dataclass(frozen=True)
 class PackedRecurrent:
     """Weights of each direction as the forward pass reads them, the layer they are for, and the
-    weights as they were, for the backward pass."""
+    caller's arrays (not copies), for the backward pass."""
 
     panels: list[dict[str, np.ndarray]]
     layout: tuple[Any, ...]
@@ -154,6 +154,8 @@ class _Recurrent:
             if array is not None:
                 check(name, array, self.shapes["h0"], layer.dtype)
         mask, begin = self._mask(lengths), states
+        if training:  # the caller may put the next states into these arrays
+            begin = {n: None if a is None else a.copy() for n, a in states.items()}
         if mask is not None:
             # what lies behind a sequence must not reach sums over all steps, nor what an empty one
             # begins with
@@ -264,7 +266,8 @@ class _Recurrent:
             dw, dr, db = (self._one(result[n], n, d) for n in ("w", "r", "b"))
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
-                "r_n": arrays["r"][2 * h :], "dx": np.empty(self.shapes["x"], self._numpy),
+                "r_n": arrays["r"].reshape(rows, h)[2 * h :],  # the caller may have reshaped it
+                "dx": np.empty(self.shapes["x"], self._numpy),
                 "dgates": self._slab(d, "dgates", layer.steps * layer.batch * rows),
             }  # fmt: skip
             more |= {name: self._one(array, name, d) for name, array in first.items()}

@@ -197,7 +197,6 @@ class Stream:
         return "\n".join(out) + "\n"
 
 
-
 def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct rows of a table of small numbers, and which of them each row is. (np.unique
     takes 15 milliseconds at its first call.)"""

@@ -105,20 +105,19 @@ def _read(where: str) -> tuple[dict[str, str], str]:
     """The winners in the file, and why it must not be used, or ""."""
     try:
         # without O_NONBLOCK a named pipe would wait for a writer
-        fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(where, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return {}, "it is no regular file"
+            if found.st_uid not in (os.geteuid(), 0):
+                return {}, f"it belongs to user {found.st_uid}"
+            if found.st_size > LARGEST:
+                return {}, f"it has {found.st_size} bytes, more than {LARGEST}"
+            data = file.read(LARGEST)
     except FileNotFoundError:
         return {}, ""
     except OSError as error:
         return {}, str(error.strerror)
-    with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return {}, "it is no regular file"
-        if found.st_uid not in (os.geteuid(), 0):
-            return {}, f"it belongs to user {found.st_uid}"
-        if found.st_size > LARGEST:
-            return {}, f"it has {found.st_size} bytes, more than {LARGEST}"
-        data = file.read(LARGEST)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):

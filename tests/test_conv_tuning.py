@@ -154,6 +154,8 @@ def test_stream_tells_what_was_asked_for() -> None:
     assert "weight gradient by tap" in layer.stream("backward_weights").text()
     with pytest.raises(ValueError, match="name='update' is not one of"):
         layer.stream("update")
+    with pytest.raises(ValueError, match="which='update' is not one of"):
+        layer.choice("update")
 
 
 @needs_here
@@ -288,6 +290,10 @@ def test_files_that_cannot_be_used(file: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.warns(RuntimeWarning, match="it is no regular file"):
         assert tuning.tuned("key", CANDIDATES, speed) == 3
     file.unlink()
+    file.mkdir()
+    with pytest.warns(RuntimeWarning, match="is ignored .*directory"):
+        assert tuning.tuned("key", CANDIDATES, speed) == 3
+    file.rmdir()
     file.write_text("{}")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     if os.getuid():

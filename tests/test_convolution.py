@@ -282,8 +282,44 @@ def test_any_number_of_threads_gives_the_same_bits(c: int, k: int, groups: int) 
                 np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(("groups", "algorithm"), [(1, "direct"), (1, "winograd"), (8, "direct")])
+def test_bias_gradient_of_many_pixels(
+    layout: str, groups: int, algorithm: str, target: str
+) -> None:
+    """Numbers of one sign: as sums of an image's pixels, then of the images, off by no more."""
+    batch, size = 64, 64
+    layer = Convolution(
+        batch, 8, size, size, 8, 3, padding=1, groups=groups, layout=layout, algorithm=algorithm,
+        target=target, threads=2,
+    )  # fmt: skip
+    dy = np.full(layer.y_shape, 0.1, np.float32)
+    exact = batch * size * size * float(dy.flat[0])
+    db = layer.backward_weights(dy, np.zeros(layer.x_shape, np.float32))[1]
+    assert db is not None
+    assert np.abs(db - exact).max() <= (size * size + batch) * EPS["f32"] * exact
+
+
+@pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
+def test_bias_gradient_of_more_than_two_gigabytes() -> None:
+    """The stream can be made: no kernel spans more than an image."""
+    for algorithm in ("direct", "winograd"):
+        layer = Convolution(
+            256, 64, 224, 224, 64, 3, padding=1, layout="nhwc", algorithm=algorithm, threads=1
+        )
+        assert "sums by image" in layer.stream("backward_weights").text(1)
+
+
 X, W, B = (np.zeros(s, np.float32) for s in ((1, 4, 5, 5), (6, 4, 3, 3), (6,)))
 LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
+
+
+def onto_its_weights(layer: Any) -> Any:
+    """Results in the memory of packed weights."""
+    packed = layer.pack_weights(W)
+    out = packed.forward.reshape(-1)[: 6 * 3 * 3].reshape(1, 6, 3, 3)
+    return layer.forward(X, packed, B, out=out)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +343,7 @@ LAYER = Convolution(1, 4, 5, 5, 6, 3) if HERE else None
         (lambda x: x.forward(X, W, B, out=X), ValueError, "out has shape"),
         (lambda x: x.forward(X.astype("f8"), W, B), TypeError, "float64"),
         (lambda x: x.backward_data(X, W), ValueError, "dy has shape"),
+        (lambda x: onto_its_weights(x), ValueError, "out overlaps w"),
         (lambda x: x.backward_data(np.zeros((1, 6, 3, 3), "f4"),
                                    x.pack_weights(W, backward=False)), ValueError, "backward="),
         (lambda x: x.forward(X, Convolution(1, 4, 5, 5, 6, 1).pack_weights(W[:, :, :1, :1].copy()),

@@ -234,6 +234,42 @@ def test_the_last_training_pass_counts() -> None:
     one.check_forward(first)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_first_states_may_change_before_backward(kind: str, lengths: bool) -> None:
+    """As where the next states of a long sequence are put into the same arrays."""
+    problem = random_problem(
+        random.Random(SEED), HERE[0], 10, kind=kind, steps=3, lengths=lengths
+    )
+    shape, dtype = problem.layer.shapes["h0"], problem.arrays["x"].dtype
+    numbers = np.random.default_rng(SEED)
+    states = {
+        name: numbers.standard_normal(shape).astype(dtype)
+        for name in (("h0", "c0") if kind == "lstm" else ("h0",))
+    }
+    problem = replace(problem, arrays={**problem.arrays, **states})
+    problem.forward(training=True)
+    kept = {name: array.copy() for name, array in states.items()}
+    for array in states.values():
+        array.fill(9)
+    gradients = problem.backward()
+    replace(problem, arrays={**problem.arrays, **kept}).check_backward(gradients)
+
+
+def test_weights_may_get_another_shape_before_backward() -> None:
+    """The same numbers seen as one row: the same gradients."""
+    layer = Gru(2, 3, 4, 5, reset="before", threads=1)
+    rng = np.random.default_rng(SEED)
+    x, w, r, b = (rng.standard_normal(layer.shapes[n]).astype(np.float32) for n in "xwrb")
+    dy = np.ones(layer.shapes["y"], np.float32)
+    layer.forward(x, w, r, b, training=True)
+    expected = layer.backward(dy)
+    for array in (x, w, r):
+        array.shape = (1, -1)
+    for got, wanted in zip(layer.backward(dy), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 LAYER = Lstm(2, 3, 4, 5, threads=1) if HERE else None
 PEEPHOLE = Lstm(2, 3, 4, 5, peephole=True, threads=1) if HERE else None
 UNBIASED = Gru(2, 3, 4, 5, bias=False, threads=1) if HERE else None

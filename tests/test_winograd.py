@@ -443,6 +443,8 @@ def test_the_choice() -> None:
     direct = dict.fromkeys(PASSES, "direct")
     assert chosen(1, 512, 1, 1, 512, 3) == chosen(1, 3, 224, 224, 4, 3) == direct
     assert chosen(1, 64, 56, 56, 64, 3, stride=2) == direct
+    # planes of weights that transforms cannot address
+    assert chosen(1, 6144, 8, 8, 6144, 3, threads=1) == direct
     # three input channels: worth it where they are results only
     assert chosen(1, 3, 224, 224, 64, 3) == {**direct, "backward_data": "winograd"}
 
