@@ -196,8 +196,11 @@ def of_pass(conv: Conv, backward: bool) -> Pass:
 
 
 def possible(conv: Conv) -> bool:
-    """Whether the algorithm is for such convolutions."""
-    return conv.kernel == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    """Whether the algorithm is for such convolutions, and its weights within a kernel's reach."""
+    if conv.kernel != (3, 3) or not conv.stride == conv.dilation == (1, 1) or conv.groups > 1:
+        return False
+    panels = max(of_pass(conv, backward).panels for backward in (False, True))
+    return PLANES * panels * conv.element < MATRIX_BYTES
 
 
 def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
@@ -211,15 +214,14 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
         raise ValueError(f"algorithm={algorithm!r} is not 'direct', 'winograd' or None")
     if algorithm == "winograd" and not possible(conv):
         raise ValueError(
-            "algorithm='winograd' is for kernel=3, stride=1, dilation=1 and groups=1, not for "
-            f"kernel={conv.kernel}, stride={conv.stride}, dilation={conv.dilation}, "
-            f"groups={conv.groups}"
+            "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1 and less than "
+            f"2 GiB of transformed weights, not for kernel={conv.kernel}, stride={conv.stride}, "
+            f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and {conv.features} "
+            "channels"
         )
     if algorithm is not None or not possible(conv):
         return algorithm or "direct"
     p = of_pass(conv, which == "backward_data")
-    if PLANES * p.panels * conv.element >= MATRIX_BYTES:  # beyond the reach of `emit_winograd`
-        return "direct"
     lanes = conv.target.machine(conv.dtype, p.features).lanes
     c, k = (-(-x // lanes) * lanes for x in (p.channels, p.features))
     places = np.arange(p.out[0])[:, None] - p.border[0] + np.arange(3)

@@ -22,7 +22,7 @@ import numpy as np
 from jitgen import cpu
 from jitgen.loader import ffi
 from jitgen.operands import NUMPY
-from jitgen.spec import DTYPES
+from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives.arguments import one_of, positive
@@ -143,6 +143,9 @@ class _Recurrent:
             if packed.layout != self._layout:
                 raise ValueError(f"w is packed for {packed.layout}; this layer is {self._layout}")
             w, r = packed.w, packed.r
+            for panels in packed.panels:
+                for name, size in self._packed.items():
+                    check(f"w (packed, {name})", panels[name], (size,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
             check(name, array, self.shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
@@ -153,6 +156,13 @@ class _Recurrent:
         for name, array in states.items():
             if array is not None:
                 check(name, array, self.shapes["h0"], layer.dtype)
+        if training:
+            size = layer.steps * layer.batch * layer.gates * layer.units * layer.element
+            if size >= MATRIX_BYTES:
+                raise ValueError(
+                    f"training=True: the gates of steps={layer.steps} and batch={layer.batch} with "
+                    f"hidden={layer.hidden} take {size} bytes, 2 GiB or more; split the batch"
+                )
         mask, begin = self._mask(lengths), states
         if training:  # the caller may put the next states into these arrays
             begin = {n: None if a is None else a.copy() for n, a in states.items()}

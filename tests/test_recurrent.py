@@ -353,3 +353,11 @@ def test_a_refused_pass_leaves_the_last_one() -> None:
         layer.forward(x * 2, w, r, b, lengths=[9, 9], training=True)
     for got, wanted in zip(layer.backward(dy), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_training_that_no_product_can_sum_is_refused() -> None:
+    """Before anything is computed."""
+    layer = Lstm(256, 512, 1, 1024, bias=False)
+    x, w, r = (np.zeros(layer.shapes[name], np.float32) for name in "xwr")
+    with pytest.raises(ValueError, match="steps=512 and batch=256 with hidden=1024"):
+        layer.forward(x, w, r, training=True)

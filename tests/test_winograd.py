@@ -467,6 +467,13 @@ def test_impossible_algorithms(more: dict[str, Any], words: str) -> None:
     assert words in str(error.value)
 
 
+def test_transformed_weights_are_less_than_2_gib() -> None:
+    with pytest.raises(ValueError, match="2 GiB of transformed weights.*6144 and 6144 channels"):
+        Convolution(1, 6144, 4, 4, 6144, 3, algorithm="winograd", target="avx512")
+    layer = Convolution(1, 6144, 4, 4, 6144, 3, target="avx512")
+    assert set(layer.algorithms.values()) == {"direct"}
+
+
 def test_packed_weights_of_the_other_algorithm_are_refused() -> None:
     if not HERE:
         need(TIERS["avx2 native"])
