@@ -78,8 +78,8 @@ class Convolution:
     pixels of a kernel call and the channels of its sum (weight update: the pixels of its sum and
     the output channels); order, the loops (`primitives.loops`) over n g k c h w (weight update:
     x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one value for forward and
-    backward_data, or a dict by pass. tune: measure at the first use, the algorithms too unless one is
-    asked for, and remember (`primitives.tuning`).
+    backward_data, or a dict by pass. tune: measure at the first use, the algorithms too unless one
+    is asked for, and remember (`primitives.tuning`).
 
     Raises TypeError or ValueError that names argument, value and rule.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import need_torch
 from random_cases import SEED
 from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
@@ -361,3 +362,38 @@ def test_training_that_no_product_can_sum_is_refused() -> None:
     x, w, r = (np.zeros(layer.shapes[name], np.float32) for name in "xwr")
     with pytest.raises(ValueError, match="steps=512 and batch=256 with hidden=1024"):
         layer.forward(x, w, r, training=True)
+
+
+def test_two_layers_as_pytorch_stacks_them() -> None:
+    """y of the first is x of the second, dx of the second dy of the first."""
+    need_torch()
+    import torch
+
+    steps, batch, inputs, hidden = 5, 3, 7, 9
+    theirs = torch.nn.LSTM(inputs, hidden, num_layers=2, bidirectional=True, dtype=torch.float64)
+    rng = np.random.default_rng(SEED)
+    x = rng.standard_normal((steps, batch, inputs))
+    dy = rng.standard_normal((steps, batch, 2 * hidden))
+    x_torch = torch.tensor(x, requires_grad=True)
+    expected, _ = theirs(x_torch)
+    expected.backward(torch.tensor(dy))
+
+    def get(name: str, i: int, gradient: bool = False) -> np.ndarray:
+        both = [getattr(theirs, f"{name}_l{i}{end}") for end in ("", "_reverse")]
+        return np.stack([(p.grad if gradient else p.detach()).numpy() for p in both])
+
+    layers = [
+        Lstm(batch, steps, c, hidden, direction="bidirectional", dtype="f64")
+        for c in (inputs, 2 * hidden)
+    ]
+    y = x
+    for i, layer in enumerate(layers):
+        b = np.stack([get("bias_ih", i), get("bias_hh", i)], axis=1)
+        y = layer.forward(y, get("weight_ih", i), get("weight_hh", i), b, training=True)[0]
+    np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-12)
+    for i, layer in reversed(list(enumerate(layers))):
+        dy, dw, dr, *_ = layer.backward(dy)
+        np.testing.assert_allclose(dw, get("weight_ih", i, True), atol=1e-11)
+        np.testing.assert_allclose(dr, get("weight_hh", i, True), atol=1e-11)
+    assert x_torch.grad is not None
+    np.testing.assert_allclose(dy, x_torch.grad.numpy(), atol=1e-11)

@@ -71,9 +71,10 @@ SMALL: dict[str, list[str]] = {"digits_lstm": [], "characters": ["--hidden", "64
 def test_the_documentation() -> None:
     """The code in docs/recurrent.md runs; its from_torch gives PyTorch's numbers."""
     text = (ROOT / "docs" / "recurrent.md").read_text(encoding="utf-8")
-    first, from_torch, onnx = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first, several, from_torch, onnx = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(first, names)
+    exec(several, {})
     assert names["y"].shape == (50, 16, 128) and names["dx"].shape == names["x"].shape
     shapes = {"W": (2, 12, 2), "R": (2, 12, 3), "B": (2, 24), "P": (2, 9)}
     values = {n: np.ones(s, np.float32) for n, s in shapes.items()}

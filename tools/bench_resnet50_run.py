@@ -139,7 +139,8 @@ class Bench(bench_child.Child):
             for who in ("jitgen", "onnxruntime"):
                 line += cells(kind, [who], "8.3f")
                 known = kind.get("flops") and who in kind
-                line += cells({who: kind["flops"] / kind[who] / 1e6} if known else {}, [who], "8.1f")
+                speed = {who: kind["flops"] / kind[who] / 1e6} if known else {}
+                line += cells(speed, [who], "8.1f")
             if {"jitgen", "onnxruntime"} <= set(kind):
                 line += f" {kind['onnxruntime'] / kind['jitgen']:5.2f}"
             lines.append(line)
