@@ -147,20 +147,25 @@ def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
     return flat, max(_backward_taps(flat)[0], key=lambda p: prod(p.pixels) * len(p.offsets))
 
 
+def _panels(conv: Conv, backward: bool, parts: list[Part], scratch: dict[str, int]) -> str:
+    """The tensor of packed weights, and the parts that pack the caller's "w"."""
+    scratch["panels"] = packed_elements(conv, backward)
+    scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
+    parts += _pack_parts(conv, backward, "w")
+    return "panels"
+
+
 @lru_cache(maxsize=256)
 def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     pixels = conv.out[0] * conv.out[1]
     parts: list[Part] = []
     scratch: dict[str, int] = {}
-    y, panels = "result", "w"
+    y = "result"
     x = _input(conv, parts, scratch)
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.features * pixels
-    if not packed:
-        panels, scratch["panels"] = "panels", packed_elements(conv, False)
-        scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
-        parts += _pack_parts(conv, False, "w")
+    panels = "w" if packed else _panels(conv, False, parts, scratch)
     tables: dict[str, np.ndarray] = {}
     if choice is None:
         part = depthwise.product_part(conv, False, conv.epilogue)
@@ -231,7 +236,7 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     scratch: dict[str, int] = {}
     parts: list[Part] = []
     made: list[Part] = []
-    x, y, panels = "image", "result", "w"
+    x, y = "image", "result"
     flat, inside, border = conv, conv.out, (0, 0)
     if choice is not None:
         flat = _as_product(conv)
@@ -242,10 +247,7 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
         parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
     if not conv.nhwc:
         y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
-    if not packed:
-        panels, scratch["panels"] = "panels", packed_elements(conv, True)
-        scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
-        parts += _pack_parts(conv, True, "w")
+    panels = "w" if packed else _panels(conv, True, parts, scratch)
     tables: dict[str, np.ndarray] = {}
     if choice is None:
         made.append(depthwise.product_part(conv, True, ()))

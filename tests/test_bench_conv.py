@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import needs
 import numpy as np
 import pytest
+from bench_command import bench
 
 import jitgen
 from tools import bench_conv_peers as peers
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLES = {"paper": 20, "resnet50": 23, "vgg16": 9, "mobilenet": 19, "odd": 18}
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.bench", "conv", *arguments], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 def _layer(name: str) -> peers.Layer:
@@ -36,7 +27,8 @@ def test_a_layer_is_measured(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         needs.need("PyTorch is not installed", installable=False)
     file = tmp_path / "conv.json"
-    done = _run(
+    done = bench(
+        "conv",
         "--quick", "--threads", "1", "--table", "odd", "--layer", "odd channels", "--batch", "1",
         "--json", str(file),
     )  # fmt: skip
@@ -62,25 +54,6 @@ def test_a_layer_is_measured(tmp_path: Path) -> None:
         figures = document["summary"][title]["jitgen nhwc / best peer"]
         assert figures["least"] == row["ratio"]["nhwc"]
         assert figures["where"] == row["layer"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("--table", "lenet"), "paper, resnet50"),
-        (("--layer", "21"), "'21'"),
-        (("--batch", "0"), "--batch"),
-        (("--threads", "0"), "--threads"),
-        (("--pass", "backward"), "backward"),
-        (("--algorithm", "fft"), "--algorithm 'fft' is not one of direct, winograd"),
-        (("--rounds", "3"), "--rounds"),
-        (("--json", "/nowhere/file"), "/nowhere/file"),
-    ],
-)
-def test_bad_options_are_named(arguments: tuple[str, ...], word: str) -> None:
-    done = _run(*arguments)
-    assert done.returncode == 2
-    assert word in done.stderr
 
 
 def test_the_tables_are_networks() -> None:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import needs
 import numpy as np
 import pytest
+from bench_command import bench
 
 import jitgen
 from tools import bench_fc, bench_fc_peers
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.bench", "fc", *arguments], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 def test_a_shape_is_measured(tmp_path: Path) -> None:
@@ -30,7 +20,7 @@ def test_a_shape_is_measured(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         needs.need("PyTorch is not installed", installable=False)
     file = tmp_path / "fc.json"
-    done = _run("--quick", "--threads", "1", "--shape", "1x40x24", "--json", str(file))
+    done = bench("fc", "--quick", "--threads", "1", "--shape", "1x40x24", "--json", str(file))
     assert done.returncode == 0, done.stderr
     document = json.loads(file.read_text())
     (run,) = document["runs"]
@@ -48,22 +38,6 @@ def test_a_shape_is_measured(tmp_path: Path) -> None:
     least = min(row["ratio"]["jitgen"] for row in run["rows"])
     assert everything["jitgen / best peer"]["least"] == least
     assert everything["jitgen / best peer"]["where"] == "1x40x24"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("--shape", "1x2"), "1x2"),
-        (("--threads", "0"), "--threads"),
-        (("--pass", "backward"), "backward"),
-        (("--rounds", "3"), "--rounds"),
-        (("--json", "/nowhere/file"), "/nowhere/file"),
-    ],
-)
-def test_bad_options_are_named(arguments: tuple[str, ...], word: str) -> None:
-    done = _run(*arguments)
-    assert done.returncode == 2
-    assert word in done.stderr
 
 
 @pytest.mark.parametrize("which", bench_fc.PASSES)

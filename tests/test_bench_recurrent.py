@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import needs
 import numpy as np
 import pytest
+from bench_command import bench
 
 import jitgen
 from tools import bench_recurrent_peers as peers
 
-ROOT = Path(__file__).resolve().parent.parent
 TORCH = importlib.util.find_spec("torch") is not None
 ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 #: A Python that begins with this finds no peers
@@ -29,17 +26,9 @@ importlib.util.find_spec = lambda name, package=None: None if name in peers else
 """
 
 
-def _run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{path}"} if path else None
-    return subprocess.run(
-        [sys.executable, "-m", "tools.bench", "lstm", *arguments], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=300, env=environment,
-    )  # fmt: skip
-
-
 def _measured(file: Path, *arguments: str, path: Path | None = None) -> dict[str, Any]:
     needs.need(jitgen.targets()["avx2"] or None, installable=False)
-    done = _run("--quick", "--threads", "1", *arguments, "--json", str(file), path=path)
+    done = bench("lstm", "--quick", "--threads", "1", *arguments, "--json", str(file), path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(file.read_text())
     return result
@@ -92,26 +81,8 @@ def test_without_peers_it_names_the_extra(tmp_path: Path) -> None:
         assert row["ratio"] == {} and "gbs" not in row
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("--case", "1x20x256"), "1x20x256"),
-        (("--case", "1x20x256x0"), "'0'"),
-        (("--cell", "rnn"), "rnn"),
-        (("--threads", "0"), "--threads"),
-        (("--pass", "data"), "data"),
-        (("--rounds", "3"), "--rounds"),
-        (("--json", "/nowhere/file"), "/nowhere/file"),
-    ],
-)
-def test_bad_options_are_named(arguments: tuple[str, ...], word: str) -> None:
-    done = _run(*arguments)
-    assert done.returncode == 2
-    assert word in done.stderr
-
-
 def test_the_help_has_examples() -> None:
-    assert "python -m tools.bench lstm --cell gru" in _run("--help").stdout
+    assert "python -m tools.bench lstm --cell gru" in bench("lstm", "--help").stdout
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

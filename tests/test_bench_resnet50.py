@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import needs
 import numpy as np
 import pytest
+from bench_command import bench
 
 import jitgen
 from examples import resnet50
 
-ROOT = Path(__file__).resolve().parent.parent
 ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.bench", "resnet50", *arguments], cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 def test_a_batch_is_measured(tmp_path: Path) -> None:
     needs.need(jitgen.targets()["avx2"] or None, installable=False)
     file = tmp_path / "resnet50.json"
-    done = _run("--quick", "--threads", "1", "--batch", "2", "--size", "64", "--json", f"{file}")
+    done = bench(
+        "resnet50", "--quick", "--threads", "1", "--batch", "2", "--size", "64", "--json", f"{file}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(file.read_text())
     (run,) = document["runs"]
@@ -63,25 +56,8 @@ def test_a_batch_is_measured(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("--batch", "0"), "--batch"),
-        (("--batch", "1", "x"), "'x'"),
-        (("--size", "16"), "--size"),
-        (("--threads", "0"), "--threads"),
-        (("--rounds", "3"), "--rounds"),
-        (("--json", "/nowhere/file"), "/nowhere/file"),
-    ],
-)
-def test_bad_options_are_named(arguments: tuple[str, ...], word: str) -> None:
-    done = _run(*arguments)
-    assert done.returncode == 2
-    assert word in done.stderr
-
-
 def test_the_help_has_examples() -> None:
-    assert "python -m tools.bench resnet50 --quick" in _run("--help").stdout
+    assert "python -m tools.bench resnet50 --quick" in bench("resnet50", "--help").stdout
 
 
 def test_the_onnx_model_is_the_network() -> None:
