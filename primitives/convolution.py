@@ -267,7 +267,7 @@ class Convolution:
             if not self._in_place():
                 more[-1] = buffer_of(residual.copy())
         result: np.ndarray
-        result, third = self._output(out, self.y_shape, inputs)
+        result, third = output(out, self.y_shape, conv.dtype, inputs)
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
@@ -299,7 +299,8 @@ class Convolution:
         packed, weights = self._weights(w, "backward", True)
         first = check("dy", dy, self.y_shape, self.conv.dtype)
         result: np.ndarray
-        result, third = self._output(out, self.x_shape, {"dy": dy, "w": getattr(w, "backward", w)})
+        inputs = {"dy": dy, "w": getattr(w, "backward", w)}
+        result, third = output(out, self.x_shape, self.conv.dtype, inputs)
         self._run("backward_data", packed)((first, weights, third))
         return result
 
@@ -327,6 +328,3 @@ class Convolution:
         if w.layouts[backward] != wanted:
             raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
         return True, check("w", array, shape, conv.dtype)
-
-    def _output(self, out: Any, shape: tuple[int, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
-        return output(out, shape, self.conv.dtype, inputs)

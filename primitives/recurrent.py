@@ -111,7 +111,7 @@ class _Recurrent:
             panels = {n: aligned((s,), self.layer.dtype) for n, s in self._packed.items()}
             for array in panels.values():
                 array.fill(0)
-            given = self._one(w, "w", d), self._one(r, "r", d)
+            given = self._one(w, d), self._one(r, d)
             self._run(pack_weights)(tuple(buffer_of(a) for a in (*given, *panels.values())))
             packed.append(panels)
         return PackedRecurrent(packed, self._layout, w, r)
@@ -123,7 +123,7 @@ class _Recurrent:
             run = self._runs[key] = make(self.layer, *how)
         return run
 
-    def _one(self, array: Any, name: str, d: int) -> Any:
+    def _one(self, array: Any, d: int) -> Any:
         """One direction's part of an argument."""
         return array[d] if array is not None and len(self._reversed) == 2 else array
 
@@ -176,12 +176,12 @@ class _Recurrent:
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
         for d, reverse in enumerate(self._reversed):
-            given = {name: self._one(array, "h0", d) for name, array in begin.items()}
+            given = {name: self._one(array, d) for name, array in begin.items()}
             arrays = self._arrays(d, training)
-            arrays |= {"x": x, "y": y, "mask": mask, "p": self._one(p, "p", d)}
+            arrays |= {"x": x, "y": y, "mask": mask, "p": self._one(p, d)}
             arrays |= {n: self._zeros if a is None else a for n, a in given.items()}
-            arrays |= self._biases(self._one(b, "b", d))
-            arrays |= {"w": self._one(w, "w", d), "r": self._one(r, "r", d)}
+            arrays |= self._biases(self._one(b, d))
+            arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
                 arrays |= packed.panels[d]
             started = any(array is not None for array in given.values())
@@ -211,12 +211,7 @@ class _Recurrent:
         """Arrays that the forward pass leaves to the backward pass; the states of the cells."""
         layer = self.layer
         if training:
-            slabs = self._slabs[d]
-            for name, size in self._saved.items():
-                if name not in slabs:
-                    slabs[name] = aligned((size,), layer.dtype)
-                    slabs[name].fill(0)
-            result = dict(slabs)
+            result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
             if "c" in result:
                 result["c"] = result["c"].reshape(layer.steps, layer.batch, layer.hidden)
             return result
@@ -273,29 +268,31 @@ class _Recurrent:
         }
         dx: Any = None
         for d, arrays in enumerate(kept.directions):
-            dw, dr, db = (self._one(result[n], n, d) for n in ("w", "r", "b"))
+            dw, dr, db = (self._one(result[n], d) for n in ("w", "r", "b"))
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
                 "r_n": arrays["r"].reshape(rows, h)[2 * h :],  # the caller may have reshaped it
                 "dx": np.empty(self.shapes["x"], self._numpy),
                 "dgates": self._slab(d, "dgates", layer.steps * layer.batch * rows),
             }  # fmt: skip
-            more |= {name: self._one(array, name, d) for name, array in first.items()}
+            more |= {name: self._one(array, d) for name, array in first.items()}
             way = Way(self._reversed[d], d * h, True, kept.mask is not None)
             every = {**arrays, **more}
             self._run(backward, way)(tuple(_pointer(every.get(name)) for name in TENSORS))
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:
-                self._peepholes(every, self._one(result["p"], "p", d), self._reversed[d])
+                self._peepholes(every, self._one(result["p"], d), self._reversed[d])
             dx = more["dx"] if d == 0 else np.add(dx, more["dx"], out=dx)
         results = [dx, result["w"], result["r"], result["b"] if self.bias else None]
         return [*results, *first.values(), *([result["p"]] if layer.peephole else [])]
 
     def _slab(self, d: int, name: str, size: int) -> np.ndarray:
+        """Memory that training passes use again."""
         slabs = self._slabs[d]
         if name not in slabs:
             slabs[name] = aligned((size,), self.layer.dtype)
+            slabs[name].fill(0)
         return slabs[name]
 
     def _peepholes(self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool) -> None:
@@ -366,20 +363,8 @@ class Lstm(_Recurrent):
         return tuple(self._backward(dy, {"dh": dh, "dc": dc}))
 
 
-class Gru(_Recurrent):
-    """A gated recurrent unit. reset: "after" the recurrent product, as PyTorch has it, or "before"
-    (ONNX with linear_before_reset=0). Else as `Lstm`."""
-
-    def __init__(
-        self, batch: int, steps: int, in_features: int, hidden: int, *,
-        direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
-        threads: int | None = None, target: str | Target | None = None,
-    ) -> None:  # fmt: skip
-        one_of("reset", reset, RESETS)
-        super().__init__(
-            "gru" if reset == "after" else "gru_before", batch, steps, in_features, hidden,
-            direction, bias, False, dtype, threads, target,
-        )  # fmt: skip
+class _WithoutCell(_Recurrent):
+    """A layer whose only state is h."""
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,
@@ -395,7 +380,23 @@ class Gru(_Recurrent):
         return tuple(self._backward(dy, {"dh": dh}))
 
 
-class Rnn(Gru):
+class Gru(_WithoutCell):
+    """A gated recurrent unit. reset: "after" the recurrent product, as PyTorch has it, or "before"
+    (ONNX with linear_before_reset=0). Else as `Lstm`."""
+
+    def __init__(
+        self, batch: int, steps: int, in_features: int, hidden: int, *,
+        direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
+        threads: int | None = None, target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        one_of("reset", reset, RESETS)
+        super().__init__(
+            "gru" if reset == "after" else "gru_before", batch, steps, in_features, hidden,
+            direction, bias, False, dtype, threads, target,
+        )  # fmt: skip
+
+
+class Rnn(_WithoutCell):
     """The simple recurrent layer, with tanh. Else as `Lstm`."""
 
     def __init__(
@@ -403,7 +404,6 @@ class Rnn(Gru):
         direction: str = "forward", bias: bool = True, dtype: str = "f32",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        _Recurrent.__init__(
-            self, "rnn", batch, steps, in_features, hidden, direction, bias, False, dtype,
-            threads, target,
-        )  # fmt: skip
+        super().__init__(
+            "rnn", batch, steps, in_features, hidden, direction, bias, False, dtype, threads, target
+        )

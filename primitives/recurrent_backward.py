@@ -159,9 +159,8 @@ class _Backward:
 
     def _sums(self, oldest: Span) -> list[Part]:
         """Gradients of x, w, r and the biases: sums over all steps."""
-        layer, way, n, h, rows = self.layer, self.way, self.layer.batch, self.layer.hidden, (
-            self.rows
-        )
+        layer, way, rows = self.layer, self.way, self.rows
+        n, h = layer.batch, layer.hidden
         cells, ldy = layer.steps * n, layer.directions * h
         self.new("h_before", cells * h)
         parts = [self._copy(oldest, Ref("h0", {"n": h}, layer.element), h, "h_before")]

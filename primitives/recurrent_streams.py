@@ -155,16 +155,17 @@ def step_product(
 
 
 def step_cell(
-    span: Span, way: Way, cell: str, words: dict[str, Ref], ld: Mapping[str, int],
+    span: Span, way: Way, cell: str, words: Mapping[str, Ref], ld: Mapping[str, int],
     before: tuple[Part, ...], *, width: int = 0, most: int = MOST_ROWS, **how: Any,
 ) -> Part:  # fmt: skip
     """The kernel of `cell` for `width` units (0: a panel) and `most` rows, on what the parts before
     it make."""
     layer = span.layer
+    more: dict[str, Ref] = {}
     if layer.peephole:
-        words["bias"] = Ref("p", {"u": 1}, layer.element)
+        more["bias"] = Ref("p", {"u": 1}, layer.element)
     if way.masked:
-        words["mask"] = span.ref("mask", layer.batch, n=1)
+        more["mask"] = span.ref("mask", layer.batch, n=1)
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         made = emit_cell(
@@ -174,7 +175,7 @@ def step_cell(
         return made, {}
 
     loops = span.loops(width or layer.width, most)
-    return Part(cell, "t|UN", loops, code, words, before=before)
+    return Part(cell, "t|UN", loops, code, {**words, **more}, before=before)
 
 
 # ---- weights ------------------------------------------------------------------------------------
@@ -312,9 +313,8 @@ class _Forward:
 
     def steps(self, span: Span, first: bool) -> list[Part]:
         """Some steps; before the first one the state is given."""
-        layer, way, h, e, save = self.layer, self.way, self.layer.hidden, self.layer.element, (
-            self.training
-        )
+        layer, way, save = self.layer, self.way, self.training
+        h, e = layer.hidden, layer.element
         y_size, ldh = layer.batch * self.ldy, h if first else self.ldy
 
         def state(**steps: int) -> Ref:

@@ -88,6 +88,12 @@ class Problem:
         states = [g["dh"], g["dc"]] if self.cell.kind == "lstm" else [g["dh"]]
         return self.layer.backward(g["dy"], *states)
 
+    def check(self) -> None:
+        """Check all passes."""
+        self.check_forward(self.forward())
+        self.check_forward(self.forward(training=True))
+        self.check_backward(self.backward())
+
     def check_forward(self, got: tuple[np.ndarray, ...]) -> float:
         """Compare y, h (and c) with float64; the largest share of the bound that was used.
 

@@ -42,9 +42,7 @@ def test_random_configurations(target: str, part: int) -> None:
     rng = random.Random(f"{SEED} {target} {part}")
     for _ in range(PART):
         problem = random_problem(rng, target, 20)
-        problem.check_forward(problem.forward())
-        problem.check_forward(problem.forward(training=True))
-        problem.check_backward(problem.backward())
+        problem.check()
         count.count(target, "recurrent layers", 3)
 
 
@@ -63,9 +61,7 @@ def test_sizes_of_networks(
         random.Random(f"{SEED} {target}"), target, 20, 2, kind=kind, reset=reset, batch=batch,
         steps=steps, features=features, hidden=hidden,
     )  # fmt: skip
-    problem.check_forward(problem.forward())
-    problem.check_forward(problem.forward(training=True))
-    problem.check_backward(problem.backward())
+    problem.check()
 
 
 @each_target
@@ -141,9 +137,7 @@ def test_odd_numbers_in_x(target: str, kind: str) -> None:
             again.check_forward(again.forward(training=True))
             again.check_backward(again.backward())
         x[...] = usual
-        problem.check_forward(problem.forward())
-        problem.check_forward(problem.forward(training=True))
-        problem.check_backward(problem.backward())
+        problem.check()
 
 
 @each_target

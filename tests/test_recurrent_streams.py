@@ -119,9 +119,7 @@ def test_replay(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def use(problem: Any) -> None:
         given = {**problem.arrays, **problem.gradients}
         before = copy.deepcopy(given)
-        problem.check_forward(problem.forward())
-        problem.check_forward(problem.forward(training=True))
-        problem.check_backward(problem.backward())
+        problem.check()
         for name, array in before.items():
             np.testing.assert_array_equal(given[name], array, f"{name} was changed: {problem.text}")
 

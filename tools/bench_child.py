@@ -14,6 +14,7 @@ import json
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def lacking(peer: str) -> list[str]:
     return [name for name in NEEDS[peer] if importlib.util.find_spec(name) is None]
 
 
-class Child:
+class Child(ABC):
     """The settings of one process, and what it measures with. A kind of benchmark derives from it:
     it knows its `rows` and how to print one."""
 
@@ -80,13 +81,13 @@ class Child:
             self.threads, options["rounds"], options["sample_ms"], options["retries"]
         )
 
+    @abstractmethod
     def rows(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """What is measured: a name and what makes the row, with `measure`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_text(self, row: dict[str, Any]) -> str:
         """A line of the table under `heading`."""
-        raise NotImplementedError
 
     def more(self) -> dict[str, Any]:
         """What else goes into the result, measured after the rows."""
