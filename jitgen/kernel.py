@@ -127,12 +127,12 @@ class Kernel:
         }  # fmt: skip
         arguments = make_arguments(self.spec, a, b, c, extra)
         if self._function is None:
-            kind = "int64_t (*)(void *)" if self.target.family == "sve" else "void (*)(void *)"
-            function = loader.ffi.cast(kind, self.address)
             # only SVE code can refuse a call: its vector length belongs to the thread
-            checked = functools.partial(_checked, function)
-            self._function = checked if self.target.family == "sve" else function
-        bound = Bound(self._function, loader.ffi.cast("void *", arguments.struct))
+            refuses = self.target.family == "sve"
+            kind = loader.FUNCTION if refuses else loader.PROCEDURE
+            function = loader.ffi.cast(kind, self.address)
+            self._function = functools.partial(_checked, function) if refuses else function
+        bound = Bound(self._function, loader.ffi.cast(loader.ADDRESS, arguments.struct))
         bound.args_struct = arguments.struct
         bound.keep = (arguments, self)
         return bound

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitgen.frame import ARGUMENTS
-from jitgen.loader import ffi
+from jitgen.loader import WORDS, ffi
 from jitgen.spec import KernelSpec
 
 NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
@@ -30,7 +30,7 @@ class Arguments:
     __slots__ = ("keep", "struct")
 
     def __init__(self, words: dict[str, int], keep: list[Any]) -> None:
-        self.struct = ffi.new("uint64_t[]", len(ARGUMENTS))
+        self.struct = ffi.new(WORDS, len(ARGUMENTS))
         for name, word in words.items():
             self.struct[ARGUMENTS[name] // 8] = word
         self.keep = keep

@@ -70,7 +70,7 @@ def pack_b(
         raise ValueError("out must be contiguous, writable and apart from b")
     if len(batch):
         function = _packer(k, n, leading, stride, width, dtype, trans, target)
-        struct = loader.ffi.new("uint64_t[]", len(ARGUMENTS))
+        struct = loader.ffi.new(loader.WORDS, len(ARGUMENTS))
         for name, word in (("a", address(b)), ("c", address(out)), ("count", len(batch))):
             struct[ARGUMENTS[name] // 8] = word
         if function(struct):
@@ -96,7 +96,7 @@ def _packer(*shape: Any) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _load(*shape: Any) -> tuple[Any, loader.Code]:
     code = loader.load(emit_packer(*shape))
-    return loader.ffi.cast("int64_t (*)(void *)", code.address), code
+    return loader.ffi.cast(loader.FUNCTION, code.address), code
 
 
 @functools.lru_cache(maxsize=1024)
