@@ -8,16 +8,13 @@ Not here: the checks of a call's arrays (`jitgen.operands`) and the command line
 from __future__ import annotations
 
 import functools
-import os
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import isa
-from isa.form import clear_caches as clear_forms
 from jitgen import cpu, disk, generator, loader
-from jitgen.cache import Cache
+from jitgen.cache import KERNELS, PLANS
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
@@ -25,10 +22,7 @@ from jitgen.target import ANY_WIDTH, Target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 256 * 1024
-#: Kernels that stay cached
-CACHE_SIZE = 4096
 
-_cache: Cache[Kernel] = Cache(CACHE_SIZE)
 #: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
 #: loader.lock
 loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
@@ -66,6 +60,11 @@ class Kernel:
         self._overrides = overrides
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kernel holds, about: its code, here and as it is loaded, and facts."""
+        return 2 * len(self.code) + 2048
 
     @property
     def plan(self) -> Plan:
@@ -203,7 +202,7 @@ def _load_or_generate(
     return kernel
 
 
-@functools.lru_cache(maxsize=4096)
+@PLANS.of
 def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool = False) -> int:
     """Columns of the panels that suit a kernel: the width of its register tile.
 
@@ -266,11 +265,11 @@ def brgemm(
         return _assemble_elsewhere(generate(spec, chosen, overrides), assembler)
 
     try:
-        cached = _cache.peek(key)
+        cached = KERNELS.peek(key)
     except TypeError:
         # an argument of a type that cannot be hashed: let the spec name it
         return make()
-    return cached or _cache.get(key, make)
+    return cached or KERNELS.get(key, make)
 
 
 def _panel(
@@ -297,18 +296,3 @@ def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
 
     code = assemble(kernel.program, kernel.target)
     return Kernel(kernel.spec, kernel.target, kernel.plan, code, kernel.roles)
-
-
-def clear_caches() -> None:
-    """Forget all kernels, plans and cached instruction bytes (to measure cold generation)."""
-    _cache.clear()
-    panel_width.cache_clear()
-    families = (module for module, _ in isa.FAMILIES.values())
-    for name in ("isa.x86", "isa.a64", *families):
-        module = sys.modules.get(name)
-        if module is not None:
-            clear_forms(module.tables())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_cache.after_fork)

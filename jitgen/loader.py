@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import threading
+import weakref
 from collections import deque
 from functools import lru_cache
 from typing import Any
@@ -111,6 +112,7 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, size)]
         self._dead: deque[tuple[int, int]] = deque()
         self._map_twice()
+        _arenas.add(self)
 
     def _map_twice(self) -> None:
         self._writable = self._map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)
@@ -201,6 +203,7 @@ class Pages(Arena):
         self._dead = deque()
         access = PROT_READ | PROT_WRITE
         self._writable = self._executable = self._map(access, MAP_PRIVATE | MAP_ANONYMOUS)
+        _arenas.add(self)
 
     def place(self, code: bytes) -> Code | None:
         placed = super().place(code)
@@ -221,6 +224,17 @@ def _checked(address: Any) -> int:
             ffi.errno, f"cannot map memory for machine code: {os.strerror(ffi.errno)}"
         )
     return mapped
+
+
+#: All memory for code that is mapped
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def info() -> dict[str, int]:
+    """Pieces of memory for machine code, and their bytes."""
+    with lock:
+        sizes = [arena.size for arena in _arenas]
+    return {"entries": len(sizes), "bytes": sum(sizes)}
 
 
 #: Guards loading. A fork waits for it, so that a child never inherits it taken.

@@ -268,6 +268,6 @@ def generation(kernel: Kernel, make: functools.partial[Kernel]) -> dict[str, flo
     bytes. `make` is the call of `jitgen.brgemm` that gives the kernel."""
     overrides = tuple((make.keywords.get("plan") or {}).items())
     again = functools.partial(jitgen.kernel.generate, kernel.spec, kernel.target, overrides)
-    cold = timeit.repeat(make, jitgen.kernel.clear_caches, repeat=TRIES, number=1)
+    cold = timeit.repeat(make, jitgen.clear_caches, repeat=TRIES, number=1)
     warm = timeit.repeat(again, repeat=TRIES, number=1)
     return {"cold": statistics.median(cold), "warm": statistics.median(warm)}

@@ -10,12 +10,12 @@ beyond n are zero. Not here: kernels that read panels (`jitgen.brgemm(..., packe
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from jitgen import cpu, loader
+from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
@@ -93,13 +93,13 @@ def _packer(*shape: Any) -> Any:
         return _load(*shape)[0]
 
 
-@functools.lru_cache(maxsize=1024)
+@CODE.of
 def _load(*shape: Any) -> tuple[Any, loader.Code]:
     code = loader.load(emit_packer(*shape))
     return loader.ffi.cast(loader.FUNCTION, code.address), code
 
 
-@functools.lru_cache(maxsize=1024)
+@CODE.of
 def emit_packer(
     k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
 ) -> bytes:

@@ -9,14 +9,14 @@ parity until it is a line. Not here: what is ordered by it (`primitives.loops`).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
+
+from jitgen.cache import PLANS
 
 Vector = tuple[int, int]
 
 
-@lru_cache(maxsize=256)
+@PLANS.of
 def curve(rows: int, columns: int) -> np.ndarray:
     """The points (row, column) of a rows x columns rectangle along the curve: (rows * columns, 2).
 

@@ -7,9 +7,9 @@ A stream of one part cuts the elements among the threads. Not here: the emitted 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_map
 from jitgen.spec import DTYPES
 from jitgen.target import Target
@@ -24,7 +24,7 @@ ELEMENTS = 1 << 14
 ELEMENTS_PER_THREAD = 1 << 15
 
 
-@lru_cache(maxsize=512)
+@STREAMS.of
 def elementwise(
     op: str, size: int, words: tuple[str, ...], scalars: str, dtype: str, threads: int,
     target: Target,

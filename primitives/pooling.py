@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from jitgen import cpu
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_map
 from jitgen.pooling import emit_pool, emit_pool_backward
 from jitgen.spec import DTYPES
@@ -173,7 +173,7 @@ def _passes(conv: Conv) -> list[Pass]:
     ]
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def stream(conv: Conv, kind: str) -> Run:
     """Tensors of the caller: x, y."""
     passes = _passes(conv)
@@ -181,7 +181,7 @@ def stream(conv: Conv, kind: str) -> Run:
     return _run(conv, parts, ["x"], "y", {"x": conv.size} | {p.to: p.out for p in passes})
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_stream(conv: Conv, kind: str) -> Run:
     """Tensors of the caller: dy, for a maximum x, dx."""
     passes, parts, inputs, pixels = _passes(conv), [], ["dy"], {"dy": conv.out}

@@ -76,6 +76,14 @@ class Calls:
     before: Sequence[tuple[Calls, np.ndarray]] = ()
     after: Sequence[tuple[Calls, np.ndarray]] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, and of those of the parts beside."""
+        nest = self.nest
+        arrays = (*nest.start.values(), *nest.size.values(), nest.thread, nest.phase)
+        beside = sum(c.nbytes + at.nbytes for c, at in (*self.before, *self.after))
+        return sum(a.nbytes for a in (*arrays, self.kind, self.offsets)) + beside
+
 
 class Stream:
     """The calls of all parts, and what a driver needs to replay them.
@@ -89,6 +97,12 @@ class Stream:
         self.calls: list[Call] = []
         self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
         self.slices = [self._slice(t) for t in range(threads)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of words and code, and of what is known of each call, about."""
+        code = sum(len(call.code) for call in self.calls)
+        return 2 * code + sum(s.nbytes for s in self.slices) + sum(c.nbytes for c in self.parts)
 
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
