@@ -10,6 +10,8 @@ The bound is on what lies idle: what running layers need, they get. JITGEN_SCRAT
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import threading
 import weakref
@@ -22,24 +24,34 @@ import numpy as np
 MIB = 1 << 20
 #: Idle memory, in MiB, unless JITGEN_SCRATCH_MIB says otherwise
 DEFAULT_MIB = 512
-ALIGN = 64
+#: From so many bytes on, huge pages are asked for (as NumPy does for its arrays)
+HUGE_BYTES = 4 * MIB
 #: A block of another layer may be so many times larger than what is needed
 WASTE = 4
 
 
 class Block:
-    """Memory that begins at a cache line; `owner` left its content."""
+    """Memory that begins at a page; `owner` left its content."""
 
-    __slots__ = ("__weakref__", "memory", "owner", "size")
+    __slots__ = ("memory", "owner", "size", "views")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.owner: weakref.ref[Any] | None = None
-        # zeros that the system hands out are made when they are first touched
-        raw = np.zeros(size + ALIGN, np.uint8)
-        start = -raw.__array_interface__["data"][0] % ALIGN
+        # from the system, which makes zeros where they are first touched, and gets it back at once:
+        # freed memory of the C library's may stay in its heap. Private: a child has its own
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= HUGE_BYTES:
+            with contextlib.suppress(OSError):  # a system without huge pages
+                pages.madvise(mmap.MADV_HUGEPAGE)
         #: None once the pool has given the memory back
-        self.memory: np.ndarray | None = raw[start : start + size]
+        self.memory: np.ndarray | None = np.frombuffer(pages, np.uint8)
+        #: what the owner has made of it, for its next call
+        self.views: Any = None
+
+    def drop(self) -> None:
+        """Give the memory back to the system."""
+        self.memory = self.views = None
 
 
 class Pool:
@@ -71,6 +83,7 @@ class Pool:
         else:
             assert found.memory is not None
             found.memory[:size] = 0
+            found.views = None
         found.owner = weakref.ref(owner)
         return found
 
@@ -107,14 +120,14 @@ class Pool:
             if self.bytes <= self.most_bytes:
                 break
             if self._remove(block):
-                block.memory = None
+                block.drop()
 
     def clear(self) -> None:
         """Give all idle memory back."""
         with self._lock:
             for block in list(self._idle.values()):
                 if self._remove(block):
-                    block.memory = None
+                    block.drop()
 
     def info(self) -> dict[str, int]:
         """Idle blocks and bytes, and how many there may be at most."""

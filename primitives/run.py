@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jitgen.scratch import ALIGN, POOL, Block
+from jitgen.scratch import POOL, Block
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.team import Team
-from primitives.arrays import aligned, buffer_of
+from primitives.arrays import ALIGN, aligned, buffer_of
 from primitives.stream import Part, Stream
 
 
@@ -61,10 +61,11 @@ class Run:
             self._team((*buffers, *self._tables))
             return
         block = POOL.take(self, self._blocks, self._size)
-        memory = block.memory
-        assert memory is not None, "a block in use keeps its memory"
-        scratch = [buffer_of(memory[place]) for place in self._places]
-        self._team((*buffers, *scratch, *self._tables))
+        if block.views is None:
+            memory = block.memory
+            assert memory is not None, "a block in use keeps its memory"
+            block.views = [buffer_of(memory[place]) for place in self._places]
+        self._team((*buffers, *block.views, *self._tables))
         POOL.give(self._blocks, block)
 
     def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
