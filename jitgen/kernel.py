@@ -18,6 +18,7 @@ import isa
 from isa.form import clear_caches as clear_forms
 from jitgen import cpu, disk, generator, loader
 from jitgen.cache import Cache
+from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
@@ -44,17 +45,21 @@ class Bound(functools.partial):  # type: ignore[type-arg]
     args_struct: Any
     keep: Any
 
+    __reduce_ex__ = uncopied("copy the kernel and its arrays, and bind them")
 
-class Kernel:
+
+class Kernel(Frozen):
     """Machine code for one `KernelSpec` on one target.
 
     Build with `jitgen.brgemm`. Generating works for any target on any host; `address`, `bind` and
-    a call need a host that can run it, and raise RuntimeError with the reason otherwise.
+    a call need a host that can run it, and raise RuntimeError with the reason otherwise. A kernel
+    never changes, so its copy is itself; it pickles as the request that it was made for.
     """
 
     def __init__(
         self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
         roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
+        assembler: str = "jitgen",
     ) -> None:  # fmt: skip
         self.spec = spec
         self.target = target
@@ -64,6 +69,7 @@ class Kernel:
         self._plan = plan
         self._roles = roles
         self._overrides = overrides
+        self._assembler = assembler
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
 
@@ -152,6 +158,18 @@ class Kernel:
 
         return render(self, format, syntax)
 
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not self._assembler:
+            raise TypeError("the code of this kernel was not generated from its spec: no pickle")
+        # never the code: whoever can write a pickle could bring in any
+        return _request, (self.spec, self.target, self._overrides, self._assembler)
+
     def __repr__(self) -> str:
         s = self.spec
         return (
@@ -185,7 +203,7 @@ def generate(
             f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
             "choose a smaller k_unroll, or apply fewer functions to C"
         )
-    return Kernel(spec, target, plan, code, roles)
+    return Kernel(spec, target, plan, code, roles, overrides)
 
 
 def _load_or_generate(
@@ -296,7 +314,23 @@ def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
     from jitgen.peachpy import assemble
 
     code = assemble(kernel.program, kernel.target)
-    return Kernel(kernel.spec, kernel.target, kernel.plan, code, kernel.roles)
+    return Kernel(
+        kernel.spec, kernel.target, kernel.plan, code, kernel.roles, kernel._overrides, assembler
+    )
+
+
+def _request(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...], assembler: str
+) -> Kernel:
+    """The kernel of a pickle, through the same checks and cache as any other."""
+    strides = (spec.stride_a, spec.stride_b) if spec.batch == "stride" else (None, None)
+    return brgemm(
+        spec.m, spec.n, spec.k, spec.dtype, lda=spec.lda, ldb=None if spec.panel else spec.ldb,
+        ldc=spec.ldc, ldr=spec.ldr, batch=spec.batch, stride_a=strides[0], stride_b=strides[1],
+        alpha=spec.alpha, beta=spec.beta, trans_a=spec.trans_a, trans_b=spec.trans_b,
+        packed_b=spec.panel or False, epilogue=spec.epilogue, target=target,
+        plan=dict(overrides) or None, assembler=assembler,
+    )  # fmt: skip
 
 
 def clear_caches() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu, loader, replay, threads
+from jitgen.frozen import uncopied
 from jitgen.loader import ffi
 from jitgen.target import Target
 
@@ -80,6 +81,8 @@ class Team:
                 f"a thread's SVE vectors have another length than {self._target.name} says; the "
                 "result is not valid"
             )
+
+    __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _new_context(self) -> _Context:
         context = _Context(self._streams, self._count)

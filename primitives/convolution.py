@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
+from jitgen.frozen import Frozen
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
@@ -22,12 +23,13 @@ from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
 from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
-from primitives.arrays import aligned, buffer_of, check, output
+from primitives.arrays import aligned, buffer_of, check, output, realigned
 from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import activation_gradient
 from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Stream
 from primitives.tuning import tuned
 from primitives.windows import Pair, border, out_size, pair
@@ -61,8 +63,14 @@ class PackedFilter:
     backward: np.ndarray | None
     layouts: tuple[tuple[int, ...], tuple[int, ...]]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("forward", "backward"):
+            if state[name] is not None:
+                state[name] = realigned(state[name])
+        self.__dict__.update(state)
 
-class Convolution:
+
+class Convolution(Frozen):
     """A convolution for one size of images.
 
     kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
@@ -129,8 +137,7 @@ class Convolution:
         self.x_shape = self._shape(in_channels, size)
         self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._numpy = NUMPY[dtype]
-        self._runs: dict[Any, Run] = {}
+        self._runs = Runs()
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = bool(tune)
@@ -311,8 +318,8 @@ class Convolution:
         conv = self.conv
         first = check("dy", dy, self.y_shape, conv.dtype)
         second = check("x", x, self.x_shape, conv.dtype)
-        dw = np.empty(self.w_shape, self._numpy)
-        db = np.empty(conv.features, self._numpy) if conv.bias else None
+        dw = np.empty(self.w_shape, NUMPY[conv.dtype])
+        db = np.empty(conv.features, dw.dtype) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
         self._run("backward_weights")((first, second, buffer_of(dw), *more))
         return dw, db

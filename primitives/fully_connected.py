@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
+from jitgen.frozen import Frozen
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES
 from jitgen.target import Target
@@ -26,11 +27,11 @@ from primitives.arrays import aligned, buffer_of, check, check_output, output
 from primitives.elementwise import activation_gradient
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
-from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Stream
 
 
-class FullyConnected:
+class FullyConnected(Frozen):
     """A fully connected layer y = activation(x w^T + b) for one batch size.
 
     threads: None for OMP_NUM_THREADS or all CPUs; blocks: rows and columns of a kernel call
@@ -67,16 +68,7 @@ class FullyConnected:
         self._x_shape = (batch, in_features)
         self._w_shape = (out_features, in_features)
         self._y_shape: tuple[int, ...] = (batch, out_features)
-        self._numpy = NUMPY[dtype]
-        #: streams by pass and layout: hashing the layer at each call would cost a microsecond
-        self._runs: dict[tuple[Any, ...], Run] = {}
-
-    def _run(self, make: Any, *layout: Any) -> Run:
-        key = (make, *layout)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = make(self.layer, *layout)
-        return run
+        self._runs = Runs()
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" or "backward_weights" on plain x and dz, with
@@ -87,7 +79,7 @@ class FullyConnected:
         one_of("name", name, sizes)
         width = panels_for(layer, *sizes[name]) if packed else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
-        return self._run(getattr(streams, name), *layout).stream
+        return self._runs.use(getattr(streams, name), layer, *layout).stream
 
     # ---- layouts ------------------------------------------------------------------------
 
@@ -101,7 +93,8 @@ class FullyConnected:
         for is_backward, size in ((False, (n, k, c)), (True, (n, c, k)))[: 1 + backward]:
             width = panels_for(layer, *size)
             array = aligned((-(-size[1] // width), size[2], width), layer.dtype)
-            self._run(streams.pack_weights, is_backward, width)((buffer, buffer_of(array)))
+            run = self._runs.use(streams.pack_weights, layer, is_backward, width)
+            run((buffer, buffer_of(array)))
             packed.append(Blocked(array, size[1]))
         return PackedWeights(packed[0], packed[1] if backward else None)
 
@@ -111,7 +104,7 @@ class FullyConnected:
         width = panels_for(layer, layer.out_features, layer.in_features, layer.batch)
         buffer = check("x", x, self._x_shape, layer.dtype)
         array = self._panels(layer.in_features, width)
-        self._run(streams.pack_input, width)((buffer, buffer_of(array)))
+        self._runs.use(streams.pack_input, layer, width)((buffer, buffer_of(array)))
         return Blocked(array, layer.in_features)
 
     def _panels(self, columns: int, width: int) -> np.ndarray:
@@ -169,7 +162,7 @@ class FullyConnected:
         else:
             b_width, second, b_array = 0, check(b[0], b[1], b[2], layer.dtype), b[1]
         blocked = a_width > 0
-        run = self._run(make, a_width, b_width, blocked)
+        run = self._runs.use(make, layer, a_width, b_width, blocked)
         if blocked:
             if out is not None:
                 raise ValueError("out: a blocked result is always a new one")
@@ -231,8 +224,8 @@ class FullyConnected:
         dw: np.ndarray
         db: np.ndarray | None
         if out is None:
-            dw = np.empty(self._w_shape, self._numpy)
-            db = np.empty(layer.out_features, self._numpy) if layer.bias else None
+            dw = np.empty(self._w_shape, NUMPY[layer.dtype])
+            db = np.empty(layer.out_features, dw.dtype) if layer.bias else None
             third, fourth = buffer_of(dw), buffer_of(db) if db is not None else None
         else:
             dw, db = out
@@ -242,6 +235,6 @@ class FullyConnected:
             if layer.bias:
                 shape = (layer.out_features,)
                 fourth = check_output("db", db, shape, layer.dtype, {**inputs, "dw": dw})
-        run = self._run(streams.backward_weights, a_width, b_width)
+        run = self._runs.use(streams.backward_weights, layer, a_width, b_width)
         run((first, second, third, *([fourth] if layer.bias else [])))
         return dw, db

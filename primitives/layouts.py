@@ -6,8 +6,11 @@ Not here: who packs them (`primitives.fully_connected`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from primitives.arrays import realigned
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class Blocked:
 
     array: np.ndarray
     columns: int
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, array=realigned(state["array"]))
 
     @property
     def width(self) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from jitgen.frozen import Frozen
 from jitgen.operands import NUMPY
 from primitives.arguments import one_of
 from primitives.fully_connected import FullyConnected
@@ -35,7 +37,7 @@ def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float
     return loss, gradient
 
 
-class Mlp:
+class Mlp(Frozen):
     """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them.
 
     weights[i] is (sizes[i + 1], sizes[i]) and biases[i] (sizes[i + 1],), as PyTorch has them; they
@@ -67,12 +69,25 @@ class Mlp:
             self.biases.append(rng.uniform(-limit, limit, k).astype(kind))
         self.batch = batch
         self.classes = sizes[-1]
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Arrays that every step writes again; a copy of the network has its own."""
+        kind = NUMPY[self.layers[0].layer.dtype]
         self._gradients = [
-            (np.empty_like(w), np.empty_like(b))
+            (np.empty(w.shape, kind), np.empty(b.shape, kind))
             for w, b in zip(self.weights, self.biases, strict=True)
         ]
-        self._outputs = [np.empty((batch, k), kind) for k in sizes[1:]]
-        self._deltas = [np.empty((batch, k), kind) for k in sizes[1:-1]]
+        self._outputs = [np.empty((self.batch, len(b)), kind) for b in self.biases]
+        self._deltas = [np.empty_like(y) for y in self._outputs[:-1]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_gradients", "_outputs", "_deltas")
+        return {n: value for n, value in super().__getstate__().items() if n not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allocate()
 
     @property
     def parameters(self) -> list[np.ndarray]:

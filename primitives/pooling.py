@@ -19,6 +19,7 @@ import numpy as np
 
 from jitgen import cpu
 from jitgen.elementwise import emit_map
+from jitgen.frozen import Frozen
 from jitgen.pooling import emit_pool, emit_pool_backward
 from jitgen.spec import DTYPES
 from jitgen.target import Target
@@ -29,6 +30,7 @@ from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.loops import Loop
 from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Part, Ref
 from primitives.windows import Pair, border, out_size, pair
 
@@ -45,7 +47,7 @@ class Stretch:
     step: int
 
 
-class _Pool:
+class _Pool(Frozen):
     """Windows of an image; `kind` is that of `jitgen.pooling`."""
 
     kind = ""
@@ -77,7 +79,7 @@ class _Pool:
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._runs: dict[Any, Run] = {}
+        self._runs = Runs()
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -97,9 +99,7 @@ class _Pool:
         buffers = [check(name, array, size, dtype) for name, (array, size) in inputs.items()]
         result: np.ndarray
         result, last = output(out, shape, dtype, {name: a for name, (a, _) in inputs.items()})
-        if make not in self._runs:
-            self._runs[make] = make(self.conv, self.kind)
-        self._runs[make]((*buffers, last))
+        self._runs.use(make, self.conv, self.kind)((*buffers, last))
         return result
 
     def backward(

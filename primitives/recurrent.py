@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
+from jitgen.frozen import Frozen
 from jitgen.loader import ffi
 from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives.arguments import one_of, positive
-from primitives.arrays import aligned, buffer_of, check
+from primitives.arrays import aligned, buffer_of, check, realigned
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_streams import (
     STATES,
@@ -37,6 +38,7 @@ from primitives.recurrent_streams import (
     packed_elements,
 )
 from primitives.run import Run
+from primitives.runs import Runs
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
@@ -52,6 +54,10 @@ class PackedRecurrent:
     w: np.ndarray
     r: np.ndarray
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        panels = [{n: realigned(a) for n, a in one.items()} for one in state["panels"]]
+        self.__dict__.update(state, panels=panels)
+
 
 @dataclass
 class _Kept:
@@ -61,9 +67,10 @@ class _Kept:
     directions: list[dict[str, Any]]
 
 
-class _Recurrent:
+class _Recurrent(Frozen):
     """What the layers share. A pass allocates its results; `training` keeps x, w, r, p and y, which
-    must not change before `backward`, and is for one Python thread at a time."""
+    must not change before `backward`, and is for one Python thread at a time; copies of the layer
+    have it too."""
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
@@ -88,15 +95,13 @@ class _Recurrent:
             "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
         }  # fmt: skip
-        self._numpy = NUMPY[dtype]
         #: elements of packed weights, and of what is kept for the backward pass, by tensor
         self._packed = packed_elements(self.layer)
         self._saved = {name: size for name, size in self.layer.sizes.items() if size}
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        #: streams by direction and use: hashing the layer at each call would cost a microsecond
-        self._runs: dict[tuple[Any, ...], Run] = {}
+        self._runs = Runs()
         self._zeros = np.zeros((batch, hidden), self._numpy)
         self._kept: _Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
@@ -117,11 +122,17 @@ class _Recurrent:
         return PackedRecurrent(packed, self._layout, w, r)
 
     def _run(self, make: Any, *how: Any) -> Run:
-        key = (make, *how)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = make(self.layer, *how)
-        return run
+        return self._runs.use(make, self.layer, *how)
+
+    @property
+    def _numpy(self) -> np.dtype[Any]:
+        return NUMPY[self.layer.dtype]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the copy's `_kept` may be this one's arrays: the next training pass takes new memory. In
+        # this order even while a pass runs, as that one has forgotten `_kept` before
+        self._slabs = [{} for _ in self._reversed]
+        return super().__getstate__() | {"_slabs": [{} for _ in self._reversed]}
 
     def _one(self, array: Any, d: int) -> Any:
         """One direction's part of an argument."""
@@ -175,6 +186,8 @@ class _Recurrent:
         y = np.empty(self.shapes["y"], self._numpy)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
+        if training:
+            self._kept = None  # its memory is written again
         for d, reverse in enumerate(self._reversed):
             given = {name: self._one(array, d) for name, array in begin.items()}
             arrays = self._arrays(d, training)

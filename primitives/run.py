@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.frozen import uncopied
 from jitgen.target import Target
 from jitgen.team import Team
 from primitives.arrays import aligned, buffer_of
@@ -48,6 +49,8 @@ class Run:
             scratch = tuple(self._zeros(size) for size in self.scratch.values())
         self._team((*buffers, *scratch, *self._tables))
         self._free.append(scratch)
+
+    __reduce_ex__ = uncopied("copy the layer")
 
     def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
         """The shortest time of a call on arrays of zeros, of so many elements, of those of `least`

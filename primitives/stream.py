@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from jitgen.frozen import uncopied
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
@@ -93,6 +94,8 @@ class Stream:
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
         return Team(self.calls, self.slices, len(self.tensors), target)
+
+    __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
 
     def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
