@@ -23,11 +23,12 @@ from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
 from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
-from primitives.arrays import aligned, buffer_of, check, output, realigned
+from primitives.arrays import aligned, buffer_of, check, realigned
 from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import activation_gradient
+from primitives.images import check_images, output_images
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Stream
@@ -259,22 +260,22 @@ class Convolution(Frozen):
         conv = self.conv
         packed, weights = self._weights(w, "forward", False)
         more = []
-        for name, value, wanted, shape in (
-            ("b", b, conv.bias, (conv.features,)),
-            ("residual", residual, self.residual, self.y_shape),
-        ):
-            if wanted:
-                more.append(check(name, value, shape, conv.dtype))
-            elif value is not None:
-                raise ValueError(f"{name} is given, but the layer was made without")
-        first = check("x", x, self.x_shape, conv.dtype)
+        for name, value, wanted in (("b", b, conv.bias), ("residual", residual, self.residual)):
+            if not wanted:
+                if value is not None:
+                    raise ValueError(f"{name} is given, but the layer was made without")
+            elif name == "b":
+                more.append(check(name, value, (conv.features,), conv.dtype))
+            else:
+                more.append(self._images(name, value, self.y_shape))
+        first = self._images("x", x, self.x_shape)
         inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
         if out is not None and out is residual:
             del inputs["residual"]
             if not self._in_place():
                 more[-1] = buffer_of(residual.copy())
         result: np.ndarray
-        result, third = output(out, self.y_shape, conv.dtype, inputs)
+        result, third = output_images(out, self.y_shape, conv.dtype, inputs, conv.nhwc)
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
@@ -303,11 +304,12 @@ class Convolution(Frozen):
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
+        conv = self.conv
         packed, weights = self._weights(w, "backward", True)
-        first = check("dy", dy, self.y_shape, self.conv.dtype)
+        first = self._images("dy", dy, self.y_shape)
         result: np.ndarray
         inputs = {"dy": dy, "w": getattr(w, "backward", w)}
-        result, third = output(out, self.x_shape, self.conv.dtype, inputs)
+        result, third = output_images(out, self.x_shape, conv.dtype, inputs, conv.nhwc)
         self._run("backward_data", packed)((first, weights, third))
         return result
 
@@ -316,13 +318,16 @@ class Convolution(Frozen):
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """dw, shaped like w, and db = sums of dy by channel (None without bias)."""
         conv = self.conv
-        first = check("dy", dy, self.y_shape, conv.dtype)
-        second = check("x", x, self.x_shape, conv.dtype)
+        first = self._images("dy", dy, self.y_shape)
+        second = self._images("x", x, self.x_shape)
         dw = np.empty(self.w_shape, NUMPY[conv.dtype])
         db = np.empty(conv.features, dw.dtype) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
         self._run("backward_weights")((first, second, buffer_of(dw), *more))
         return dw, db
+
+    def _images(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
+        return check_images(name, array, shape, self.conv.dtype, self.conv.nhwc)
 
     def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
         conv = self.conv

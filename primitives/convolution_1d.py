@@ -26,6 +26,7 @@ def convolution_1d(
     (algorithm "winograd" is not possible). Raises TypeError or ValueError that names
     argument, value and rule (where no window fits, length is called width).
 
+    >>> import numpy as np
     >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)
     >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
     [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
