@@ -27,7 +27,7 @@ from primitives.arrays import aligned, buffer_of, check, realigned
 from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
-from primitives.elementwise import activation_gradient
+from primitives.elementwise import activation_gradient, derived_from
 from primitives.images import check_images, output_images
 from primitives.run import Run
 from primitives.runs import Runs
@@ -291,14 +291,23 @@ class Convolution(Frozen):
         return not conv.nhwc or (whole and conv.group[1] % MOST_LANES == 0)
 
     def backward_activation(
-        self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
-    ) -> Any:
+        self, dy: np.ndarray, y: np.ndarray | None = None, out: np.ndarray | None = None, *,
+        z: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
-        be dy. y is what `FullyConnected.backward_activation` takes."""
-        conv = self.conv
-        return activation_gradient(
-            self.activation, dy, y, out, self.y_shape, conv.dtype, conv.threads, conv.target
-        )
+        be dy. y or z as `FullyConnected.backward_activation` takes them; the residual is part of
+        z."""
+        conv, shape = self.conv, self.y_shape
+        name, known = derived_from(self.activation, y, z)
+        first, second = self._images("dy", dy, shape), self._images(name, known, shape)
+        inputs = {name: known} if out is dy else {"dy": dy, name: known}
+        result: np.ndarray
+        result, third = output_images(out, shape, conv.dtype, inputs, conv.nhwc)
+        activation_gradient(
+            self.activation, (first, second, third), result.size, conv.dtype, conv.threads,
+            conv.target,
+        )  # fmt: skip
+        return result
 
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
@@ -338,5 +347,8 @@ class Convolution(Frozen):
             raise ValueError("w was packed with backward=False")
         wanted, shape = self._layout(backward)
         if w.layouts[backward] != wanted:
-            raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
+            raise ValueError(
+                f"w is packed as {w.layouts[backward]}, by a layer of other channels, kernel, "
+                f"groups, target or algorithm; this layer reads {wanted}"
+            )
         return True, check("w", array, shape, conv.dtype)

@@ -39,7 +39,8 @@ class Blocked:
 @dataclass(frozen=True)
 class PackedWeights:
     """Weights (out_features x in_features) as the passes read them: panels of w^T for the forward
-    pass, panels of w for backward by data (or None)."""
+    pass, panels of w for backward by data (or None). layout: in_features, out_features, dtype."""
 
     forward: Blocked
     backward: Blocked | None
+    layout: tuple[int, int, str]

@@ -127,7 +127,14 @@ class Mlp(Frozen):
         return loss, [g for pair in self._gradients for g in pair]
 
     def train_step(self, x: np.ndarray, labels: np.ndarray, optimizer: Sgd | Adam) -> float:
-        """One step of training on a batch; returns its loss before the step."""
+        """One step of training on a batch; returns its loss before the step. The optimizer is one
+        of `parameters`."""
+        own = self.parameters
+        if [id(p) for p in optimizer.parameters] != [id(p) for p in own]:
+            raise ValueError(
+                "optimizer was made for other arrays than this network's parameters (a network and "
+                "its optimizer belong in one pickle or deepcopy)"
+            )
         loss, gradients = self.gradients(x, labels)
         optimizer.step(gradients)
         return loss

@@ -107,10 +107,12 @@ class _Pool(Frozen):
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
-        it, a mean does not look at it."""
+        it, a mean does not look at its numbers."""
         inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
         if self.kind == "max":
             inputs["x"] = (x, self.x_shape)
+        elif x is not None:
+            check_images("x", x, self.x_shape, self.conv.dtype, self.conv.nhwc)
         return self._call(backward_stream, inputs, self.x_shape, out)
 
 
