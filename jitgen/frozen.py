@@ -1,6 +1,8 @@
-"""What copies of an object are: of layers and kernels whole, of what holds addresses none.
+"""Objects that stay as they were made, and what copies of them are.
 
-Not here: how each class comes back (its own `__reduce__` or `__setstate__`).
+Machine code is generated for the sizes that an object shows: were they assigned, it would run with
+the checks of others. Not here: how each class comes back from a copy (its own `__reduce__` or
+`__setstate__`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,26 @@ from typing import Any, NoReturn
 
 
 class Frozen:
-    """An object that copies and pickles by its attributes."""
+    """An object whose public attributes are set once, and which copies and pickles by them."""
+
+    #: public attributes that may be assigned again
+    _settable: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse(name)
+        super().__delattr__(name)
+
+    def _refuse(self, name: str) -> None:
+        if name[:1] == "_" or name in self._settable:
+            return
+        if name in self.__dict__ or hasattr(type(self), name):
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} is read-only: make another object instead"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes. Another thread may use the object meanwhile, and the copy should not

@@ -36,7 +36,7 @@ loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictiona
 on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
-class Bound(functools.partial):  # type: ignore[type-arg]
+class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
     """A kernel bound to its arrays: call it without arguments.
 
     `args_struct` is the argument struct (cffi); the arrays stay alive with this object.
@@ -139,8 +139,7 @@ class Kernel(Frozen):
             checked = functools.partial(_checked, function)
             self._function = checked if self.target.family == "sve" else function
         bound = Bound(self._function, loader.ffi.cast("void *", arguments.struct))
-        bound.args_struct = arguments.struct
-        bound.keep = (arguments, self)
+        vars(bound).update(args_struct=arguments.struct, keep=(arguments, self))
         return bound
 
     def __call__(self, a: Any, b: Any, c: Any, **extra: Any) -> Any:

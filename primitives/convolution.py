@@ -136,7 +136,7 @@ class Convolution(Frozen):
         self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
-        self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
+        self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
         self._runs = Runs()
         #: layout and shape of packed weights, by whether they are for backward by data
@@ -156,11 +156,13 @@ class Convolution(Frozen):
         for which, text in self._order.items():
             check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
+    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The sides that arrays have of a window or an image."""
+        return size
+
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
-        conv = self.conv
-        if conv.nhwc:
-            return (conv.batch, *size, channels)
-        return (conv.batch, channels, *size)
+        conv, sides = self.conv, self._sides(size)
+        return (conv.batch, *sides, channels) if conv.nhwc else (conv.batch, channels, *sides)
 
     def _run(self, which: str, *how: Any) -> Run:
         key = (which, *how)

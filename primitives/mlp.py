@@ -53,20 +53,21 @@ class Mlp(Frozen):
             raise ValueError(f"sizes={sizes!r}: a network has at least two, inputs and outputs")
         one_of("activation", activation, ACTIVATIONS)
         last = len(sizes) - 2
-        self.layers = [
+        self.layers = tuple(
             FullyConnected(
                 batch, c, k, activation=activation if i < last else None, dtype=dtype,
                 threads=threads,
             )
             for i, (c, k) in enumerate(itertools.pairwise(sizes))
-        ]  # fmt: skip
+        )  # fmt: skip
         rng = np.random.default_rng(seed)
         kind = NUMPY[dtype]
-        self.weights, self.biases = [], []
+        weights, biases = [], []
         for c, k in itertools.pairwise(sizes):
             limit = c**-0.5
-            self.weights.append(rng.uniform(-limit, limit, (k, c)).astype(kind))
-            self.biases.append(rng.uniform(-limit, limit, k).astype(kind))
+            weights.append(rng.uniform(-limit, limit, (k, c)).astype(kind))
+            biases.append(rng.uniform(-limit, limit, k).astype(kind))
+        self.weights, self.biases = tuple(weights), tuple(biases)
         self.batch = batch
         self.classes = sizes[-1]
         self._allocate()

@@ -39,7 +39,7 @@ class _Optimizer(Frozen):
         if first not in kinds:
             raise TypeError(f"parameters[0] has dtype {first}; float32 or float64 are known")
         self.dtype = kinds[first]
-        self.parameters = list(parameters)
+        self.parameters = tuple(parameters)
         self.threads = check_threads(threads)
         self._shapes = [getattr(p, "shape", ()) for p in parameters]
         self._scalars = np.zeros(8, first)
@@ -74,8 +74,7 @@ class _Optimizer(Frozen):
         ):
             gradient = check(f"gradients[{i}]", g, shape, self.dtype)
             # at each step: whoever else has the array may have changed its shape in place
-            inputs = {f"gradients[{i}]": g}
-            parameter = check_output(f"parameters[{i}]", p, shape, self.dtype, inputs)
+            parameter = check_output(f"parameters[{i}]", p, shape, self.dtype, {})
             buffers.append((parameter, gradient))
         self._scalars[: len(scalars)] = scalars
         numbers, target = buffer_of(self._scalars), cpu.host()
@@ -90,6 +89,7 @@ class Sgd(_Optimizer):
     """Stochastic gradient descent with momentum (torch.optim.SGD)."""
 
     op, words = "sgd", ("c", "a", "b")
+    _settable = frozenset({"lr", "momentum", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float, momentum: float = 0.0,
@@ -109,6 +109,7 @@ class Adam(_Optimizer):
     """Adam (torch.optim.Adam)."""
 
     op, words = "adam", ("c", "a", "b", "residual")
+    _settable = frozenset({"lr", "betas", "eps", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float = 1e-3,
@@ -120,10 +121,15 @@ class Adam(_Optimizer):
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
-        self.steps = 0
+        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made."""
+        return self._steps
 
     def step(self, gradients: Sequence[np.ndarray]) -> None:
         """Update every parameter with its gradient, in place."""
-        t = self.steps + 1
+        t = self._steps + 1
         self._update(gradients, adam_scalars(t, self.lr, self.betas, self.eps, self.weight_decay))
-        self.steps = t
+        self._steps = t

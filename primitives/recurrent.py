@@ -14,7 +14,9 @@ theirs along a first axis. ONNX's tensors: `primitives.recurrent_onnx`. Not here
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,24 @@ class _Kept:
     mask: np.ndarray | None
     directions: list[dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        self._bytes = self._count()
+
+    def _count(self) -> list[dict[str, int]]:
+        return [
+            {name: a.nbytes for name, a in arrays.items() if a is not None}
+            for arrays in self.directions
+        ]
+
+    def check(self) -> None:
+        """Raise ValueError if an array has become larger or smaller (`ndarray.resize`)."""
+        for now, before in zip(self._count(), self._bytes, strict=True):
+            for name, size in before.items():
+                if now[name] != size:
+                    raise ValueError(
+                        f"{name} had {size} bytes in the forward pass; now it has {now[name]}"
+                    )
+
 
 class _Recurrent(Frozen):
     """What the layers share. A pass allocates its results; `training` keeps x, w, r, p and y, which
@@ -75,6 +95,7 @@ class _Recurrent(Frozen):
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
         bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
+        forget_bias: float = 0.0,
     ) -> None:  # fmt: skip
         positive(batch=batch, steps=steps, in_features=in_features, hidden=hidden)
         one_of("direction", direction, DIRECTIONS)
@@ -86,11 +107,10 @@ class _Recurrent(Frozen):
             check_threads(threads), chosen,
         )  # fmt: skip
         self.bias = bool(bias)
-        self.forget_bias = 0.0
+        self.forget_bias = forget_bias
         self._reversed = (False, True) if both else (direction == "reverse",)
         lead, rows = (2,) if both else (), self.layer.gates * hidden
-        #: shapes of the arguments by name
-        self.shapes = {
+        self._shapes = {
             "x": (steps, batch, in_features), "w": (*lead, rows, in_features),
             "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
@@ -109,7 +129,7 @@ class _Recurrent(Frozen):
     def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
         """w and r as the forward pass reads them: pass the result as its w, and r=None."""
         for name, array in (("w", w), ("r", r)):
-            check(name, array, self.shapes[name], self.layer.dtype)
+            check(name, array, self._shapes[name], self.layer.dtype)
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
@@ -123,6 +143,11 @@ class _Recurrent(Frozen):
 
     def _run(self, make: Any, *how: Any) -> Run:
         return self._runs.use(make, self.layer, *how)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arguments by name."""
+        return MappingProxyType(self._shapes)
 
     @property
     def _numpy(self) -> np.dtype[Any]:
@@ -158,15 +183,15 @@ class _Recurrent(Frozen):
                 for name, size in self._packed.items():
                     check(f"w (packed, {name})", panels[name], (size,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
-            check(name, array, self.shapes[name], layer.dtype)
+            check(name, array, self._shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
             if wanted:
-                check(name, array, self.shapes[name], layer.dtype)
+                check(name, array, self._shapes[name], layer.dtype)
             elif array is not None:
                 raise ValueError(f"{name} is given, but the layer was made without")
         for name, array in states.items():
             if array is not None:
-                check(name, array, self.shapes["h0"], layer.dtype)
+                check(name, array, self._shapes["h0"], layer.dtype)
         if training:
             size = layer.steps * layer.batch * layer.gates * layer.units * layer.element
             if size >= MATRIX_BYTES:
@@ -183,7 +208,7 @@ class _Recurrent(Frozen):
             some, zero = mask[0, :, None] > 0, self._numpy.type(0)
             x = np.where(mask[:, :, None] > 0, x, zero)
             begin = {n: None if a is None else np.where(some, a, zero) for n, a in states.items()}
-        y = np.empty(self.shapes["y"], self._numpy)
+        y = np.empty(self._shapes["y"], self._numpy)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
         if training:
@@ -196,7 +221,7 @@ class _Recurrent(Frozen):
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
-                arrays |= packed.panels[d]
+                arrays |= {name: packed.panels[d][name] for name in self._packed}
             started = any(array is not None for array in given.values())
             way = Way(reverse, d * layer.hidden, started, mask is not None)
             run = self._run(forward, way, training, packed is not None)
@@ -269,14 +294,15 @@ class _Recurrent(Frozen):
         layer, kept = self.layer, self._kept
         if kept is None:
             raise ValueError("backward needs a forward pass with training=True before it")
-        check("dy", dy, self.shapes["y"], layer.dtype)
+        kept.check()
+        check("dy", dy, self._shapes["y"], layer.dtype)
         for name, array in given.items():
             if array is not None:
-                check(name, array, self.shapes["h0"], layer.dtype)
+                check(name, array, self._shapes["h0"], layer.dtype)
         h, rows = layer.hidden, layer.gates * layer.hidden
-        result = {name: np.empty(self.shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
+        result = {name: np.empty(self._shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
         first = {
-            n: np.zeros(self.shapes["h0"], self._numpy) if a is None else np.array(a)
+            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(a)
             for n, a in given.items()
         }
         dx: Any = None
@@ -285,7 +311,7 @@ class _Recurrent(Frozen):
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
                 "r_n": arrays["r"].reshape(rows, h)[2 * h :],  # the caller may have reshaped it
-                "dx": np.empty(self.shapes["x"], self._numpy),
+                "dx": np.empty(self._shapes["x"], self._numpy),
                 "dgates": self._slab(d, "dgates", layer.steps * layer.batch * rows),
             }  # fmt: skip
             more |= {name: self._one(array, d) for name, array in first.items()}
@@ -344,15 +370,14 @@ class Lstm(_Recurrent):
         peephole: bool = False, dtype: str = "f32", threads: int | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(
-            "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
-            target,
-        )  # fmt: skip
         if not isinstance(forget_bias, (int, float)):
             raise TypeError(f"forget_bias={forget_bias!r} is no number")
         if not math.isfinite(forget_bias):
             raise ValueError(f"forget_bias={forget_bias} is not finite")
-        self.forget_bias = float(forget_bias)
+        super().__init__(
+            "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
+            target, float(forget_bias),
+        )  # fmt: skip
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,

@@ -294,5 +294,5 @@ def test_copies_do_not_share_what_a_layer_remembers() -> None:
 
 def test_names_of_the_table() -> None:
     """Every public class of layers, optimizers and packed weights is in the table."""
-    kinds = {type(make()) for make in MAKE.values()}
-    assert kinds == set(copied._USE)
+    things = [make() for make in MAKE.values()]
+    assert all(any(isinstance(thing, kind) for thing in things) for kind in copied._USE)
