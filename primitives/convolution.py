@@ -28,7 +28,7 @@ from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choo
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import activation_gradient, derived_from
-from primitives.images import check_images, output_images
+from primitives.images import check_images, output_images, windows_text
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Stream
@@ -55,7 +55,7 @@ def _by_pass(name: str, value: Any) -> dict[str, Any]:
     return given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedFilter:
     """Weights as the passes read them, for forward and for backward by data (or None), and their
     layouts."""
@@ -63,6 +63,10 @@ class PackedFilter:
     forward: np.ndarray
     backward: np.ndarray | None
     layouts: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def __repr__(self) -> str:
+        passes = "forward" if self.backward is None else "forward and backward"
+        return f"<primitives.PackedFilter as {self.layouts[0]}, {passes}>"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name in ("forward", "backward"):
@@ -155,6 +159,10 @@ class Convolution(Frozen):
                              "convolution has none")  # fmt: skip
         for which, text in self._order.items():
             check_order(text, letters(streams.subject(self.conv, which)[0], which))
+
+    def __repr__(self) -> str:
+        epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
+        return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
 
     def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
         """The sides that arrays have of a window or an image."""

@@ -72,6 +72,14 @@ class FullyConnected(Frozen):
         self._lanes = chosen.machine(dtype, ANY_WIDTH).lanes
         self._runs = Runs()
 
+    def __repr__(self) -> str:
+        at = self.layer
+        return (
+            f"<primitives.FullyConnected {at.batch}x{at.in_features} -> {at.out_features}, "
+            f"{at.activation or 'no activation'}, {at.dtype} for {at.target.name}, "
+            f"threads={at.threads}>"
+        )
+
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" or "backward_weights" on plain x and dz, with
         packed weights (x for the update) or plain ones; print its `text()`."""

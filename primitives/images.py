@@ -29,6 +29,17 @@ def output_images(
         raise ValueError(f"{error}{_layout(out, shape, nhwc)}") from None
 
 
+def windows_text(layer: Any) -> str:
+    """A layer with `conv`, `x_shape` and `y_shape`, in words for its repr."""
+    conv = layer.conv
+    x, y, kernel = ("x".join(map(str, s)) for s in (layer.x_shape, layer.y_shape, conv.kernel))
+    layout = "nhwc" if conv.nhwc else "nchw"
+    return (
+        f"{x} -> {y} {layout}, kernel {kernel}, {conv.dtype} for {conv.target.name}, "
+        f"threads={conv.threads}"
+    )
+
+
 def _layout(array: Any, shape: tuple[int, ...], nhwc: bool) -> str:
     """What a wrong shape has to do with the layout."""
     if array.shape == shape:

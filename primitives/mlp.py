@@ -72,6 +72,10 @@ class Mlp(Frozen):
         self.classes = sizes[-1]
         self._allocate()
 
+    def __repr__(self) -> str:
+        sizes = [self.weights[0].shape[1], *map(len, self.biases)]
+        return f"<primitives.Mlp {' -> '.join(map(str, sizes))}, batch={self.batch}>"
+
     def _allocate(self) -> None:
         """Arrays that every step writes again; a copy of the network has its own."""
         kind = NUMPY[self.layers[0].layer.dtype]

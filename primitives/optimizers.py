@@ -51,6 +51,13 @@ class _Optimizer(Frozen):
                 array.fill(0)
             self._state.append(state)
 
+    def __repr__(self) -> str:
+        numbers = "".join(f", {name}={getattr(self, name)}" for name in sorted(self._settable))
+        return (
+            f"<primitives.{type(self).__name__} of {len(self.parameters)} parameters, "
+            f"{self.dtype}{numbers}>"
+        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _state=[list(map(realigned, s)) for s in state["_state"]])
 

@@ -27,7 +27,7 @@ from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
 from primitives.arguments import LAYOUTS, one_of, positive
 from primitives.conv_layouts import Conv, Made, gather, spread
-from primitives.images import check_images, output_images
+from primitives.images import check_images, output_images, windows_text
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.runs import Runs
@@ -80,6 +80,9 @@ class _Pool(Frozen):
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
         self._runs = Runs()
+
+    def __repr__(self) -> str:
+        return f"<primitives.{type(self).__name__} {windows_text(self)}>"
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -29,8 +28,9 @@ from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives.arguments import one_of, positive
-from primitives.arrays import aligned, buffer_of, check, realigned
+from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
+from primitives.recurrent_kept import Kept, PackedRecurrent
 from primitives.recurrent_streams import (
     STATES,
     Layer,
@@ -44,47 +44,6 @@ from primitives.runs import Runs
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
-
-
-@dataclass(frozen=True)
-class PackedRecurrent:
-    """Weights of each direction as the forward pass reads them, the layer they are for, and the
-    caller's arrays (not copies), for the backward pass."""
-
-    panels: list[dict[str, np.ndarray]]
-    layout: tuple[Any, ...]
-    w: np.ndarray
-    r: np.ndarray
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        panels = [{n: realigned(a) for n, a in one.items()} for one in state["panels"]]
-        self.__dict__.update(state, panels=panels)
-
-
-@dataclass
-class _Kept:
-    """What the backward pass needs of a forward pass."""
-
-    mask: np.ndarray | None
-    directions: list[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        self._bytes = self._count()
-
-    def _count(self) -> list[dict[str, int]]:
-        return [
-            {name: a.nbytes for name, a in arrays.items() if a is not None}
-            for arrays in self.directions
-        ]
-
-    def check(self) -> None:
-        """Raise ValueError if an array has become larger or smaller (`ndarray.resize`)."""
-        for now, before in zip(self._count(), self._bytes, strict=True):
-            for name, size in before.items():
-                if now[name] != size:
-                    raise ValueError(
-                        f"{name} had {size} bytes in the forward pass; now it has {now[name]}"
-                    )
 
 
 class _Recurrent(Frozen):
@@ -123,7 +82,7 @@ class _Recurrent(Frozen):
         )  # fmt: skip
         self._runs = Runs()
         self._zeros = np.zeros((batch, hidden), self._numpy)
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
 
     def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
@@ -143,6 +102,14 @@ class _Recurrent(Frozen):
 
     def _run(self, make: Any, *how: Any) -> Run:
         return self._runs.use(make, self.layer, *how)
+
+    def __repr__(self) -> str:
+        at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"
+        way = "bidirectional" if at.directions == 2 else way
+        return (
+            f"<primitives.{type(self).__name__} {at.steps}x{at.batch}x{at.inputs} -> {at.hidden} "
+            f"{way}, {at.dtype} for {at.target.name}, threads={at.threads}>"
+        )
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -235,7 +202,7 @@ class _Recurrent(Frozen):
                 last["c0"].append(arrays["c"][end] if training else arrays["c"])
             kept.append(arrays)
         if training:
-            self._kept = _Kept(mask, kept)
+            self._kept = Kept(mask, kept)
         results: list[Any] = [y if mask is None else np.where(mask[:, :, None] > 0, y, 0)]
         for name, parts in last.items():
             state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])

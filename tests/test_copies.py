@@ -296,3 +296,14 @@ def test_names_of_the_table() -> None:
     """Every public class of layers, optimizers and packed weights is in the table."""
     things = [make() for make in MAKE.values()]
     assert all(any(isinstance(thing, kind) for thing in things) for kind in copied._USE)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_object_says_what_it_is(name: str) -> None:
+    thing = MAKE[name]()
+    text = repr(thing)
+    assert type(thing).__name__.strip("_") in text or "Convolution" in text
+    assert "\n" not in text and "array(" not in text and "object at 0x" not in text
+    if text[0] == "<":
+        assert len(text) < 120
+    assert repr(copy.deepcopy(thing)) == text
