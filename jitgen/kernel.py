@@ -15,6 +15,7 @@ from typing import Any
 import isa
 from jitgen import cpu, disk, generator, loader
 from jitgen.cache import KERNELS, PLANS
+from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
@@ -29,7 +30,7 @@ loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictiona
 on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
-class Bound(functools.partial):  # type: ignore[type-arg]
+class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
     """A kernel bound to its arrays: call it without arguments.
 
     `args_struct` is the argument struct (cffi); the arrays stay alive with this object.
@@ -38,17 +39,21 @@ class Bound(functools.partial):  # type: ignore[type-arg]
     args_struct: Any
     keep: Any
 
+    __reduce_ex__ = uncopied("copy the kernel and its arrays, and bind them")
 
-class Kernel:
+
+class Kernel(Frozen):
     """Machine code for one `KernelSpec` on one target.
 
     Build with `jitgen.brgemm`. Generating works for any target on any host; `address`, `bind` and
-    a call need a host that can run it, and raise RuntimeError with the reason otherwise.
+    a call need a host that can run it, and raise RuntimeError with the reason otherwise. A kernel
+    never changes, so its copy is itself; it pickles as the request that it was made for.
     """
 
     def __init__(
         self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
         roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
+        assembler: str = "jitgen",
     ) -> None:  # fmt: skip
         self.spec = spec
         self.target = target
@@ -58,6 +63,7 @@ class Kernel:
         self._plan = plan
         self._roles = roles
         self._overrides = overrides
+        self._assembler = assembler
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
 
@@ -132,8 +138,7 @@ class Kernel:
             function = loader.ffi.cast(kind, self.address)
             self._function = functools.partial(_checked, function) if refuses else function
         bound = Bound(self._function, loader.ffi.cast(loader.ADDRESS, arguments.struct))
-        bound.args_struct = arguments.struct
-        bound.keep = (arguments, self)
+        vars(bound).update(args_struct=arguments.struct, keep=(arguments, self))
         return bound
 
     def __call__(self, a: Any, b: Any, c: Any, **extra: Any) -> Any:
@@ -150,6 +155,18 @@ class Kernel:
         from jitgen.inspect.formats import render
 
         return render(self, format, syntax)
+
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not self._assembler:
+            raise TypeError("the code of this kernel was not generated from its spec: no pickle")
+        # never the code: whoever can write a pickle could bring in any
+        return _request, (self.spec, self.target, self._overrides, self._assembler)
 
     def __repr__(self) -> str:
         s = self.spec
@@ -184,7 +201,7 @@ def generate(
             f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
             "choose a smaller k_unroll, or apply fewer functions to C"
         )
-    return Kernel(spec, target, plan, code, roles)
+    return Kernel(spec, target, plan, code, roles, overrides)
 
 
 def _load_or_generate(
@@ -295,4 +312,20 @@ def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
     from jitgen.peachpy import assemble
 
     code = assemble(kernel.program, kernel.target)
-    return Kernel(kernel.spec, kernel.target, kernel.plan, code, kernel.roles)
+    return Kernel(
+        kernel.spec, kernel.target, kernel.plan, code, kernel.roles, kernel._overrides, assembler
+    )
+
+
+def _request(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...], assembler: str
+) -> Kernel:
+    """The kernel of a pickle, through the same checks and cache as any other."""
+    strides = (spec.stride_a, spec.stride_b) if spec.batch == "stride" else (None, None)
+    return brgemm(
+        spec.m, spec.n, spec.k, spec.dtype, lda=spec.lda, ldb=None if spec.panel else spec.ldb,
+        ldc=spec.ldc, ldr=spec.ldr, batch=spec.batch, stride_a=strides[0], stride_b=strides[1],
+        alpha=spec.alpha, beta=spec.beta, trans_a=spec.trans_a, trans_b=spec.trans_b,
+        packed_b=spec.panel or False, epilogue=spec.epilogue, target=target,
+        plan=dict(overrides) or None, assembler=assembler,
+    )  # fmt: skip

@@ -25,6 +25,8 @@ from typing import Any
 
 import cffi
 
+from jitgen.frozen import uncopied
+
 ffi = cffi.FFI()
 ffi.cdef(
     """
@@ -99,7 +101,11 @@ class Code:
         self.room = slot[1]
 
     def __del__(self) -> None:
-        self._owner.release(self._slot)
+        owner = getattr(self, "_owner", None)  # none where __init__ did not come so far
+        if owner is not None:
+            owner.release(self._slot)
+
+    __reduce_ex__ = uncopied("copy the kernel")
 
 
 class Arena:

@@ -234,7 +234,7 @@ def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
 
 
 def _stand_in(kernel: Kernel, program: Program) -> Kernel:
-    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {})
+    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {}, assembler="")
 
 
 def interleave(

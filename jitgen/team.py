@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitgen import cpu, crew, loader, replay, threads
+from jitgen.frozen import uncopied
 from jitgen.loader import ffi, number
 from jitgen.target import Target
 
@@ -118,6 +119,8 @@ class Team:
                 f"a thread's SVE vectors have another length than {self._target.name} says; the "
                 "result is not valid"
             )
+
+    __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _parallel(self, context: _Context) -> int:
         library, size = threads.usable_openmp(), len(self._streams)

@@ -13,6 +13,7 @@ from jitgen.loader import ffi
 from jitgen.operands import NUMPY
 
 ALIGN = 64
+DTYPES = {kind: name for name, kind in NUMPY.items()}
 #: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
 buffer_of = ffi.from_buffer
 
@@ -61,6 +62,16 @@ def _check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
         raise ValueError(f"{name} has shape {array.shape}; it must be {shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} has strides {array.strides}; it must be C-contiguous")
+
+
+def realigned(array: np.ndarray) -> np.ndarray:
+    """The array if it begins at a cache line, else a copy that does: one out of a pickle does not,
+    and kernels would read across lines."""
+    if array.__array_interface__["data"][0] % ALIGN == 0:
+        return array
+    copy = aligned(array.shape, DTYPES[array.dtype])
+    copy[...] = array
+    return copy
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -14,6 +14,13 @@ from primitives.arguments import positive
 from primitives.convolution import Convolution
 
 
+class _Signals(Convolution):
+    """A convolution of images of height 1 that arrays do not show."""
+
+    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return size[1:]
+
+
 def convolution_1d(
     batch: int, in_channels: int, length: int, out_channels: int, kernel: int, *, stride: int = 1,
     padding: Any = 0, dilation: int = 1, **options: Any,
@@ -26,18 +33,14 @@ def convolution_1d(
     (algorithm "winograd" is not possible). Raises TypeError or ValueError that names
     argument, value and rule (where no window fits, length is called width).
 
+    >>> import numpy as np
     >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)
     >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
     [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
     """
     positive(length=length, kernel=kernel, stride=stride, dilation=dilation)
-    layer = Convolution(
+    return _Signals(
         batch, in_channels, 1, length, out_channels, (1, kernel), stride=(1, stride),
         padding=padding if isinstance(padding, str) else (0, padding), dilation=(1, dilation),
         **options,
     )  # fmt: skip
-    rows = 1 if layer.conv.nhwc else 2
-    layer.x_shape = layer.x_shape[:rows] + layer.x_shape[rows + 1 :]
-    layer.y_shape = layer.y_shape[:rows] + layer.y_shape[rows + 1 :]
-    layer.w_shape = layer.w_shape[:2] + layer.w_shape[3:]
-    return layer

@@ -9,6 +9,7 @@ Not here: gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from jitgen import cpu
 from jitgen.elementwise import adam_scalars
+from jitgen.frozen import Frozen
 from jitgen.operands import NUMPY
 from jitgen.threads import check_threads
-from primitives.arrays import aligned, buffer_of, check
+from primitives.arrays import aligned, buffer_of, check, check_output, realigned
 from primitives.elementwise import elementwise
 
 
-class _Optimizer:
+class _Optimizer(Frozen):
     """Parameters (arrays of one dtype, changed in place) and their state."""
 
     op: str
@@ -37,21 +39,34 @@ class _Optimizer:
         if first not in kinds:
             raise TypeError(f"parameters[0] has dtype {first}; float32 or float64 are known")
         self.dtype = kinds[first]
-        self.parameters = list(parameters)
+        self.parameters = tuple(parameters)
         self.threads = check_threads(threads)
-        self._target = cpu.host()
+        self._shapes = [getattr(p, "shape", ()) for p in parameters]
         self._scalars = np.zeros(8, first)
         self._state = []
-        self._fixed = []
         for i, p in enumerate(self.parameters):
-            check(f"parameters[{i}]", p, getattr(p, "shape", ()), self.dtype)
-            if not p.flags.writeable:
-                raise ValueError(f"parameters[{i}] is read-only; it is written")
+            check_output(f"parameters[{i}]", p, self._shapes[i], self.dtype, {})
             state = [aligned(p.shape, self.dtype) for _ in self.words[2:]]
             for array in state:
                 array.fill(0)
             self._state.append(state)
-            self._fixed.append((buffer_of(p), [buffer_of(s) for s in state]))
+
+    def __repr__(self) -> str:
+        numbers = "".join(f", {name}={getattr(self, name)}" for name in sorted(self._settable))
+        return (
+            f"<primitives.{type(self).__name__} of {len(self.parameters)} parameters, "
+            f"{self.dtype}{numbers}>"
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _state=[list(map(realigned, s)) for s in state["_state"]])
+
+    def __copy__(self) -> _Optimizer:
+        # of the same parameters, but what it sums up is its own
+        copy = type(self).__new__(type(self))
+        own = [[array.copy() for array in arrays] for arrays in self._state]
+        copy.__setstate__(self.__getstate__() | {"_state": own, "_scalars": self._scalars.copy()})
+        return copy
 
     def _update(self, gradients: Sequence[np.ndarray], scalars: Sequence[float]) -> None:
         if len(gradients) != len(self.parameters):
@@ -60,23 +75,28 @@ class _Optimizer:
                 "parameters"
             )
         # all are checked before any parameter changes
-        checked = [
-            check(f"gradients[{i}]", g, p.shape, self.dtype)
-            for i, (g, p) in enumerate(zip(gradients, self.parameters, strict=True))
-        ]
+        buffers = []
+        for i, (p, g, shape) in enumerate(
+            zip(self.parameters, gradients, self._shapes, strict=True)
+        ):
+            gradient = check(f"gradients[{i}]", g, shape, self.dtype)
+            # at each step: whoever else has the array may have changed its shape in place
+            parameter = check_output(f"parameters[{i}]", p, shape, self.dtype, {})
+            buffers.append((parameter, gradient))
         self._scalars[: len(scalars)] = scalars
-        numbers = buffer_of(self._scalars)
-        for p, g, (w, state) in zip(self.parameters, checked, self._fixed, strict=True):
+        numbers, target = buffer_of(self._scalars), cpu.host()
+        for shape, both, state in zip(self._shapes, buffers, self._state, strict=True):
             team: Any = elementwise(
-                self.op, p.size, self.words, "bias", self.dtype, self.threads, self._target
+                self.op, math.prod(shape), self.words, "bias", self.dtype, self.threads, target
             )
-            team((w, g, *state, numbers))
+            team((*both, *map(buffer_of, state), numbers))
 
 
 class Sgd(_Optimizer):
     """Stochastic gradient descent with momentum (torch.optim.SGD)."""
 
     op, words = "sgd", ("c", "a", "b")
+    _settable = frozenset({"lr", "momentum", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float, momentum: float = 0.0,
@@ -96,6 +116,7 @@ class Adam(_Optimizer):
     """Adam (torch.optim.Adam)."""
 
     op, words = "adam", ("c", "a", "b", "residual")
+    _settable = frozenset({"lr", "betas", "eps", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float = 1e-3,
@@ -107,10 +128,15 @@ class Adam(_Optimizer):
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
-        self.steps = 0
+        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made."""
+        return self._steps
 
     def step(self, gradients: Sequence[np.ndarray]) -> None:
         """Update every parameter with its gradient, in place."""
-        t = self.steps + 1
+        t = self._steps + 1
         self._update(gradients, adam_scalars(t, self.lr, self.betas, self.eps, self.weight_decay))
-        self.steps = t
+        self._steps = t

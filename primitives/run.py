@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.frozen import uncopied
 from jitgen.scratch import POOL, Block
 from jitgen.spec import DTYPES
 from jitgen.target import Target
@@ -67,6 +68,8 @@ class Run:
             block.views = [buffer_of(memory[place]) for place in self._places]
         self._team((*buffers, *block.views, *self._tables))
         POOL.give(self._blocks, block)
+
+    __reduce_ex__ = uncopied("copy the layer")
 
     def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
         """The shortest time of a call on arrays of zeros, of so many elements, of those of `least`

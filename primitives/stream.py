@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from jitgen.frozen import Frozen, uncopied
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
@@ -85,7 +86,7 @@ class Calls:
         return sum(a.nbytes for a in (*arrays, self.kind, self.offsets)) + beside
 
 
-class Stream:
+class Stream(Frozen):
     """The calls of all parts, and what a driver needs to replay them.
 
     `tensors` names the base addresses in the order in which `team` takes them.
@@ -94,9 +95,14 @@ class Stream:
     def __init__(self, parts: Sequence[Part], tensors: Sequence[str], threads: int = 1) -> None:
         self.tensors = tuple(tensors)
         self.threads = threads
-        self.calls: list[Call] = []
-        self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
-        self.slices = [self._slice(t) for t in range(threads)]
+        self._found: list[Call] = []
+        self.parts = tuple(
+            self._part(part, iterate(part.order, part.loops, threads)) for part in parts
+        )
+        self.calls = tuple(self._found)
+        self.slices = tuple(self._slice(t) for t in range(threads))
+        for words in self.slices:
+            words.flags.writeable = False  # the driver adds them to addresses
 
     @property
     def nbytes(self) -> int:
@@ -107,6 +113,8 @@ class Stream:
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
         return Team(self.calls, self.slices, len(self.tensors), target)
+
+    __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
 
     def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
@@ -161,9 +169,9 @@ class Stream:
             sized = dict(zip(names, sizes, strict=True))
             code, fixed = part.code(sized, bool(is_first), bool(is_last))
             call = Call(code, words, tuple(fixed.items()))
-            if call not in self.calls:
-                self.calls.append(call)
-            kinds.append(FIRST_KIND + self.calls.index(call))
+            if call not in self._found:
+                self._found.append(call)
+            kinds.append(FIRST_KIND + self._found.index(call))
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
             offsets[:, w] += ref.start + nest.thread * ref.per_thread
