@@ -12,7 +12,6 @@ import needs
 import pytest
 
 import jitgen
-from jitgen.analysis.host import find_host
 from tools import bench_analysis, check
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +47,6 @@ def test_bench_refuses_a_bad_shape() -> None:
 
 
 def test_bench_compares_predictions_with_measurements(tmp_path: Path) -> None:
-    try:
-        find_host()
-    except RuntimeError as error:
-        needs.need(str(error), installable=False)
     needs.need(jitgen.targets()["avx512"] or None, installable=False)
     file = tmp_path / "analysis.json"
     done = _run(
