@@ -69,6 +69,20 @@ def test_the_list_of_the_comparison_is_the_published_one() -> None:
     }
 
 
+def test_the_tree_holds_nothing_that_a_run_leaves() -> None:
+    """What git ignores is not in it either."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        needs.need("this is no checkout of git", installable=False)
+    asked = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout
+    ignored = subprocess.run(
+        ["git", "check-ignore", ".coverage", ".coverage.host.1", "htmlcov/index.html"], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(ignored.stdout.split()) == 3
+
+
 def test_house_rules_hold_and_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.house_rules() == []
     for room in ("isa", "jitgen"):
