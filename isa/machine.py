@@ -39,8 +39,9 @@ class Machine(ABC):
     result: int
     #: those of `gprs` that a call keeps
     kept: tuple[int, ...]
-    #: number of vector registers
+    #: number of vector registers, and what stands before a number in the name of a whole one
     vectors: int
+    register: str
     #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
     fused_broadcast: bool = False
     fused_load: bool = False
