@@ -17,13 +17,35 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 V = TypeVar("V")
 MIB = 1 << 20
 #: What an entry takes beside its value, in bytes, about
 ENTRY_BYTES = 500
+
+
+class lazy(Generic[V]):
+    """A property that is computed when it is first asked for, and kept in the object.
+
+    functools.cached_property takes a lock before Python 3.12, which a child that is forked by
+    another thread would wait for forever.
+    """
+
+    def __init__(self, compute: Callable[[Any], V]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> V:
+        if instance is None:
+            return self  # type: ignore[return-value]  # the class's own attribute, for pydoc
+        # not a data descriptor: from now on the object's own entry is found first
+        value = instance.__dict__[self._name] = self._compute(instance)
+        return value
 
 
 class Cache:
@@ -70,6 +92,9 @@ class Cache:
         size = ENTRY_BYTES + own
         self._values[key] = value, size
         self.bytes += size
+        if self.bytes > self.most_bytes:
+            # anew: an exception at the wrong moment, or a fork, may have spoilt the sum
+            self.bytes = sum(each for _, each in self._values.values())
         # the newest one stays, whatever its size: whoever asked for it has it anyway
         while len(self._values) > 1 and (
             len(self._values) > self.entries or self.bytes > self.most_bytes

@@ -16,10 +16,11 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from jitgen.cache import lazy
 
 MIB = 1 << 20
 #: Idle memory, in MiB, unless JITGEN_SCRATCH_MIB says otherwise
@@ -62,7 +63,7 @@ class Pool:
         self._idle: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.RLock()
 
-    @cached_property
+    @lazy
     def most_bytes(self) -> int:
         """The bound, read at the first use. Raises ValueError."""
         text = os.environ.get("JITGEN_SCRATCH_MIB", "").strip()

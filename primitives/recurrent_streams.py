@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from jitgen.cache import STREAMS
+from jitgen.cache import STREAMS, lazy
 from jitgen.cells import emit_cell
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
@@ -67,7 +66,7 @@ class Layer:
         """Bytes of an element."""
         return DTYPES[self.dtype].element
 
-    @cached_property
+    @lazy
     def width(self) -> int:
         """Units of a panel of gates."""
         return self.target.machine(self.dtype, ANY_WIDTH).lanes * VECTORS[self.kind]

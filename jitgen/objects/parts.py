@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from isa import a64, x86
 from isa.form import Form
 from isa.program import Line
+from jitgen.cache import lazy
 from jitgen.objects.archive import Member, archive
 from jitgen.objects.elf import (
     CODE,
@@ -89,7 +89,7 @@ class Library:
     kernels: Sequence[Exported]
     generator: str
 
-    @cached_property
+    @lazy
     def functions(self) -> list[Code]:
         """The kernels, then the function that returns the table."""
         found = table_function(self.name, self.kernels[0].kernel.target)
