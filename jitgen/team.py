@@ -96,6 +96,7 @@ class Team:
         self._replay = ffi.cast(loader.FUNCTION, self._code.address)
         self._streams = [int(s.__array_interface__["data"][0]) for s in self._slices]
         self._target = target
+        self._enter = _functions(target) if len(slices) > 1 else None
         #: contexts that no call is using: a call takes one, so that calls may overlap
         self._free: list[_Context] = []
 
@@ -126,17 +127,17 @@ class Team:
     __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _parallel(self, context: _Context) -> int:
-        library, size = threads.usable_openmp(), len(self._streams)
-        functions = _functions(self._target)
+        library, size, enter = threads.usable_openmp(), len(self._streams), self._enter
+        assert enter is not None
         done = False
         if library is not None:
             context.use_openmp(library)
-            library.GOMP_parallel(functions.member, context.address, size, 0)
+            library.GOMP_parallel(enter.member, context.address, size, 0)
             # it may give fewer threads than asked for: a limit, a nested region
             done = not context.words[crew.MISMATCH // 8]
         if not done:
-            context.use_crew(functions.helper)
-            functions.crew(context.address)
+            context.use_crew(enter.helper)
+            enter.crew(context.address)
             refused = context.words[crew.REFUSED // 8]
             if refused:
                 raise OSError(refused, f"threads={size}: the system refuses a thread "
