@@ -29,10 +29,14 @@ class _Context:
         self.jobs = ffi.new("uint64_t[]", _JOB_WORDS * len(streams))
         self.team = ffi.new("uint64_t[]", 8)
         self.barrier: threads.Barrier | None = None
-        for i, stream in enumerate(streams):
-            self.jobs[_JOB_WORDS * i] = stream
+        self.use_streams(streams)
+        for i in range(len(streams)):
             self.jobs[_JOB_WORDS * i + 1] = _number(self.bases)
         self.address = ffi.cast("void *", self.team)
+
+    def use_streams(self, streams: Sequence[int]) -> None:
+        for i, stream in enumerate(streams):
+            self.jobs[_JOB_WORDS * i] = stream
 
     def use_barrier(self, function: int, argument: int) -> None:
         for at in range(0, len(self.jobs), _JOB_WORDS):
@@ -58,13 +62,16 @@ class Team:
         self._count = bases
         self._code = loader.load(replay.emit_replay(calls, target))
         self._replay = ffi.cast("int64_t (*)(void *)", self._code.address)
-        self._streams = [int(s.__array_interface__["data"][0]) for s in self._slices]
+        self._streams = [_address(s) for s in self._slices]
         self._target = target
         #: contexts that no call is using: a call takes one, so that calls may overlap
         self._free: list[_Context] = []
 
-    def __call__(self, bases: Sequence[Any]) -> None:
-        """Replay all slices on the base addresses (cffi pointers); returns when all are done.
+    def __call__(
+        self, bases: Sequence[Any], slices: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """Replay all slices, or these in their place (contiguous, of 32-bit words), on the base
+        addresses (cffi pointers); returns when all are done.
 
         Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length).
         """
@@ -73,7 +80,11 @@ class Team:
         except IndexError:
             context = self._new_context()
         context.bases[0 : self._count] = bases
+        if slices is not None:
+            context.use_streams([_address(s) for s in slices])
         status = self._replay(context.jobs) if len(self._streams) == 1 else self._parallel(context)
+        if slices is not None:
+            context.use_streams(self._streams)
         self._free.append(context)
         if status:
             raise RuntimeError(
@@ -114,6 +125,10 @@ class Team:
     def _run_one(self, context: _Context, thread: int) -> None:
         at = _JOB_WORDS * thread
         context.jobs[at + replay.STATUS // 8] = self._replay(context.jobs + at)
+
+
+def _address(words: np.ndarray) -> int:
+    return int(words.__array_interface__["data"][0])
 
 
 def _number(pointer: Any) -> int:

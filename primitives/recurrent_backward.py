@@ -8,11 +8,15 @@ steps at once, behind the last. Not here: the forward pass (`primitives.recurren
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from jitgen.elementwise import emit_column_sums, emit_map
-from jitgen.kernel import panel_width
+from jitgen.kernel import brgemm, panel_width
+from jitgen.pack import emit_packer
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
 from primitives.recurrent_streams import Layer, Span, Way, step_cell, step_product
@@ -22,12 +26,16 @@ from primitives.stream import Part, Ref
 #: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
 #: panel of weights stays in L2 for all rows
 MOST_ROWS, DEPTH = 128, 1024
+#: The same rows where sequences have lengths: a block ends with its longest sequence
+ROWS_BY_LENGTH = 24
+#: There, rows of a block of a weight's gradient: it stays in L1 while pieces are added to it
+ROWS_OF_WEIGHTS = 48
 #: Tensors of the caller: of the forward pass, then gradients; r_n, dr_n are the rows of r and dr
 #: that belong to the last gate. dh and dc hold gradients of the last states and become those of
 #: the first ones.
 TENSORS = (
     "x", "w", "r", "r_n", "h0", "y", "c0", "c", "p", "mask", "gates", "recurrent", "reset",
-    "dy", "dh", "dc", "dgates", "dx", "dw", "dr", "dr_n", "db", "db_r",
+    "dy", "dh", "dc", "dgates", "dgates_r", "dx", "dw", "dr", "dr_n", "db", "db_r",
 )  # fmt: skip
 
 
@@ -52,8 +60,11 @@ class _Backward:
         #: gradient of the recurrent part of the gates
         self.recurrent = "dgates_r" if layer.kind == "gru" else "dgates"
         width = panel_width(layer.batch, layer.hidden, self.depth, layer.dtype, layer.target)
-        #: units of a call
+        #: units of a call, and its rows at most
         self.width = -(-width // layer.width) * layer.width
+        self.most = ROWS_BY_LENGTH if way.masked else MOST_ROWS
+        #: rows of all steps in a piece of a sum over them
+        self.piece = (layer.piece if way.masked else layer.steps) * layer.batch
 
     def new(self, tensor: str, elements: int) -> str:
         """A tensor of scratch."""
@@ -62,8 +73,6 @@ class _Backward:
 
     def parts(self) -> list[Part]:
         layer, way, t = self.layer, self.way, self.layer.steps
-        if self.recurrent == "dgates_r":
-            self.new("dgates_r", t * layer.batch * self.rows)
         parts = [self._pack("r", "r_panels", self.depth)]
         if self.two_parts:
             parts.append(self._pack("r_n", "n_panels", layer.hidden))
@@ -77,7 +86,8 @@ class _Backward:
             parts += self._steps(span, done == 0, done + count == t)
             done += count
         oldest = Span(layer, newest + sign * (t - 1), sign, 1, sign)
-        return [*parts, self._product(oldest, 0), *self._sums(oldest)]
+        last = replace(self._product(oldest, 0), when=oldest.flag(way))
+        return [*parts, last, *self._sums(oldest)]
 
     def _pack(self, source: str, to: str, depth: int) -> Part:
         layer = self.layer
@@ -97,7 +107,7 @@ class _Backward:
         }
         return step_product(
             span, "gradient of the states", words, self.depth, self.rows, self.width, h,
-            self.width, beta=1.0, most=MOST_ROWS, depth=DEPTH,
+            self.width, beta=1.0, most=self.most, depth=DEPTH,
         )  # fmt: skip
 
     def _steps(self, span: Span, newest: bool, oldest: bool) -> list[Part]:
@@ -141,7 +151,10 @@ class _Backward:
         before = () if newest else (self._product(span, -1),)
         panels = {"lstm": "a", "gru": "ab", "gru_before": "a", "rnn": ""}[layer.kind]
         panel = dict.fromkeys(panels, gates * layer.width)
-        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": MOST_ROWS}
+        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": self.most}
+        # in reverse, a step's product is of what the step before it in time left: made as long as
+        # that one was, so also behind a block's last step, where its cells do nothing
+        how["when"] = span.flag(way, -1 if way.reverse and not newest else 0)
         if not self.two_parts:
             return [step_cell(span, way, f"{layer.kind}_backward", words, ld, before, **how)]
         part = step_cell(span, way, "gru_before_backward_output", words, ld, before, **how)
@@ -151,7 +164,7 @@ class _Backward:
             span, "gradient of the reset states",
             {"a": span.ref("dgates", n * self.rows, start=2 * h, n=self.rows),
              "b": Ref("n_panels", {"u": h}, e), "c": Ref("dreset", block, e)},
-            h, self.rows, self.width, h, self.width, beta=0.0, most=MOST_ROWS,
+            h, self.rows, self.width, h, self.width, beta=0.0, most=self.most,
         )  # fmt: skip
         return [
             part, step_cell(span, way, "gru_before_backward_reset", words, ld, (again,), **how)
@@ -169,10 +182,8 @@ class _Backward:
                          oldest.back)  # fmt: skip
             state = later.ref("y", n * ldy, 1, way.column, n=ldy)
             parts.append(self._copy(later, state, ldy, "h_before"))
-        products = [
-            (cells, layer.inputs, rows, "rows", "dgates", "w", "dx"),
-            (rows, layer.inputs, cells, "columns", "dgates", "x", "dw"),
-            (rows, h, cells, "columns", self.recurrent, "h_before", "dr"),
+        weights = [
+            (rows, layer.inputs, "dgates", "x", "dw"), (rows, h, self.recurrent, "h_before", "dr")
         ]
         if self.two_parts:
             # the last gate saw other states
@@ -180,19 +191,74 @@ class _Backward:
             steps = Span(layer, 0, 1, layer.steps, -1)
             gate = steps.ref("dgates", n * rows, start=2 * h, n=rows)
             parts.append(self._copy(steps, gate, rows, "last_gate"))
-            products.append((h, h, cells, "columns", "last_gate", "reset", "dr_n"))
-        for m, columns, k, how, a, b, c in products:
-            product = Product(
-                m, columns, k, layer.dtype, layer.target, layer.used,
-                panel_width(m, columns, k, layer.dtype, layer.target), a=how, b="rows",
-            )  # fmt: skip
-            more, scratch = product_parts(product, a, b, c, "panels")
-            self.new("panels", scratch)
-            parts += more
+            weights.append((h, h, "last_gate", "reset", "dr_n"))
+        parts += self._gradient_of_x()
+        for m, columns, a, b, c in weights:
+            parts += self._gradient_of_weights(m, columns, a, b, c)
         parts.append(self._bias("dgates", "db"))
         if self.recurrent != "dgates":
             parts.append(self._bias(self.recurrent, "db_r"))
         return parts
+
+    def _made(self, product: Product, a: str, b: str, c: str) -> list[Part]:
+        """A product and the packing before it."""
+        parts, scratch = product_parts(product, a, b, c, "panels")
+        self.new("panels", scratch)
+        return parts
+
+    def _gradient_of_x(self) -> list[Part]:
+        layer = self.layer
+        cells, columns, k = layer.steps * layer.batch, layer.inputs, self.rows
+        width = panel_width(cells, columns, k, layer.dtype, layer.target)
+        product = Product(
+            cells, columns, k, layer.dtype, layer.target, layer.used, width, b="rows"
+        )  # fmt: skip
+        if not self.way.masked:
+            return self._made(product, "dgates", "w", "dx")
+        blocks = (self.piece, columns if product.fits else width)
+        *packing, part = self._made(replace(product, blocks=blocks), "dgates", "w", "dx")
+        if "M" in part.order:
+            # threads take turns: few of the rows may be in use
+            loops = {**part.loops, "m": Loop(cells, (layer.used * self.piece, self.piece))}
+            part = replace(part, order="m" + part.order, loops=loops)
+        return [*packing, replace(part, when=Ref("flags", {"m": 1}))]
+
+    def _gradient_of_weights(self, m: int, columns: int, a: str, b: str, c: str) -> list[Part]:
+        """The product of a transposed (rows of all steps x m) and b."""
+        layer, e = self.layer, self.layer.element
+        cells = layer.steps * layer.batch
+        width = panel_width(m, columns, cells, layer.dtype, layer.target)
+        product = Product(
+            m, columns, cells, layer.dtype, layer.target, layer.used, width, a="columns", b="rows"
+        )  # fmt: skip
+        if not self.way.masked:
+            return self._made(product, a, b, c)
+        when, n = Ref("flags", {"k": 1}), Loop(columns, (width,))
+
+        def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            shape = (size["k"], size["n"], columns, 0, width, layer.dtype, False, layer.target)
+            return emit_packer(*shape), {"count": 1}
+
+        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            kernel = brgemm(
+                size["m"], size["n"], size["k"], layer.dtype, lda=m, ldc=columns, trans_a=True,
+                packed_b=width, beta=0.0 if first else 1.0, target=layer.target, plan=product.plan,
+            )  # fmt: skip
+            return kernel.code, {"count": 1}
+
+        self.new("panels", product.packed_elements)
+        panels = Ref("panels", {"n": cells, "k": width}, e)
+        packing = Part(
+            "pack pieces of panels", "kKN",
+            {"k": Loop(cells, (layer.used * self.piece, self.piece)), "n": n}, pack,
+            {"a": Ref(b, {"n": 1, "k": columns}, e), "c": panels}, when=when,
+        )  # fmt: skip
+        to = Ref(c, {"m": columns, "n": 1}, e)
+        words = {"a": Ref(a, {"m": 1, "k": m}, e), "b": panels, "c": to}
+        rows = -(-m // -(-m // ROWS_OF_WEIGHTS))
+        loops = {"m": Loop(m, (rows,)), "n": n, "k": Loop(cells, (self.piece,))}
+        order = "MNk" if m > columns else "NMk"
+        return [packing, Part("multiply pieces", order, loops, code, words, "k", when=when)]
 
     def _copy(self, span: Span, source: Ref, lda: int, to: str) -> Part:
         """Rows of `hidden` elements, step by step."""
@@ -204,16 +270,25 @@ class _Backward:
             leading = {"a": lda, "c": h}
             return emit_map("copy", size["n"], h, layer.dtype, layer.target, ld=leading), {}
 
-        return Part(f"{source.tensor} to {to}", "TN", loops, code, words)
+        # made with the piece of sums that the step is in
+        step = span.first + span.sign * np.arange(span.count)
+        piece = step // layer.piece * layer.piece * layer.batch
+        when = Ref("flags", {}, table={"t": piece}) if self.way.masked else None
+        return Part(f"{source.tensor} to {to}", "TN", loops, code, words, when=when)
 
     def _bias(self, gradient: str, to: str) -> Part:
         layer, e = self.layer, self.layer.element
         cells = layer.steps * layer.batch
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-            made = emit_column_sums(cells, size["k"], layer.dtype, layer.target, lda=self.rows)
+            made = emit_column_sums(
+                size["m"], size["k"], layer.dtype, layer.target, lda=self.rows,
+                accumulate=not first,
+            )  # fmt: skip
             return made, {}
 
-        piece = -(-self.rows // layer.used // 64) * 64
-        words = {"a": Ref(gradient, {"k": 1}, e), "c": Ref(to, {"k": 1}, e)}
-        return Part("bias gradient", "K", {"k": Loop(self.rows, (piece,))}, code, words)
+        columns = -(-self.rows // layer.used // 64) * 64
+        loops = {"k": Loop(self.rows, (columns,)), "m": Loop(cells, (self.piece,))}
+        words = {"a": Ref(gradient, {"k": 1, "m": self.rows}, e), "c": Ref(to, {"k": 1}, e)}
+        when = Ref("flags", {"m": 1}) if self.way.masked else None
+        return Part("bias gradient", "Km", loops, code, words, "m", when=when)

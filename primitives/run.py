@@ -38,15 +38,17 @@ class Run:
         self._team: Team | None = None
         self._free: list[tuple[Any, ...]] = []
 
-    def __call__(self, buffers: tuple[Any, ...]) -> None:
-        """`buffers` of the caller's tensors, in their order (cffi pointers)."""
+    def __call__(self, buffers: tuple[Any, ...], flags: np.ndarray | None = None) -> None:
+        """`buffers` of the caller's tensors, in their order (cffi pointers); `flags` of the calls
+        that are made (`Stream.chosen`), all of them without."""
         if self._team is None:
             self._team = self.stream.team(self._target)
         try:
             scratch = self._free.pop()
         except IndexError:
             scratch = tuple(self._zeros(size) for size in self.scratch.values())
-        self._team((*buffers, *scratch, *self._tables))
+        slices = None if flags is None else self.stream.chosen(flags)
+        self._team((*buffers, *scratch, *self._tables), slices)
         self._free.append(scratch)
 
     def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:

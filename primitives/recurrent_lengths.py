@@ -1,0 +1,147 @@
+"""Sequences of different lengths: which calls of a recurrent layer's streams are made, and the
+arrays as these take them.
+
+Inside, the longest sequence comes first: the rows that are in use at a step are its first ones, and
+a block of rows ends with its first row. A call is made if the first of its rows is in use (one
+always is, so that all results are written). Not here: the streams (`primitives.recurrent_streams`),
+where `Way.masked` makes blocks small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jitgen.operands import NUMPY
+from primitives.recurrent_streams import Layer
+
+
+class Whole:
+    """Sequences that have all steps: every array is as the caller has it. See `Lengths`."""
+
+    steps: int | None = None
+    flags: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        """A caller's array (..., batch, features), the longest sequence first."""
+        return array
+
+    def back(self, array: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        """Results (..., batch, hidden) as the caller has them; of an empty sequence what was given
+        for it (None: zeros)."""
+        return array
+
+    def new(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array for results of all steps; those that no call writes are 0."""
+        return np.empty(shape, dtype)
+
+    def clear(self, array: np.ndarray) -> None:
+        """0 behind each sequence of an array (steps, batch, features), the longest first."""
+
+    def cleared(self, array: np.ndarray) -> np.ndarray:
+        """A caller's steps as `rows`, 0 behind each sequence."""
+        return array
+
+    def first(self, array: np.ndarray, training: bool) -> np.ndarray:
+        """A caller's first states as `rows`; `training`: a copy, 0 for empty sequences."""
+        return array.copy() if training else array
+
+    def begin(self, states: np.ndarray, first: np.ndarray) -> None:
+        """Put the first states among those after each step, where a block of rows finds them that
+        begins later than the stream: in reverse, behind the longest sequence of the block."""
+
+    def last(self, states: np.ndarray, reverse: bool) -> np.ndarray:
+        """Each sequence's last states, of those after each step."""
+        end: np.ndarray = states[0 if reverse else -1]
+        return end
+
+    def result(self, array: np.ndarray, keep: bool) -> np.ndarray:
+        """Results of all steps as the caller has them, 0 behind each sequence; `keep`: the array
+        stays as it is."""
+        return array
+
+
+class Lengths(Whole):
+    """Sequences of these lengths. Raises ValueError that names what is wrong with them.
+
+    steps: how many steps of any array the streams see; flags: of the calls that are made
+    (`Stream.chosen`); mask: (steps, batch), 1 within a sequence and 0 behind it.
+    """
+
+    def __init__(self, layer: Layer, lengths: Any) -> None:
+        array = np.asarray(lengths)
+        if array.shape != (layer.batch,) or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"lengths has shape {array.shape} and dtype {array.dtype}; it must be "
+                f"({layer.batch},) integers"
+            )
+        if not 0 <= int(array.min()) <= int(array.max()) <= layer.steps:
+            raise ValueError(f"lengths={array.tolist()}: each must be 0 .. steps={layer.steps}")
+        array = array.astype(np.int64)
+        self._empty = array == 0
+        self._sorted = bool((array[:-1] >= array[1:]).all())
+        self._order = np.argsort(-array, kind="stable")
+        self._lengths = array[self._order]
+        longest = max(1, int(self._lengths[0]))
+        # sums take whole pieces; the gradient of a reverse pass ends a step behind the longest
+        whole = -(-longest // layer.piece) * layer.piece
+        self.steps = min(layer.steps, max(whole, longest + 1))
+        inside = np.arange(layer.steps)[:, None] < self._lengths
+        self.mask = inside[: self.steps].astype(NUMPY[layer.dtype])
+        self._behind = np.nonzero(~inside[: self.steps])
+        inside[0, 0] = True
+        self.flags = inside.reshape(-1)
+        # the steps of the block of each row
+        rows = layer.rows_by_length
+        block = np.append(longest, self._lengths[1:])[np.arange(layer.batch) // rows * rows]
+        self._late = np.flatnonzero(block < layer.steps)
+        self._before = block[self._late]
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        return array if self._sorted else np.take(array, self._order, axis=-2)
+
+    def back(self, array: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+        result = np.empty_like(array)
+        result[..., self._order, :] = array
+        result[..., self._empty, :] = 0 if given is None else given[..., self._empty, :]
+        return result
+
+    def new(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def clear(self, array: np.ndarray) -> None:
+        array[self._behind] = 0
+
+    def cleared(self, array: np.ndarray) -> np.ndarray:
+        array = self.rows(array[: self.steps])
+        if self._sorted and len(self._behind[0]):
+            array = array.copy()
+        self.clear(array)
+        return array
+
+    def first(self, array: np.ndarray, training: bool) -> np.ndarray:
+        array = self.rows(array)
+        if training:
+            array = np.where(self._lengths[:, None] > 0, array, array.dtype.type(0))
+        return array
+
+    def begin(self, states: np.ndarray, first: np.ndarray) -> None:
+        states[self._before, self._late] = first[self._late]
+
+    def last(self, states: np.ndarray, reverse: bool) -> np.ndarray:
+        step = 0 if reverse else np.maximum(self._lengths - 1, 0)
+        end: np.ndarray = states[step, np.arange(len(self._lengths))]
+        return end
+
+    def result(self, array: np.ndarray, keep: bool) -> np.ndarray:
+        if self._sorted and not keep:
+            self.clear(array)
+            return array
+        result = np.zeros(array.shape, array.dtype)  # memory of steps that stay 0 is not touched
+        steps, rows = self._behind
+        order = slice(None) if self._sorted else self._order
+        result[: self.steps, order] = array[: self.steps]
+        result[steps, self._order[rows]] = 0
+        return result
