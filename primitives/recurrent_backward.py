@@ -19,16 +19,21 @@ from jitgen.kernel import brgemm, panel_width
 from jitgen.pack import emit_packer
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
-from primitives.recurrent_streams import Layer, Span, Way, step_cell, step_product
+from primitives.recurrent_streams import (
+    ROWS_BY_LENGTH,
+    Layer,
+    Span,
+    Way,
+    step_cell,
+    step_product,
+)
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
 #: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
 #: panel of weights stays in L2 for all rows
 MOST_ROWS, DEPTH = 128, 1024
-#: The same rows where sequences have lengths: a block ends with its longest sequence
-ROWS_BY_LENGTH = 24
-#: There, rows of a block of a weight's gradient: it stays in L1 while pieces are added to it
+#: Where sequences have lengths, rows of a block of a weight's gradient: it stays in L1 while pieces are added to it
 ROWS_OF_WEIGHTS = 48
 #: Tensors of the caller: of the forward pass, then gradients; r_n, dr_n are the rows of r and dr
 #: that belong to the last gate. dh and dc hold gradients of the last states and become those of
@@ -207,58 +212,83 @@ class _Backward:
         return parts
 
     def _gradient_of_x(self) -> list[Part]:
-        layer = self.layer
-        cells, columns, k = layer.steps * layer.batch, layer.inputs, self.rows
+        layer, k, columns, e = self.layer, self.rows, self.layer.inputs, self.layer.element
+        cells, batch = layer.steps * layer.batch, layer.batch
         width = panel_width(cells, columns, k, layer.dtype, layer.target)
         product = Product(
             cells, columns, k, layer.dtype, layer.target, layer.used, width, b="rows"
         )  # fmt: skip
         if not self.way.masked:
             return self._made(product, "dgates", "w", "dx")
-        blocks = (self.piece, columns if product.fits else width)
-        *packing, part = self._made(replace(product, blocks=blocks), "dgates", "w", "dx")
-        if "M" in part.order:
-            # threads take turns: few of the rows may be in use
-            loops = {**part.loops, "m": Loop(cells, (layer.used * self.piece, self.piece))}
-            part = replace(part, order="m" + part.order, loops=loops)
-        return [*packing, replace(part, when=Ref("flags", {"m": 1}))]
+
+        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            kernel = brgemm(
+                size["t"] * size["r"], size["n"], k, layer.dtype, lda=k, ldc=columns,
+                packed_b=width, target=layer.target, plan=product.plan,
+            )  # fmt: skip
+            return kernel.code, {"count": 1}
+
+        words = {
+            "a": Ref("dgates", {"t": batch * k, "r": k}, e), "b": Ref("panels", {"n": k}, e),
+            "c": Ref("dx", {"t": batch * columns, "r": columns, "n": 1}, e),
+        }  # fmt: skip
+        # threads take turns: few of the steps may be in use
+        piece, rows = layer.piece, layer.block(self.most)
+        steps = (layer.used * piece, piece, 1 if rows < batch else piece)
+        loops = {
+            "t": Loop(layer.steps, steps), "r": Loop(batch, (rows,)), "n": Loop(columns, (width,))
+        }  # fmt: skip
+        packing = pack_part(product, "w", self.new("panels", product.packed_elements))
+        when = Ref("flags", {"t": batch, "r": 1})
+        return [packing, Part("multiply blocks", "tTNtr", loops, code, words, when=when)]
 
     def _gradient_of_weights(self, m: int, columns: int, a: str, b: str, c: str) -> list[Part]:
         """The product of a transposed (rows of all steps x m) and b."""
         layer, e = self.layer, self.layer.element
-        cells = layer.steps * layer.batch
+        cells, batch = layer.steps * layer.batch, layer.batch
         width = panel_width(m, columns, cells, layer.dtype, layer.target)
         product = Product(
             m, columns, cells, layer.dtype, layer.target, layer.used, width, a="columns", b="rows"
         )  # fmt: skip
         if not self.way.masked:
             return self._made(product, a, b, c)
-        when, n = Ref("flags", {"k": 1}), Loop(columns, (width,))
 
         def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-            shape = (size["k"], size["n"], columns, 0, width, layer.dtype, False, layer.target)
+            rows = size["t"] * batch
+            shape = (rows, size["n"], columns, 0, width, layer.dtype, False, layer.target)
             return emit_packer(*shape), {"count": 1}
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            # a block of rows of each step, or all rows of all of them
+            k, count = (size["r"], size["t"]) if size["r"] < batch else (size["t"] * batch, 1)
             kernel = brgemm(
-                size["m"], size["n"], size["k"], layer.dtype, lda=m, ldc=columns, trans_a=True,
-                packed_b=width, beta=0.0 if first else 1.0, target=layer.target, plan=product.plan,
+                size["m"], size["n"], k, layer.dtype, lda=m, ldc=columns, trans_a=True,
+                stride_a=batch * m, stride_b=batch * width, packed_b=width,
+                beta=0.0 if first else 1.0, target=layer.target, plan=product.plan,
             )  # fmt: skip
-            return kernel.code, {"count": 1}
+            return kernel.code, {"count": count}
 
         self.new("panels", product.packed_elements)
-        panels = Ref("panels", {"n": cells, "k": width}, e)
-        packing = Part(
-            "pack pieces of panels", "kKN",
-            {"k": Loop(cells, (layer.used * self.piece, self.piece)), "n": n}, pack,
-            {"a": Ref(b, {"n": 1, "k": columns}, e), "c": panels}, when=when,
-        )  # fmt: skip
-        to = Ref(c, {"m": columns, "n": 1}, e)
-        words = {"a": Ref(a, {"m": 1, "k": m}, e), "b": panels, "c": to}
+        n, steps = Loop(columns, (width,)), layer.piece
+        loops = {"t": Loop(layer.steps, (layer.used * steps, steps)), "n": n}
+        panels = Ref("panels", {"n": cells, "t": batch * width, "r": width}, e)
+        words = {
+            "a": Ref(b, {"n": 1, "t": batch * columns}, e),
+            "c": replace(panels, steps={"n": cells, "t": batch * width}),
+        }
+        when = Ref("flags", {"t": batch})
+        packing = Part("pack pieces of panels", "tTN", loops, pack, words, when=when)
+        words = {
+            "a": Ref(a, {"m": 1, "t": batch * m, "r": m}, e), "b": panels,
+            "c": Ref(c, {"m": columns, "n": 1}, e),
+        }  # fmt: skip
         rows = -(-m // -(-m // ROWS_OF_WEIGHTS))
-        loops = {"m": Loop(m, (rows,)), "n": n, "k": Loop(cells, (self.piece,))}
-        order = "MNk" if m > columns else "NMk"
-        return [packing, Part("multiply pieces", order, loops, code, words, "k", when=when)]
+        loops = {
+            "m": Loop(m, (rows,)), "n": n, "t": Loop(layer.steps, (steps,)),
+            "r": Loop(batch, (layer.block(self.most),)),
+        }  # fmt: skip
+        order, when = "MNtr" if m > columns else "NMtr", Ref("flags", {"t": batch, "r": 1})
+        return [packing, Part("multiply pieces", order, loops, code, words, "tr", when=when)]
 
     def _copy(self, span: Span, source: Ref, lda: int, to: str) -> Part:
         """Rows of `hidden` elements, step by step."""

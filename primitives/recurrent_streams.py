@@ -36,8 +36,8 @@ STATES = ("bias", "bias_r", "h0", "y", "c0", "c", "p", "mask")
 MOST_ROWS = 48
 #: The same where sequences have lengths: a block ends with its longest sequence
 ROWS_BY_LENGTH = 12
-#: There, sums over all steps are made in pieces of so many rows or of one step
-ROWS_OF_SUMS = 64
+#: There, rows of a block, of all steps of a piece of a sum over all steps
+ROWS_OF_SUMS = 48
 #: From so many rows on, the input product of a step is made with the step
 ROWS_PER_STEP = 12
 #: Fewer operations of a step than this are done before another thread has passed the barrier
@@ -98,7 +98,7 @@ class Layer:
     def piece(self) -> int:
         """There, steps of a piece of a sum over all steps; a multiple of `steps_by_length`."""
         few = self.steps_by_length
-        return few * max(1, ROWS_OF_SUMS // (few * self.batch))
+        return few * max(1, ROWS_OF_SUMS // (few * self.rows_by_length))
 
     @property
     def used(self) -> int:
