@@ -169,7 +169,7 @@ class _Recurrent:
         # states into the arrays of the first ones
         x = rows.cleared(x) if training else rows.rows(x[: rows.steps])
         begin = {n: a if a is None else rows.first(a, training) for n, a in states.items()}
-        y = rows.new(self.shapes["y"], self._numpy)
+        y = rows.new(self.shapes["y"], self._numpy, training)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
         for d, reverse in enumerate(self._reversed):
@@ -178,6 +178,7 @@ class _Recurrent:
             column = d * layer.hidden
             # by first state, those after each step; an LSTM's inference has one c for all steps
             after: dict[str, Any] = {"h0": y[:, :, column : column + layer.hidden]}
+            arrays: dict[str, Any]
             if training:
                 arrays = self._saved_arrays(d, rows)
                 after |= {"c0": arrays["c"]} if "c" in arrays else {}
@@ -258,7 +259,7 @@ class _Recurrent:
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
                 "r_n": arrays["r"].reshape(wide, h)[2 * h :],  # the caller may have reshaped it
-                "dx": rows.new(self.shapes["x"], self._numpy),
+                "dx": rows.new(self.shapes["x"], self._numpy, d > 0),
             }  # fmt: skip
             for name in ("dgates", "dgates_r") if layer.kind == "gru" else ("dgates",):
                 slab = self._slab(d, name, layer.steps * layer.batch * wide)
@@ -272,7 +273,7 @@ class _Recurrent:
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:
-                self._peepholes(every, self._one(result["p"], d), self._reversed[d], rows.steps)
+                self._peepholes(every, self._one(result["p"], d), self._reversed[d], rows.longest)
             if d == 0:
                 dx = more["dx"]
             else:
@@ -292,16 +293,17 @@ class _Recurrent:
         return slabs[name]
 
     def _peepholes(
-        self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool, steps: int | None
+        self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool, longest: int | None
     ) -> None:
         """The gradient of the peepholes' weights: sums of the gates' times the cells' states, of so
         many steps (None: all)."""
         layer = self.layer
         gates = arrays["dgates"].reshape(layer.steps, layer.batch, layer.gates, layer.hidden)
-        c, c0 = arrays["c"][:steps], arrays["c0"][None]
-        before = np.concatenate([arrays["c"][1:], c0] if reverse else [c0, c[:-1]])[:steps]
+        c, c0 = arrays["c"][:longest], arrays["c0"][None]
+        later = arrays["c"][1:][:longest]
+        before = np.concatenate([later, c0] if reverse else [c0, c[:-1]])[: len(c)]
         for i, (gate, state) in enumerate(((0, before), (1, before), (3, c))):
-            np.einsum("tnh,tnh->h", gates[:steps, :, gate], state, out=dp[i])
+            np.einsum("tnh,tnh->h", gates[:longest, :, gate], state, out=dp[i])
 
 
 def _pointer(array: Any) -> Any:

@@ -33,7 +33,8 @@ from primitives.stream import Part, Ref
 #: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
 #: panel of weights stays in L2 for all rows
 MOST_ROWS, DEPTH = 128, 1024
-#: Where sequences have lengths, rows of a block of a weight's gradient: it stays in L1 while pieces are added to it
+#: Where sequences have lengths, rows of a block of a weight's gradient, which stays in L1 while
+#: pieces are added to it
 ROWS_OF_WEIGHTS = 48
 #: Tensors of the caller: of the forward pass, then gradients; r_n, dr_n are the rows of r and dr
 #: that belong to the last gate. dh and dc hold gradients of the last states and become those of

@@ -20,6 +20,7 @@ from primitives.recurrent_streams import Layer
 class Whole:
     """Sequences that have all steps: every array is as the caller has it. See `Lengths`."""
 
+    longest: int | None = None
     steps: int | None = None
     flags: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -33,8 +34,9 @@ class Whole:
         for it (None: zeros)."""
         return array
 
-    def new(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array for results of all steps; those that no call writes are 0."""
+    def new(self, shape: tuple[int, ...], dtype: Any, inner: bool) -> np.ndarray:
+        """An array for results of all steps; those that no call writes are 0. `inner`: not itself
+        what the caller gets."""
         return np.empty(shape, dtype)
 
     def clear(self, array: np.ndarray) -> None:
@@ -57,18 +59,21 @@ class Whole:
         end: np.ndarray = states[0 if reverse else -1]
         return end
 
-    def result(self, array: np.ndarray, keep: bool) -> np.ndarray:
-        """Results of all steps as the caller has them, 0 behind each sequence; `keep`: the array
-        stays as it is."""
+    def result(self, array: np.ndarray, inner: bool) -> np.ndarray:
+        """Results of all steps as the caller has them, 0 behind each sequence, in an array of
+        `new`: that one, or a copy."""
         return array
 
 
 class Lengths(Whole):
     """Sequences of these lengths. Raises ValueError that names what is wrong with them.
 
-    steps: how many steps of any array the streams see; flags: of the calls that are made
+    longest: steps of the longest sequence, at least 1; steps: how many of any array the streams
+    see; flags: of the calls that are made
     (`Stream.chosen`); mask: (steps, batch), 1 within a sequence and 0 behind it.
     """
+
+    mask: np.ndarray
 
     def __init__(self, layer: Layer, lengths: Any) -> None:
         array = np.asarray(lengths)
@@ -84,10 +89,10 @@ class Lengths(Whole):
         self._sorted = bool((array[:-1] >= array[1:]).all())
         self._order = np.argsort(-array, kind="stable")
         self._lengths = array[self._order]
-        longest = max(1, int(self._lengths[0]))
-        # sums take whole pieces; the gradient of a reverse pass ends a step behind the longest
+        self.longest = longest = max(1, int(self._lengths[0]))
+        # sums take whole pieces; a reverse pass back goes a step further; both look one step ahead
         whole = -(-longest // layer.piece) * layer.piece
-        self.steps = min(layer.steps, max(whole, longest + 1))
+        self._all, self.steps = layer.steps, min(layer.steps, whole + 2)
         inside = np.arange(layer.steps)[:, None] < self._lengths
         self.mask = inside[: self.steps].astype(NUMPY[layer.dtype])
         self._behind = np.nonzero(~inside[: self.steps])
@@ -108,8 +113,9 @@ class Lengths(Whole):
         result[..., self._empty, :] = 0 if given is None else given[..., self._empty, :]
         return result
 
-    def new(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.zeros(shape, dtype)
+    def new(self, shape: tuple[int, ...], dtype: Any, inner: bool) -> np.ndarray:
+        whole = self._sorted and not inner
+        return np.zeros(shape if whole else (self.mask.shape[0], *shape[1:]), dtype)
 
     def clear(self, array: np.ndarray) -> None:
         array[self._behind] = 0
@@ -135,13 +141,13 @@ class Lengths(Whole):
         end: np.ndarray = states[step, np.arange(len(self._lengths))]
         return end
 
-    def result(self, array: np.ndarray, keep: bool) -> np.ndarray:
-        if self._sorted and not keep:
+    def result(self, array: np.ndarray, inner: bool) -> np.ndarray:
+        if self._sorted and not inner:
             self.clear(array)
             return array
-        result = np.zeros(array.shape, array.dtype)  # memory of steps that stay 0 is not touched
+        # memory of steps that stay 0 is not touched
+        result = np.zeros((self._all, *array.shape[1:]), array.dtype)
         steps, rows = self._behind
-        order = slice(None) if self._sorted else self._order
-        result[: self.steps, order] = array[: self.steps]
+        result[: self.steps, slice(None) if self._sorted else self._order] = array
         result[steps, self._order[rows]] = 0
         return result
