@@ -98,11 +98,7 @@ class Lengths(Whole):
         self._behind = np.nonzero(~inside[: self.steps])
         inside[0, 0] = True
         self.flags = inside.reshape(-1)
-        # the steps of the block of each row
-        rows = layer.rows_by_length
-        block = np.append(longest, self._lengths[1:])[np.arange(layer.batch) // rows * rows]
-        self._late = np.flatnonzero(block < layer.steps)
-        self._before = block[self._late]
+        self._block = layer.rows_by_length
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         return array if self._sorted else np.take(array, self._order, axis=-2)
@@ -134,7 +130,11 @@ class Lengths(Whole):
         return array
 
     def begin(self, states: np.ndarray, first: np.ndarray) -> None:
-        states[self._before, self._late] = first[self._late]
+        # the steps of the block of each row
+        block = np.append(self.longest, self._lengths[1:])
+        block = block[np.arange(len(block)) // self._block * self._block]
+        late = np.flatnonzero(block < self._all)
+        states[block[late], late] = first[late]
 
     def last(self, states: np.ndarray, reverse: bool) -> np.ndarray:
         step = 0 if reverse else np.maximum(self._lengths - 1, 0)

@@ -11,11 +11,11 @@ rounds: jitgen (forward: packed weights; backward: dx, dw, dr and db); torch: nn
 onednn: PyTorch's oneDNN layer on reordered weights; onnx: ONNX Runtime. GFLOP/s: of the matrix
 products of g = 4 (LSTM) or 3 (GRU) gates, forward 2 T N g K (C + K), backward twice that; %:
 percent of the multiply-add peak in that row. ratio: time of the best peer to jitgen's; med.: of
-medians. --lengths: of sequences (short: all a tenth of the steps; mixed: from a tenth to all of them,
-evenly), which PyTorch gets packed; FLOP are those of steps within sequences, and jitgen without
-lengths does the steps of the longest one ("longest steps"). For one sequence, forward: GB/s at which weights are read if w is read once and r at every
-step, of what a loop of loads over as many bytes as r reaches. !: other programs took time from this
-row.
+medians. For one sequence, forward: GB/s at which weights are read if w is read once and r at every
+step, of what a loop of loads over as many bytes as r reaches. With --lengths ("short": a tenth of
+the steps for all sequences; "mixed": from a tenth to all, evenly) PyTorch gets packed sequences,
+FLOP are of steps within sequences, and "longest steps" is jitgen without lengths for as many steps
+as the longest sequence has. !: other programs took time from this row.
 """
 
 from __future__ import annotations
