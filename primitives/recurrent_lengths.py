@@ -69,10 +69,12 @@ class Lengths(Whole):
     """Sequences of these lengths. Raises ValueError that names what is wrong with them.
 
     longest: steps of the longest sequence, at least 1; steps: how many of any array the streams
-    see; flags: of the calls that are made
-    (`Stream.chosen`); mask: (steps, batch), 1 within a sequence and 0 behind it.
+    see; flags: of the calls that are made (`Stream.chosen`); mask: (steps, batch), 1 within a
+    sequence and 0 behind it.
     """
 
+    longest: int
+    steps: int
     mask: np.ndarray
 
     def __init__(self, layer: Layer, lengths: Any) -> None:
@@ -89,9 +91,9 @@ class Lengths(Whole):
         self._sorted = bool((array[:-1] >= array[1:]).all())
         self._order = np.argsort(-array, kind="stable")
         self._lengths = array[self._order]
-        self.longest = longest = max(1, int(self._lengths[0]))
+        self.longest = max(1, int(self._lengths[0]))
         # sums take whole pieces; a reverse pass back goes a step further; both look one step ahead
-        whole = -(-longest // layer.piece) * layer.piece
+        whole = -(-self.longest // layer.piece) * layer.piece
         self._all, self.steps = layer.steps, min(layer.steps, whole + 2)
         inside = np.arange(layer.steps)[:, None] < self._lengths
         self.mask = inside[: self.steps].astype(NUMPY[layer.dtype])
@@ -111,7 +113,7 @@ class Lengths(Whole):
 
     def new(self, shape: tuple[int, ...], dtype: Any, inner: bool) -> np.ndarray:
         whole = self._sorted and not inner
-        return np.zeros(shape if whole else (self.mask.shape[0], *shape[1:]), dtype)
+        return np.zeros(shape if whole else (self.steps, *shape[1:]), dtype)
 
     def clear(self, array: np.ndarray) -> None:
         array[self._behind] = 0
