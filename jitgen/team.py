@@ -40,8 +40,8 @@ class _Context:
         self._barrier: threads.Barrier | None = None
         #: the OpenMP runtime that all words are set for
         self._runtime: Any = None
-        for i, stream in enumerate(streams):
-            self.jobs[_JOB_WORDS * i + replay.STREAM // 8] = stream
+        self.use_streams(streams)
+        for i in range(len(streams)):
             self.jobs[_JOB_WORDS * i + replay.BASES // 8] = number(self.bases)
             self.jobs[_JOB_WORDS * i + crew.CONTEXT // 8] = number(self.words)
         c = loader.libc()
@@ -52,6 +52,11 @@ class _Context:
             (crew.CREATE, number(c.pthread_create)), (crew.JOIN, number(c.pthread_join)),
         ):  # fmt: skip
             self.words[at // 8] = word
+
+    def use_streams(self, streams: Sequence[int]) -> None:
+        """Addresses of the words that each thread replays."""
+        for i, stream in enumerate(streams):
+            self.jobs[_JOB_WORDS * i + replay.STREAM // 8] = stream
 
     def use_openmp(self, library: Any) -> None:
         """Before threads of a runtime."""
@@ -94,7 +99,7 @@ class Team:
         self._count = bases
         self._code = loader.load(replay.emit_replay(calls, target))
         self._replay = ffi.cast(loader.FUNCTION, self._code.address)
-        self._streams = [int(s.__array_interface__["data"][0]) for s in self._slices]
+        self._streams = [_address(s) for s in self._slices]
         self._target = target
         self._enter = _functions(target) if len(slices) > 1 else None
         #: contexts that no call is using: a call takes one, so that calls may overlap
@@ -105,8 +110,11 @@ class Team:
         """Bytes of the streams and of the driver with its kernels."""
         return self._code.room + sum(s.nbytes for s in self._slices)
 
-    def __call__(self, bases: Sequence[Any]) -> None:
-        """Replay all slices on the base addresses (cffi pointers); returns when all are done.
+    def __call__(
+        self, bases: Sequence[Any], slices: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """Replay all slices, or these in their place (contiguous, of 32-bit words), on the base
+        addresses (cffi pointers); returns when all are done.
 
         Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length), and
         OSError if the system refuses a thread; nothing was done then.
@@ -116,7 +124,11 @@ class Team:
         except IndexError:
             context = _Context(self._streams, self._count, self._code.address)
         context.bases[0 : self._count] = bases
+        if slices is not None:
+            context.use_streams([_address(s) for s in slices])
         status = self._replay(context.jobs) if len(self._streams) == 1 else self._parallel(context)
+        if slices is not None:
+            context.use_streams(self._streams)
         self._free.append(context)
         if status:
             raise RuntimeError(
@@ -164,3 +176,7 @@ def _functions(target: Target) -> _Functions:
     )
     member, whole = (ffi.cast(loader.PROCEDURE, code.address) for code in codes[:2])
     return _Functions(member, whole, codes[2].address, codes)
+
+
+def _address(words: np.ndarray) -> int:
+    return int(words.__array_interface__["data"][0])

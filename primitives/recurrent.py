@@ -31,6 +31,7 @@ from primitives.arguments import one_of, positive
 from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_kept import Kept, PackedRecurrent
+from primitives.recurrent_lengths import Lengths, Whole
 from primitives.recurrent_streams import (
     STATES,
     Layer,
@@ -166,61 +167,61 @@ class _Recurrent(Frozen):
                     f"training=True: the gates of steps={layer.steps} and batch={layer.batch} with "
                     f"hidden={layer.hidden} take {size} bytes, 2 GiB or more; split the batch"
                 )
-        mask, begin = self._mask(lengths), states
-        if training:  # the caller may put the next states into these arrays
-            begin = {n: None if a is None else a.copy() for n, a in states.items()}
-        if mask is not None:
-            # what lies behind a sequence must not reach sums over all steps, nor what an empty one
-            # begins with
-            some, zero = mask[0, :, None] > 0, self._numpy.type(0)
-            x = np.where(mask[:, :, None] > 0, x, zero)
-            begin = {n: None if a is None else np.where(some, a, zero) for n, a in states.items()}
-        y = np.empty(self._shapes["y"], self._numpy)
+        rows = Whole() if lengths is None else Lengths(layer, lengths)
+        # sums over all steps must not see what lies behind a sequence; the caller may put the next
+        # states into the arrays of the first ones
+        x = rows.cleared(x) if training else rows.rows(x[: rows.steps])
+        begin = {n: a if a is None else rows.first(a, training) for n, a in states.items()}
+        y = rows.new(self._shapes["y"], self._numpy, training)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
         if training:
             self._kept = None  # its memory is written again
         for d, reverse in enumerate(self._reversed):
             given = {name: self._one(array, d) for name, array in begin.items()}
-            arrays = self._arrays(d, training)
-            arrays |= {"x": x, "y": y, "mask": mask, "p": self._one(p, d)}
-            arrays |= {n: self._zeros if a is None else a for n, a in given.items()}
+            first = {n: self._zeros if a is None else a for n, a in given.items()}
+            column = d * layer.hidden
+            # by first state, those after each step; an LSTM's inference has one c for all steps
+            after: dict[str, Any] = {"h0": y[:, :, column : column + layer.hidden]}
+            arrays: dict[str, Any]
+            if training:
+                arrays = self._saved_arrays(d, rows)
+                after |= {"c0": arrays["c"]} if "c" in arrays else {}
+            else:
+                arrays = {"c": np.array(first["c0"])} if "c0" in first else {}
+            if reverse:
+                for name, steps in after.items():
+                    rows.begin(steps, first[name])
+            arrays |= {"x": x, "y": y, "mask": rows.mask, "p": self._one(p, d), **first}
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
                 arrays |= {name: packed.panels[d][name] for name in self._packed}
             started = any(array is not None for array in given.values())
-            way = Way(reverse, d * layer.hidden, started, mask is not None)
+            way = Way(reverse, column, started, rows.mask is not None)
             run = self._run(forward, way, training, packed is not None)
             names = ["x", *(self._packed if packed else ("w", "r")), *STATES]
             names += [n for n in self._saved if n != "c"] if training else []
-            run(tuple(_pointer(arrays.get(name)) for name in names))
-            end = 0 if reverse else layer.steps - 1
-            columns = slice(d * layer.hidden, (d + 1) * layer.hidden)
-            last["h0"].append(y[end, :, columns])
-            if "c0" in last:
-                last["c0"].append(arrays["c"][end] if training else arrays["c"])
+            run(tuple(_pointer(arrays.get(name)) for name in names), rows.flags)
+            for name, ends in last.items():
+                ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
             kept.append(arrays)
         if training:
-            self._kept = Kept(mask, kept)
-        results: list[Any] = [y if mask is None else np.where(mask[:, :, None] > 0, y, 0)]
+            self._kept = Kept(rows, kept)
+        results: list[Any] = [rows.result(y, training)]
         for name, parts in last.items():
             state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])
-            given_state = states[name]
-            if mask is not None and given_state is not None:
-                state = np.where(some, state, given_state)
-            results.append(state)
+            results.append(rows.back(state, states[name]))
         return results
 
-    def _arrays(self, d: int, training: bool) -> dict[str, Any]:
-        """Arrays that the forward pass leaves to the backward pass; the states of the cells."""
+    def _saved_arrays(self, d: int, rows: Whole | Lengths) -> dict[str, np.ndarray]:
+        """Arrays that the forward pass leaves to the backward pass."""
         layer = self.layer
-        if training:
-            result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
-            if "c" in result:
-                result["c"] = result["c"].reshape(layer.steps, layer.batch, layer.hidden)
-            return result
-        return {"c": np.empty_like(self._zeros)} if "c" in self._saved else {}
+        result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
+        for name in result.keys() & {"c", "reset"}:  # which sums over all steps read
+            result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
+            rows.clear(result[name])
+        return result
 
     def _biases(self, b: np.ndarray | None) -> dict[str, np.ndarray]:
         """The biases in panels of gates."""
@@ -241,21 +242,6 @@ class _Recurrent(Frozen):
             wide.reshape(layer.gates, -1, layer.width).transpose(1, 0, 2)
         )
 
-    def _mask(self, lengths: Any) -> np.ndarray | None:
-        """1 where a step (row) is within a sequence (column), else 0; None without lengths."""
-        if lengths is None:
-            return None
-        layer = self.layer
-        array = np.asarray(lengths)
-        if array.shape != (layer.batch,) or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"lengths has shape {array.shape} and dtype {array.dtype}; it must be "
-                f"({layer.batch},) integers"
-            )
-        if not 0 <= int(array.min()) <= int(array.max()) <= layer.steps:
-            raise ValueError(f"lengths={array.tolist()}: each must be 0 .. steps={layer.steps}")
-        return (np.arange(layer.steps)[:, None] < array).astype(self._numpy)
-
     def _backward(self, dy: np.ndarray, given: dict[str, np.ndarray | None]) -> list[Any]:
         """dx, dw, dr, db, the gradients of the first states, and dp with peepholes."""
         layer, kept = self.layer, self._kept
@@ -266,10 +252,11 @@ class _Recurrent(Frozen):
         for name, array in given.items():
             if array is not None:
                 check(name, array, self._shapes["h0"], layer.dtype)
-        h, rows = layer.hidden, layer.gates * layer.hidden
+        h, wide, rows = layer.hidden, layer.gates * layer.hidden, kept.rows
         result = {name: np.empty(self._shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
+        dy = rows.rows(dy[: rows.steps])
         first = {
-            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(a)
+            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(rows.rows(a))
             for n, a in given.items()
         }
         dx: Any = None
@@ -277,21 +264,31 @@ class _Recurrent(Frozen):
             dw, dr, db = (self._one(result[n], d) for n in ("w", "r", "b"))
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
-                "r_n": arrays["r"].reshape(rows, h)[2 * h :],  # the caller may have reshaped it
-                "dx": np.empty(self._shapes["x"], self._numpy),
-                "dgates": self._slab(d, "dgates", layer.steps * layer.batch * rows),
+                "r_n": arrays["r"].reshape(wide, h)[2 * h :],  # the caller may have reshaped it
+                "dx": rows.new(self._shapes["x"], self._numpy, d > 0),
             }  # fmt: skip
+            for name in ("dgates", "dgates_r") if layer.kind == "gru" else ("dgates",):
+                slab = self._slab(d, name, layer.steps * layer.batch * wide)
+                more[name] = slab.reshape(layer.steps, layer.batch, wide)
+                rows.clear(more[name])
             more |= {name: self._one(array, d) for name, array in first.items()}
-            way = Way(self._reversed[d], d * h, True, kept.mask is not None)
+            way = Way(self._reversed[d], d * h, True, rows.mask is not None)
             every = {**arrays, **more}
-            self._run(backward, way)(tuple(_pointer(every.get(name)) for name in TENSORS))
+            run = self._run(backward, way)
+            run(tuple(_pointer(every.get(name)) for name in TENSORS), rows.flags)
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:
-                self._peepholes(every, self._one(result["p"], d), self._reversed[d])
-            dx = more["dx"] if d == 0 else np.add(dx, more["dx"], out=dx)
-        results = [dx, result["w"], result["r"], result["b"] if self.bias else None]
-        return [*results, *first.values(), *([result["p"]] if layer.peephole else [])]
+                self._peepholes(every, self._one(result["p"], d), self._reversed[d], rows.longest)
+            if d == 0:
+                dx = more["dx"]
+            else:
+                dx[: rows.steps] += more["dx"][: rows.steps]
+        results = [
+            rows.result(dx, False), result["w"], result["r"], result["b"] if self.bias else None
+        ]
+        results += [rows.back(first[name], array) for name, array in given.items()]
+        return [*results, *([result["p"]] if layer.peephole else [])]
 
     def _slab(self, d: int, name: str, size: int) -> np.ndarray:
         """Memory that training passes use again."""
@@ -301,14 +298,18 @@ class _Recurrent(Frozen):
             slabs[name].fill(0)
         return slabs[name]
 
-    def _peepholes(self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool) -> None:
-        """The gradient of the peepholes' weights: sums of the gates' times the cells' states."""
+    def _peepholes(
+        self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool, longest: int | None
+    ) -> None:
+        """The gradient of the peepholes' weights: sums of the gates' times the cells' states, of so
+        many steps (None: all)."""
         layer = self.layer
         gates = arrays["dgates"].reshape(layer.steps, layer.batch, layer.gates, layer.hidden)
-        c, c0 = arrays["c"], arrays["c0"][None]
-        before = np.concatenate([c[1:], c0] if reverse else [c0, c[:-1]])
+        c, c0 = arrays["c"][:longest], arrays["c0"][None]
+        later = arrays["c"][1:][:longest]
+        before = np.concatenate([later, c0] if reverse else [c0, c[:-1]])[: len(c)]
         for i, (gate, state) in enumerate(((0, before), (1, before), (3, c))):
-            np.einsum("tnh,tnh->h", gates[:, :, gate], state, out=dp[i])
+            np.einsum("tnh,tnh->h", gates[:longest, :, gate], state, out=dp[i])
 
 
 def _pointer(array: Any) -> Any:

@@ -8,26 +8,40 @@ steps at once, behind the last. Not here: the forward pass (`primitives.recurren
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_column_sums, emit_map
-from jitgen.kernel import panel_width
+from jitgen.kernel import brgemm, panel_width
+from jitgen.pack import emit_packer
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
-from primitives.recurrent_streams import Layer, Span, Way, step_cell, step_product
+from primitives.recurrent_streams import (
+    ROWS_BY_LENGTH,
+    Layer,
+    Span,
+    Way,
+    step_cell,
+    step_product,
+)
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
 #: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
 #: panel of weights stays in L2 for all rows
 MOST_ROWS, DEPTH = 128, 1024
+#: Where sequences have lengths, rows of a block of a weight's gradient, which stays in L1 while
+#: pieces are added to it
+ROWS_OF_WEIGHTS = 48
 #: Tensors of the caller: of the forward pass, then gradients; r_n, dr_n are the rows of r and dr
 #: that belong to the last gate. dh and dc hold gradients of the last states and become those of
 #: the first ones.
 TENSORS = (
     "x", "w", "r", "r_n", "h0", "y", "c0", "c", "p", "mask", "gates", "recurrent", "reset",
-    "dy", "dh", "dc", "dgates", "dx", "dw", "dr", "dr_n", "db", "db_r",
+    "dy", "dh", "dc", "dgates", "dgates_r", "dx", "dw", "dr", "dr_n", "db", "db_r",
 )  # fmt: skip
 
 
@@ -52,8 +66,11 @@ class _Backward:
         #: gradient of the recurrent part of the gates
         self.recurrent = "dgates_r" if layer.kind == "gru" else "dgates"
         width = panel_width(layer.batch, layer.hidden, self.depth, layer.dtype, layer.target)
-        #: units of a call
+        #: units of a call, and its rows at most
         self.width = -(-width // layer.width) * layer.width
+        self.most = ROWS_BY_LENGTH if way.masked else MOST_ROWS
+        #: rows of all steps in a piece of a sum over them
+        self.piece = (layer.piece if way.masked else layer.steps) * layer.batch
 
     def new(self, tensor: str, elements: int) -> str:
         """A tensor of scratch."""
@@ -62,8 +79,6 @@ class _Backward:
 
     def parts(self) -> list[Part]:
         layer, way, t = self.layer, self.way, self.layer.steps
-        if self.recurrent == "dgates_r":
-            self.new("dgates_r", t * layer.batch * self.rows)
         parts = [self._pack("r", "r_panels", self.depth)]
         if self.two_parts:
             parts.append(self._pack("r_n", "n_panels", layer.hidden))
@@ -77,7 +92,8 @@ class _Backward:
             parts += self._steps(span, done == 0, done + count == t)
             done += count
         oldest = Span(layer, newest + sign * (t - 1), sign, 1, sign)
-        return [*parts, self._product(oldest, 0), *self._sums(oldest)]
+        last = replace(self._product(oldest, 0), when=oldest.flag(way))
+        return [*parts, last, *self._sums(oldest)]
 
     def _pack(self, source: str, to: str, depth: int) -> Part:
         layer = self.layer
@@ -97,7 +113,7 @@ class _Backward:
         }
         return step_product(
             span, "gradient of the states", words, self.depth, self.rows, self.width, h,
-            self.width, beta=1.0, most=MOST_ROWS, depth=DEPTH,
+            self.width, beta=1.0, most=self.most, depth=DEPTH,
         )  # fmt: skip
 
     def _steps(self, span: Span, newest: bool, oldest: bool) -> list[Part]:
@@ -141,7 +157,10 @@ class _Backward:
         before = () if newest else (self._product(span, -1),)
         panels = {"lstm": "a", "gru": "ab", "gru_before": "a", "rnn": ""}[layer.kind]
         panel = dict.fromkeys(panels, gates * layer.width)
-        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": MOST_ROWS}
+        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": self.most}
+        # in reverse, a step's product is of what the step before it in time left: made as long as
+        # that one was, so also behind a block's last step, where its cells do nothing
+        how["when"] = span.flag(way, -1 if way.reverse and not newest else 0)
         if not self.two_parts:
             return [step_cell(span, way, f"{layer.kind}_backward", words, ld, before, **how)]
         part = step_cell(span, way, "gru_before_backward_output", words, ld, before, **how)
@@ -151,7 +170,7 @@ class _Backward:
             span, "gradient of the reset states",
             {"a": span.ref("dgates", n * self.rows, start=2 * h, n=self.rows),
              "b": Ref("n_panels", {"u": h}, e), "c": Ref("dreset", block, e)},
-            h, self.rows, self.width, h, self.width, beta=0.0, most=MOST_ROWS,
+            h, self.rows, self.width, h, self.width, beta=0.0, most=self.most,
         )  # fmt: skip
         return [
             part, step_cell(span, way, "gru_before_backward_reset", words, ld, (again,), **how)
@@ -169,10 +188,8 @@ class _Backward:
                          oldest.back)  # fmt: skip
             state = later.ref("y", n * ldy, 1, way.column, n=ldy)
             parts.append(self._copy(later, state, ldy, "h_before"))
-        products = [
-            (cells, layer.inputs, rows, "rows", "dgates", "w", "dx"),
-            (rows, layer.inputs, cells, "columns", "dgates", "x", "dw"),
-            (rows, h, cells, "columns", self.recurrent, "h_before", "dr"),
+        weights = [
+            (rows, layer.inputs, "dgates", "x", "dw"), (rows, h, self.recurrent, "h_before", "dr")
         ]
         if self.two_parts:
             # the last gate saw other states
@@ -180,19 +197,99 @@ class _Backward:
             steps = Span(layer, 0, 1, layer.steps, -1)
             gate = steps.ref("dgates", n * rows, start=2 * h, n=rows)
             parts.append(self._copy(steps, gate, rows, "last_gate"))
-            products.append((h, h, cells, "columns", "last_gate", "reset", "dr_n"))
-        for m, columns, k, how, a, b, c in products:
-            product = Product(
-                m, columns, k, layer.dtype, layer.target, layer.used,
-                panel_width(m, columns, k, layer.dtype, layer.target), a=how, b="rows",
-            )  # fmt: skip
-            more, scratch = product_parts(product, a, b, c, "panels")
-            self.new("panels", scratch)
-            parts += more
+            weights.append((h, h, "last_gate", "reset", "dr_n"))
+        parts += self._gradient_of_x()
+        for m, columns, a, b, c in weights:
+            parts += self._gradient_of_weights(m, columns, a, b, c)
         parts.append(self._bias("dgates", "db"))
         if self.recurrent != "dgates":
             parts.append(self._bias(self.recurrent, "db_r"))
         return parts
+
+    def _made(self, product: Product, a: str, b: str, c: str) -> list[Part]:
+        """A product and the packing before it."""
+        parts, scratch = product_parts(product, a, b, c, "panels")
+        self.new("panels", scratch)
+        return parts
+
+    def _gradient_of_x(self) -> list[Part]:
+        layer, k, columns, e = self.layer, self.rows, self.layer.inputs, self.layer.element
+        cells, batch = layer.steps * layer.batch, layer.batch
+        width = panel_width(cells, columns, k, layer.dtype, layer.target)
+        product = Product(
+            cells, columns, k, layer.dtype, layer.target, layer.used, width, b="rows"
+        )  # fmt: skip
+        if not self.way.masked:
+            return self._made(product, "dgates", "w", "dx")
+
+        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            kernel = brgemm(
+                size["t"] * size["r"], size["n"], k, layer.dtype, lda=k, ldc=columns,
+                packed_b=width, target=layer.target, plan=product.plan,
+            )  # fmt: skip
+            return kernel.code, {"count": 1}
+
+        words = {
+            "a": Ref("dgates", {"t": batch * k, "r": k}, e), "b": Ref("panels", {"n": k}, e),
+            "c": Ref("dx", {"t": batch * columns, "r": columns, "n": 1}, e),
+        }  # fmt: skip
+        # threads take turns: few of the steps may be in use
+        piece, rows = layer.piece, layer.block(self.most)
+        steps = (layer.used * piece, piece, 1 if rows < batch else piece)
+        loops = {
+            "t": Loop(layer.steps, steps), "r": Loop(batch, (rows,)), "n": Loop(columns, (width,))
+        }  # fmt: skip
+        packing = pack_part(product, "w", self.new("panels", product.packed_elements))
+        when = Ref("flags", {"t": batch, "r": 1})
+        return [packing, Part("multiply blocks", "tTNtr", loops, code, words, when=when)]
+
+    def _gradient_of_weights(self, m: int, columns: int, a: str, b: str, c: str) -> list[Part]:
+        """The product of a transposed (rows of all steps x m) and b."""
+        layer, e = self.layer, self.layer.element
+        cells, batch = layer.steps * layer.batch, layer.batch
+        width = panel_width(m, columns, cells, layer.dtype, layer.target)
+        product = Product(
+            m, columns, cells, layer.dtype, layer.target, layer.used, width, a="columns", b="rows"
+        )  # fmt: skip
+        if not self.way.masked:
+            return self._made(product, a, b, c)
+
+        def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            rows = size["t"] * batch
+            shape = (rows, size["n"], columns, 0, width, layer.dtype, False, layer.target)
+            return emit_packer(*shape), {"count": 1}
+
+        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            # a block of rows of each step, or all rows of all of them
+            k, count = (size["r"], size["t"]) if size["r"] < batch else (size["t"] * batch, 1)
+            kernel = brgemm(
+                size["m"], size["n"], k, layer.dtype, lda=m, ldc=columns, trans_a=True,
+                stride_a=batch * m, stride_b=batch * width, packed_b=width,
+                beta=0.0 if first else 1.0, target=layer.target, plan=product.plan,
+            )  # fmt: skip
+            return kernel.code, {"count": count}
+
+        self.new("panels", product.packed_elements)
+        n, steps = Loop(columns, (width,)), layer.piece
+        loops = {"t": Loop(layer.steps, (layer.used * steps, steps)), "n": n}
+        panels = Ref("panels", {"n": cells, "t": batch * width, "r": width}, e)
+        words = {
+            "a": Ref(b, {"n": 1, "t": batch * columns}, e),
+            "c": replace(panels, steps={"n": cells, "t": batch * width}),
+        }
+        when = Ref("flags", {"t": batch})
+        packing = Part("pack pieces of panels", "tTN", loops, pack, words, when=when)
+        words = {
+            "a": Ref(a, {"m": 1, "t": batch * m, "r": m}, e), "b": panels,
+            "c": Ref(c, {"m": columns, "n": 1}, e),
+        }  # fmt: skip
+        rows = -(-m // -(-m // ROWS_OF_WEIGHTS))
+        loops = {
+            "m": Loop(m, (rows,)), "n": n, "t": Loop(layer.steps, (steps,)),
+            "r": Loop(batch, (layer.block(self.most),)),
+        }  # fmt: skip
+        order, when = "MNtr" if m > columns else "NMtr", Ref("flags", {"t": batch, "r": 1})
+        return [packing, Part("multiply pieces", order, loops, code, words, "tr", when=when)]
 
     def _copy(self, span: Span, source: Ref, lda: int, to: str) -> Part:
         """Rows of `hidden` elements, step by step."""
@@ -204,16 +301,25 @@ class _Backward:
             leading = {"a": lda, "c": h}
             return emit_map("copy", size["n"], h, layer.dtype, layer.target, ld=leading), {}
 
-        return Part(f"{source.tensor} to {to}", "TN", loops, code, words)
+        # made with the piece of sums that the step is in
+        step = span.first + span.sign * np.arange(span.count)
+        piece = step // layer.piece * layer.piece * layer.batch
+        when = Ref("flags", {}, table={"t": piece}) if self.way.masked else None
+        return Part(f"{source.tensor} to {to}", "TN", loops, code, words, when=when)
 
     def _bias(self, gradient: str, to: str) -> Part:
         layer, e = self.layer, self.layer.element
         cells = layer.steps * layer.batch
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-            made = emit_column_sums(cells, size["k"], layer.dtype, layer.target, lda=self.rows)
+            made = emit_column_sums(
+                size["m"], size["k"], layer.dtype, layer.target, lda=self.rows,
+                accumulate=not first,
+            )  # fmt: skip
             return made, {}
 
-        piece = -(-self.rows // layer.used // 64) * 64
-        words = {"a": Ref(gradient, {"k": 1}, e), "c": Ref(to, {"k": 1}, e)}
-        return Part("bias gradient", "K", {"k": Loop(self.rows, (piece,))}, code, words)
+        columns = -(-self.rows // layer.used // 64) * 64
+        loops = {"k": Loop(self.rows, (columns,)), "m": Loop(cells, (self.piece,))}
+        words = {"a": Ref(gradient, {"k": 1, "m": self.rows}, e), "c": Ref(to, {"k": 1}, e)}
+        when = Ref("flags", {"m": 1}) if self.way.masked else None
+        return Part("bias gradient", "Km", loops, code, words, "m", when=when)

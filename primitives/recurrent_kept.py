@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from primitives.arrays import realigned
+from primitives.recurrent_lengths import Lengths, Whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,7 +38,7 @@ class PackedRecurrent:
 class Kept:
     """What the backward pass needs of a forward pass."""
 
-    mask: np.ndarray | None
+    rows: Whole | Lengths
     directions: list[dict[str, Any]]
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ arithmetic (`jitgen.cells`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jitgen.cache import STREAMS, lazy
@@ -34,6 +34,10 @@ VECTORS = {"lstm": 1, "gru": 1, "gru_before": 2, "rnn": 4}
 STATES = ("bias", "bias_r", "h0", "y", "c0", "c", "p", "mask")
 #: Most rows of a block of gates: it stays in L1 from the product to the cell
 MOST_ROWS = 48
+#: The same where sequences have lengths: a block ends with its longest sequence
+ROWS_BY_LENGTH = 12
+#: There, rows of a block, of all steps of a piece of a sum over all steps
+ROWS_OF_SUMS = 48
 #: From so many rows on, the input product of a step is made with the step
 ROWS_PER_STEP = 12
 #: Fewer operations of a step than this are done before another thread has passed the barrier
@@ -76,6 +80,26 @@ class Layer:
         """Hidden units, rounded up to whole panels."""
         return -(-self.hidden // self.width) * self.width
 
+    def block(self, most: int) -> int:
+        """Rows of a block: at most `most`, and as even as can be."""
+        return -(-self.batch // -(-self.batch // most))
+
+    @property
+    def rows_by_length(self) -> int:
+        """Rows of a block of the forward pass where sequences have lengths."""
+        return self.block(ROWS_BY_LENGTH)
+
+    @property
+    def steps_by_length(self) -> int:
+        """There, steps of a call of an input product of all steps."""
+        return max(1, ROWS_BY_LENGTH // self.batch)
+
+    @property
+    def piece(self) -> int:
+        """There, steps of a piece of a sum over all steps; a multiple of `steps_by_length`."""
+        few = self.steps_by_length
+        return few * max(1, ROWS_OF_SUMS // (few * self.rows_by_length))
+
     @property
     def used(self) -> int:
         """Threads that pay."""
@@ -97,7 +121,8 @@ class Layer:
 
 class Way(NamedTuple):
     """How one direction runs: against time with `reverse`; its results of a step begin at `column`
-    of a row of y. state: there are initial states. masked: sequences have lengths."""
+    of a row of y. state: there are initial states. masked: sequences have lengths; the calls of a
+    block of rows have the flag (`Part.when`) of its first row at their step."""
 
     reverse: bool
     column: int
@@ -124,12 +149,14 @@ class Span:
             tensor, {"t": self.sign * size, **steps}, self.layer.element, start=first * size + start
         )
 
+    def flag(self, way: Way, shift: int = 0) -> Ref | None:
+        """The flag of a block of rows, if there are any."""
+        return self.ref("flags", self.layer.batch, shift, n=1) if way.masked else None
+
     def loops(self, width: int, most: int) -> dict[str, Loop]:
         """Loops over the steps, `width` units, and at most `most` rows."""
-        batch = self.layer.batch
-        rows = -(-batch // -(-batch // most))
-        units = Loop(self.layer.hidden, (width,))
-        return {"t": Loop(self.count, (1,)), "u": units, "n": Loop(batch, (rows,))}
+        units, rows = Loop(self.layer.hidden, (width,)), self.layer.block(most)
+        return {"t": Loop(self.count, (1,)), "u": units, "n": Loop(self.layer.batch, (rows,))}
 
 
 def step_product(
@@ -156,7 +183,7 @@ def step_product(
 
 def step_cell(
     span: Span, way: Way, cell: str, words: Mapping[str, Ref], ld: Mapping[str, int],
-    before: tuple[Part, ...], *, width: int = 0, most: int = MOST_ROWS, **how: Any,
+    before: tuple[Part, ...], *, width: int = 0, most: int, when: Ref | None, **how: Any,
 ) -> Part:  # fmt: skip
     """The kernel of `cell` for `width` units (0: a panel) and `most` rows, on what the parts before
     it make."""
@@ -175,7 +202,7 @@ def step_cell(
         return made, {}
 
     loops = span.loops(width or layer.width, most)
-    return Part(cell, "t|UN", loops, code, {**words, **more}, before=before)
+    return Part(cell, "t|UN", loops, code, {**words, **more}, before=before, when=when)
 
 
 # ---- weights ------------------------------------------------------------------------------------
@@ -261,9 +288,14 @@ class _Forward:
         return self.layer.kind == "gru_before"
 
     @property
+    def most(self) -> int:
+        """Most rows of a block."""
+        return ROWS_BY_LENGTH if self.way.masked else MOST_ROWS
+
+    @property
     def block(self) -> int:
-        """Elements of such a block."""
-        return min(self.layer.batch, MOST_ROWS) * self.panel
+        """Elements of a block that a thread has for itself."""
+        return min(self.layer.batch, self.most) * self.panel
 
     def gates(self, span: Span, tensor: str = "gates", first: int = 0) -> Ref:
         """The block of gates from gate `first` on."""
@@ -288,7 +320,7 @@ class _Forward:
             words["bias"] = Ref(bias, {"u": layer.gates}, layer.element)
         return step_product(
             span, f"gates from {panels}", words, k, lda, count * layer.width, self.panel,
-            layer.width, beta=beta, gates=count,
+            layer.width, beta=beta, gates=count, most=self.most,
         )  # fmt: skip
 
     def parts(self) -> list[Part]:
@@ -299,7 +331,12 @@ class _Forward:
                 layer.steps * layer.batch, layer.units * layer.gates, layer.inputs, layer.dtype,
                 layer.target, layer.used, self.panel, c="panels", epilogue=(("bias",),),
             )  # fmt: skip
-            parts.append(product_part(product, "x", "w_panels", "gates", "bias"))
+            if way.masked:
+                # threads share the panels alone: few of the rows may be in use
+                rows = layer.steps_by_length * layer.batch
+                product = replace(product, blocks=(rows, self.panel), order="Nm")
+            part = product_part(product, "x", "w_panels", "gates", "bias")
+            parts.append(replace(part, when=Ref("flags", {"m": 1})) if way.masked else part)
         sign, begin = (-1, layer.steps - 1) if way.reverse else (1, 0)
         spans = [Span(layer, begin, sign, 1, -sign)]
         if self.two_parts:
@@ -326,6 +363,7 @@ class _Forward:
         gates = self.gates(span)
         words = {"a": gates, "residual": span.ref("y", y_size, 0, way.column, n=self.ldy, u=1)}
         ld = {"residual": self.ldy}
+        how: dict[str, Any] = {"most": self.most, "when": span.flag(way)}
         if way.masked or layer.kind in ("gru", "gru_before"):
             words["bias_row"], ld["bias_row"] = state(u=1), ldh
         before: list[Part] = []
@@ -346,17 +384,18 @@ class _Forward:
             ld |= {"b": h, "c": h}
         if not self.two_parts:
             save = save and layer.kind != "rnn"
-            return [step_cell(span, way, layer.kind, words, ld, tuple(before), save=save)]
+            return [step_cell(span, way, layer.kind, words, ld, tuple(before), save=save, **how)]
         # what the reset leaves of all units goes into a second product
         size = layer.batch * h if save else 0
         reset = {**words, "residual": span.ref("reset", size, n=h, u=1)}
         part = step_cell(
             span, way._replace(masked=False), "gru_before_reset", reset, {**ld, "residual": h},
-            tuple(before),
+            tuple(before), **how,
         )  # fmt: skip
         to = self.gates(span, "gates", 2)
         again = self.product(span, span.ref("reset", size, n=h), h, "n_panels", to, 1)
-        return [part, step_cell(span, way, "gru_before_output", words, ld, (again,), save=save)]
+        output = step_cell(span, way, "gru_before_output", words, ld, (again,), save=save, **how)
+        return [part, output]
 
 
 @STREAMS.of

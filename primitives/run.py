@@ -54,12 +54,14 @@ class Run:
         """Bytes that this holds without scratch: words, code, constants, what the stream tells."""
         return self.stream.nbytes + sum(a.nbytes for a in self.constants.values())
 
-    def __call__(self, buffers: tuple[Any, ...]) -> None:
-        """`buffers` of the caller's tensors, in their order (cffi pointers)."""
+    def __call__(self, buffers: tuple[Any, ...], flags: np.ndarray | None = None) -> None:
+        """`buffers` of the caller's tensors, in their order (cffi pointers); `flags` of the calls
+        that are made (`Stream.chosen`), all of them without."""
         if self._team is None:
             self._team = self.stream.team(self._target)
+        slices = None if flags is None else self.stream.chosen(flags)
         if not self._size:
-            self._team((*buffers, *self._tables))
+            self._team((*buffers, *self._tables), slices)
             return
         seat = self._seat
         try:
@@ -68,7 +70,7 @@ class Run:
             block = POOL.take(self._size)
         if block.views is None:
             block.views = [buffer_of(block.memory[place]) for place in self._places]
-        self._team((*buffers, *block.views, *self._tables))
+        self._team((*buffers, *block.views, *self._tables), slices)
         seat.used = next(POOL.clock)
         if not POOL.full:
             seat.blocks.append(block)

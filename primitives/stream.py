@@ -45,6 +45,10 @@ class Part:
     """A loop nest and the kernel in it; `reduction` names the loops that sum into the same
     output.
 
+    `when` (of an outermost part): an element of an array of flags; `Stream.chosen` leaves out the
+    calls whose flag is not set, with those before and after them. Between barriers the flag of the
+    least element must be set if any is.
+
     `variants` are further facts on a call that its kernel depends on: name -> loop, and a value for
     each position of the loop; `code` finds them beside the sizes.
 
@@ -62,18 +66,20 @@ class Part:
     before: tuple[Part, ...] = ()
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+    when: Ref | None = None
 
 
 @dataclass(frozen=True)
 class Calls:
     """The calls of one part: the nest, the kind of each iteration, and the offset of each word in
-    elements, (iterations, words); and those of the parts before and after, each with the index of
-    the iteration that its calls stand by."""
+    elements, (iterations, words); the flag of each (-1: none); and those of the parts before and
+    after, each with the index of the iteration that its calls stand by."""
 
     part: Part
     nest: Nest
     kind: np.ndarray
     offsets: np.ndarray
+    flags: np.ndarray
     before: Sequence[tuple[Calls, np.ndarray]] = ()
     after: Sequence[tuple[Calls, np.ndarray]] = ()
 
@@ -100,7 +106,9 @@ class Stream(Frozen):
             self._part(part, iterate(part.order, part.loops, threads)) for part in parts
         )
         self.calls = tuple(self._found)
-        self.slices = tuple(self._slice(t) for t in range(threads))
+        made = [self._slice(t) for t in range(threads)]
+        self.slices = tuple(words for words, _ in made)
+        self._cuts = [cuts for _, cuts in made]
         for words in self.slices:
             words.flags.writeable = False  # the driver adds them to addresses
 
@@ -115,6 +123,17 @@ class Stream(Frozen):
         return Team(self.calls, self.slices, len(self.tensors), target)
 
     __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
+
+    def chosen(self, flags: np.ndarray) -> list[np.ndarray]:
+        """The slices without the calls whose flag (`Part.when`) is not set, and without the
+        barriers before phases that have no call left."""
+        known = np.append(flags, True)  # -1: no flag
+        result = []
+        for words, (edges, flag) in zip(self.slices, self._cuts, strict=True):
+            turns = edges[np.flatnonzero(np.diff(known[flag], prepend=False, append=False))]
+            pairs = zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True)
+            result.append(np.concatenate([words[begin:end] for begin, end in pairs]))
+        return result
 
     def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
@@ -174,25 +193,30 @@ class Stream(Frozen):
             kinds.append(FIRST_KIND + self._found.index(call))
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
-            offsets[:, w] += ref.start + nest.thread * ref.per_thread
-            for name, step in ref.steps.items():
-                offsets[:, w] += nest.start[name] * step
-            for name, elements in ref.table.items():
-                offsets[:, w] += elements[nest.start[name]]
+            offsets[:, w] = _offsets(ref, nest)
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
         kind = np.array(kinds, np.int64)[index]
-        return Calls(part, nest, kind, offsets)
+        flags = np.full(len(nest), -1) if part.when is None else _offsets(part.when, nest)
+        return Calls(part, nest, kind, offsets, flags)
 
-    def _slice(self, thread: int) -> np.ndarray:
-        """The words that one thread replays."""
-        pieces, begun = [], 0
+    def _slice(self, thread: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """The words that one thread replays; where they may be cut (from 0 to their number), and
+        the flag of each stretch."""
+        pieces: list[np.ndarray] = []
+        edges: list[np.ndarray] = []
+        flags: list[np.ndarray] = []
+        begun = done = 0
         for calls in self.parts:
             # a barrier before each phase but the first, also where this thread has nothing to do
-            pieces.append(_words(calls, thread, begun, self.threads > 1))
-            begun = 1
+            words, at, flag = _words(calls, thread, begun, self.threads > 1)
+            pieces.append(words)
+            edges.append(at + done)
+            flags.append(flag)
+            begun, done = 1, done + len(words)
         pieces.append(np.array([END, 0], np.uint32))
-        return np.concatenate(pieces)
+        edges.append(np.array([done, done + 2]))
+        return np.concatenate(pieces), (np.concatenate(edges), np.concatenate([*flags, [-1]]))
 
     def text(self, most: int = 40) -> str:
         """Which thread does what, in what order: at most `most` calls of each thread and part."""
@@ -217,6 +241,16 @@ class Stream(Frozen):
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
+
+
+def _offsets(ref: Ref, nest: Nest) -> np.ndarray:
+    """Where the word points in each iteration, in elements."""
+    offsets = ref.start + nest.thread * ref.per_thread
+    for name, step in ref.steps.items():
+        offsets = offsets + nest.start[name] * step
+    for name, elements in ref.table.items():
+        offsets = offsets + elements[nest.start[name]]
+    return offsets
 
 
 def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,9 +289,12 @@ def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np
     return found
 
 
-def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
-    """The words of a part: its calls and those beside them in runs of one kind each, behind their
-    kind and length. `begun`: 1 if another part came before."""
+def _words(
+    calls: Calls, thread: int, begun: int, barriers: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The words of a part: its calls and those beside them in runs of one kind and flag each,
+    behind their kind and length; where stretches of one flag begin, and their flags. `begun`: 1 if
+    another part came before."""
     sources = _sources(calls, thread)
     depth = max(len(keys) for *_, keys in sources)
     padded = [keys + [np.zeros(len(own), int)] * (depth - len(keys)) for _, own, keys in sources]
@@ -265,19 +302,22 @@ def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
     order = np.lexsort(places[::-1])
     kind = np.concatenate([c.kind[own] for c, own, _ in sources])[order]
     width = np.repeat([c.offsets.shape[1] for c, *_ in sources], [len(o) for _, o, _ in sources])
-    phase = calls.nest.phase[places[0][order]]
+    phase, flag = calls.nest.phase[places[0][order]], calls.flags[places[0][order]]
     last = int(calls.nest.phase[-1])
     passed = np.diff(phase, prepend=-begun, append=last) * barriers
-    new = passed[:-1] > 0
-    new[:1] = True
+    cut = passed[:-1] > 0
+    cut[:1] = True
+    cut[1:] |= np.diff(flag) != 0
+    new = cut.copy()
     new[1:] |= np.diff(kind) != 0
     size = width[order] + 2 * (new + passed[:-1])
     end = np.cumsum(size)
     words = np.zeros(2 * int(passed[-1]) + int(size.sum()), np.uint32)
-    for where, count in ((end - size, passed[:-1]), (end[-1:] if len(end) else [0], passed[-1:])):
-        # [BARRIER, 0] as often as phases have passed
-        skipped = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        words[np.repeat(where, count) + 2 * skipped] = BARRIER
+    # [BARRIER, 0] as often as phases have passed
+    where = np.append(end - size, end[-1] if len(end) else 0)
+    skipped = np.arange(passed.sum()) - np.repeat(np.cumsum(passed) - passed, passed)
+    waits = np.repeat(where, passed) + 2 * skipped
+    words[waits] = BARRIER
     begin = end - width[order]
     heads = np.flatnonzero(new)
     words[begin[heads] - 2] = kind[heads]
@@ -289,7 +329,14 @@ def _words(calls: Calls, thread: int, begun: int, barriers: bool) -> np.ndarray:
         columns = np.arange(other.offsets.shape[1])
         words[position[done : done + len(own), None] + columns] = other.offsets[own]
         done += len(own)
-    return words
+    if calls.part.when is None:
+        return words, np.zeros(1, np.int64), np.full(1, -1)
+    # a barrier is needed if a call of the phase behind it is
+    first = np.minimum.reduceat(calls.flags, np.flatnonzero(np.diff(calls.nest.phase, prepend=-1)))
+    edges = np.concatenate([begin[cut] - 2, waits])
+    flags = np.concatenate([flag[cut], first[1 - begun : 1 - begun + len(waits)]])
+    order = np.argsort(edges)
+    return words, edges[order], flags[order]
 
 
 def _line(calls: Calls, i: int) -> str:

@@ -65,6 +65,24 @@ def test_a_case_is_measured(tmp_path: Path, cell: str) -> None:
     assert row["share"]["jitgen"] == row["gbs"]["jitgen"] / row["gbs"]["loads"]
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("lengths", ["short", "mixed"])
+def test_lengths_are_measured(tmp_path: Path, cell: str, lengths: str) -> None:
+    document = _measured(
+        tmp_path / "cell.json", "--cell", cell, "--case", "3x20x20x40", "--lengths", lengths
+    )
+    (run,) = document["runs"]
+    for row in run["rows"]:
+        forward = row["pass"] == "forward"
+        assert (row["case"], row["lengths"], row["failed"]) == ("3x20x20x40", lengths, {})
+        steps = sum(peers.LENGTHS[lengths](3, 20))
+        gates = {"lstm": 4, "gru": 3}[cell]
+        assert row["flops"] == 2 * steps * gates * 40 * (20 + 40) * (1 if forward else 2)
+        assert set(row["best"]) == {"jitgen", "jitgen longest"} | ({"torch"} if TORCH else set())
+        assert row["ratio"]["longest"] == row["best"]["jitgen"] / row["best"]["jitgen longest"]
+        assert f"{cell} {lengths} {row['pass']}, threads: 1" in document["summary"]
+
+
 def gates_bytes(cell: str, features: int) -> int:
     """Elements of a weight array for 40 units."""
     return {"lstm": 4, "gru": 3}[cell] * 40 * features
@@ -105,10 +123,11 @@ def test_the_reference_agrees_with_differences(cell: str) -> None:
             assert gradient[at] == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("lengths", ["", "mixed"])
 @pytest.mark.parametrize("which", ["forward", "backward"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_wrong_result_is_found(cell: str, which: str) -> None:
-    problem = peers.Problem(peers.Case(cell, 3, 4, 5, 6), which)
+def test_a_wrong_result_is_found(cell: str, which: str, lengths: str) -> None:
+    problem = peers.Problem(peers.Case(cell, 3, 4, 5, 6, lengths), which)
     way = peers.jitgen(problem, 1)
     right = [np.array(array) for array in way.read(way.call())]
     assert problem.check(lambda: tuple(right)) is None

@@ -73,9 +73,9 @@ class Elsewhere:
                 self._alive -= 1
                 self._changed.notify_all()
 
-    def call(self, run: Run, buffers: tuple[Any, ...]) -> None:
+    def call(self, run: Run, buffers: tuple[Any, ...], flags: np.ndarray | None = None) -> None:
         """The stream of `run`, on copies of the tensors; which are copied back."""
-        assert len(run.stream.slices) == 1
+        (words,) = run.stream.slices if flags is None else run.stream.chosen(flags)
         tensors = [np.frombuffer(ffi.buffer(b), np.uint8) if b != ffi.NULL else None
                    for b in buffers]  # fmt: skip
         with self._changed:
@@ -91,7 +91,7 @@ class Elsewhere:
         code = emit_replay(run.stream.calls, run._target)
         results: list[Result] = []
         with self._changed:
-            job = Job(code, [Buffer(run.stream.slices[0]), Pointers(copies), 0, 0])
+            job = Job(code, [Buffer(words), Pointers(copies), 0, 0])
             self._waiting.append((job, results))
             self._changed.notify_all()
             self._changed.wait_for(lambda: results)
@@ -114,7 +114,7 @@ def test_replay(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(f"{SEED} {tier}")
     machine = Elsewhere(TIERS[tier])
     poison_empty(monkeypatch)
-    monkeypatch.setattr(Run, "__call__", lambda run, buffers: machine.call(run, buffers))
+    monkeypatch.setattr(Run, "__call__", lambda run, *how: machine.call(run, *how))
 
     def use(problem: Any) -> None:
         given = {**problem.arrays, **problem.gradients}

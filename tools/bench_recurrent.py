@@ -12,8 +12,10 @@ onednn: PyTorch's oneDNN layer on reordered weights; onnx: ONNX Runtime. GFLOP/s
 products of g = 4 (LSTM) or 3 (GRU) gates, forward 2 T N g K (C + K), backward twice that; %:
 percent of the multiply-add peak in that row. ratio: time of the best peer to jitgen's; med.: of
 medians. For one sequence, forward: GB/s at which weights are read if w is read once and r at every
-step, of what a loop of loads over as many bytes as r reaches. !: other programs took time from this
-row.
+step, of what a loop of loads over as many bytes as r reaches. With --lengths ("short": a tenth of
+the steps for all sequences; "mixed": from a tenth to all, evenly) PyTorch gets packed sequences,
+FLOP are of steps within sequences, and "longest steps" is jitgen without lengths for as many steps
+as the longest sequence has. !: other programs took time from this row.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tools import bench_command as command
 
 PASSES = ("forward", "backward")
 CELLS = ("lstm", "gru")
+LENGTHS = ("short", "mixed")
 #: Sequences, steps, input features, hidden units
 CASES = (
     (1, 20, 256, 256), (1, 50, 512, 512), (32, 20, 256, 256), (32, 20, 512, 512),
@@ -35,6 +38,7 @@ CASES = (
 QUICK_CASES = ((1, 20, 256, 256), (32, 20, 256, 256), (16, 40, 333, 200))
 COLUMNS = {
     "time of best peer / jitgen": ("ratio", "peer"), "the same, medians": ("median_ratio", "peer"),
+    "time of the longest steps without lengths / jitgen": ("ratio", "longest"),
     "time of PyTorch / jitgen": ("ratio", "torch"), "time of ONNX / jitgen": ("ratio", "onnx"),
     "percent of peak": ("percent", "jitgen"), "share of loads": ("share", "jitgen"),
 }  # fmt: skip
@@ -43,6 +47,7 @@ examples:
   python -m tools.bench lstm                                    nine cases, 1 and all threads
   python -m tools.bench lstm --cell gru --pass forward
   python -m tools.bench lstm --quick --threads 1                three cases, shorter turns
+  python -m tools.bench lstm --lengths short --case 16x200x128x128
   python -m tools.bench lstm --case 32x20x512x512 --rounds 21 --json lstm.json
 """
 
@@ -51,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
     add("--cell", choices=CELLS, default="lstm", help="default %(default)s")
+    add("--lengths", choices=LENGTHS, default="", help="default: sequences have all steps")
     add("--case", action="append", metavar="NxTxCxK", help="sequences, steps, inputs, units")
     command.add_arguments(parser, PASSES, EXAMPLES)
 
@@ -67,6 +73,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     cases = QUICK_CASES if arguments.quick else CASES
     return {
         **command.options(arguments, PASSES), "cell": arguments.cell,
+        "lengths": arguments.lengths,
         "cases": [_case(text) for text in arguments.case or ()] or list(cases),
     }  # fmt: skip
 
@@ -77,7 +84,8 @@ def _summaries(
     for which in options["passes"]:
         rows = [row for row in result["rows"] if row["pass"] == which]
         figures = command.summary(rows, COLUMNS, lambda row: str(row["case"]))
-        yield f"{options['cell']} {which}, threads: {result['threads']}", figures
+        cell = f"{options['cell']} {options['lengths']}".rstrip()
+        yield f"{cell} {which}, threads: {result['threads']}", figures
 
 
 def run(arguments: argparse.Namespace) -> int:

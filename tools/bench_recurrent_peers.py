@@ -25,28 +25,41 @@ ONNX_ORDER = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}
 #: oneDNN's number of an LSTM in PyTorch
 MODE_LSTM = 2
 PEERS = ("torch", "onednn packed", "onnxruntime")
+#: Lengths of n sequences of at most t steps, by name: a tenth for all, or from a tenth to all
+LENGTHS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "short": lambda n, t: np.full(n, max(1, t // 10)),
+    "mixed": lambda n, t: np.random.default_rng(1).integers(max(1, t // 10), t + 1, n),
+}
 #: Of results, relative to the largest of their array
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer: n sequences of t steps, c input features, k hidden units."""
+    """A layer: n sequences of t steps, c input features, k hidden units; `lengths` of the
+    sequences: the name of a kind in `LENGTHS`, or "" if all have all steps."""
 
     cell: str
     n: int
     t: int
     c: int
     k: int
+    lengths: str = ""
 
     @property
     def gates(self) -> int:
         """Products for each unit."""
         return GATES[self.cell]
 
+    def steps(self) -> np.ndarray:
+        """Steps of each sequence."""
+        if not self.lengths:
+            return np.full(self.n, self.t)
+        return LENGTHS[self.lengths](self.n, self.t)
+
     def flops(self, which: str) -> int:
         """Floating-point operations of the products of a pass; backward has two for each."""
-        product = 2 * self.t * self.n * self.gates * self.k * (self.c + self.k)
+        product = 2 * int(self.steps().sum()) * self.gates * self.k * (self.c + self.k)
         return product if which == "forward" else 2 * product
 
     def __str__(self) -> str:
@@ -61,6 +74,9 @@ class Problem:
         rng = np.random.default_rng(1)
         n, t, c, k, rows = case.n, case.t, case.c, case.k, case.gates * case.k
         bound = k**-0.5
+        #: steps of each sequence, and which steps lie behind it; None: all have all
+        self.lengths = case.steps() if case.lengths else None
+        self.behind = np.arange(t)[:, None] >= case.steps()
         self.x = _random(rng, (t, n, c), 1.0)
         self.w = _random(rng, (rows, c), bound)
         self.r = _random(rng, (rows, k), bound)
@@ -69,8 +85,10 @@ class Problem:
 
     @cached_property
     def _expected(self) -> list[np.ndarray]:
-        doubles = (a.astype(np.float64) for a in (self.x, self.w, self.r, self.b, self.dy))
+        doubles = [a.astype(np.float64) for a in (self.x, self.w, self.r, self.b, self.dy)]
+        doubles[-1][self.behind] = 0  # no gradient comes from there, and so none goes there
         results = (lstm if self.case.cell == "lstm" else gru)(*doubles)
+        results[0][self.behind] = 0
         return results[:1] if self.which == "forward" else results[1:]
 
     def check(self, compute: Callable[[], tuple[Any, ...]]) -> str | None:
@@ -167,23 +185,53 @@ def gru(
 
 def jitgen(problem: Problem, threads: int) -> Way:
     """Forward with packed weights; backward after a forward pass that is not timed."""
-    p, at = problem, problem.case
-    kind: Any = Lstm if at.cell == "lstm" else Gru
-    layer = kind(at.n, at.t, at.c, at.k, threads=threads)
-    packed = layer.pack_weights(p.w, p.r)
+    p = problem
+    layer, packed = _layer(p, p.case.t, threads)
     if p.which == "forward":
-        return Way(lambda: layer.forward(p.x, packed, None, p.b), lambda result: result[:1])
-    layer.forward(p.x, packed, None, p.b, training=True)
+        return Way(
+            lambda: layer.forward(p.x, packed, None, p.b, lengths=p.lengths),
+            lambda result: result[:1],
+        )
+    layer.forward(p.x, packed, None, p.b, lengths=p.lengths, training=True)
     return Way(lambda: layer.backward(p.dy), lambda result: result[:4])
 
 
+def jitgen_longest(problem: Problem, threads: int) -> Way:
+    """The same without lengths, for as many steps as the longest sequence has."""
+    p, steps = problem, int(problem.case.steps().max())
+    layer, packed = _layer(p, steps, threads)
+    x, dy, behind = p.x[:steps], p.dy[:steps].copy(), p.behind[:steps]
+    dy[behind] = 0
+
+    def read(result: Any) -> tuple[Any, ...]:
+        found = np.zeros((p.case.t, *result[0].shape[1:]), np.float32)
+        found[:steps] = result[0]
+        found[p.behind] = 0
+        return (found,) if p.which == "forward" else (found, *result[1:4])
+
+    if p.which == "forward":
+        return Way(lambda: layer.forward(x, packed, None, p.b), read)
+    layer.forward(x, packed, None, p.b, training=True)
+    return Way(lambda: layer.backward(dy), read)
+
+
+def _layer(problem: Problem, steps: int, threads: int) -> tuple[Any, Any]:
+    """A layer and its packed weights."""
+    at = problem.case
+    kind: Any = Lstm if at.cell == "lstm" else Gru
+    layer = kind(at.n, steps, at.c, at.k, threads=threads)
+    return layer, layer.pack_weights(problem.w, problem.r)
+
+
 def torch_ways(problem: Problem) -> Iterator[tuple[str, Callable[[], Way]]]:
-    """PyTorch's ways, by name: its module and its autograd; its oneDNN layer on packed weights."""
+    """PyTorch's ways, by name: its module and its autograd; its oneDNN layer on packed weights,
+    where all sequences have all steps (with lengths the module gets them packed)."""
     import torch
 
     p, at = problem, problem.case
     arrays = (p.w, p.r, p.b[0], p.b[1])
     x, dy = torch.from_numpy(p.x), torch.from_numpy(p.dy)
+    lengths = torch.from_numpy(at.steps())
 
     def module() -> Way:
         kind = torch.nn.LSTM if at.cell == "lstm" else torch.nn.GRU
@@ -191,11 +239,17 @@ def torch_ways(problem: Problem) -> Iterator[tuple[str, Callable[[], Way]]]:
         for name, array in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), arrays,
                                strict=True):  # fmt: skip
             getattr(layer, f"{name}_l0").data[:] = torch.from_numpy(array)
+        def run(given: Any) -> Any:
+            if p.lengths is None:
+                return layer(given)[0]
+            packed = torch.nn.utils.rnn.pack_padded_sequence(given, lengths, enforce_sorted=False)
+            return torch.nn.utils.rnn.pad_packed_sequence(layer(packed)[0], total_length=at.t)[0]
+
         if p.which == "forward":
-            return Way(lambda: layer(x), lambda result: (result[0],))
+            return Way(lambda: run(x), lambda result: (result,))
         with torch.enable_grad():
             given = x.clone().requires_grad_()
-            y, _ = layer(given)
+            y = run(given)
         towards, gradient = [given, *layer.parameters()], torch.autograd.grad
         return Way(
             lambda: gradient(y, towards, dy, retain_graph=True),
@@ -203,7 +257,7 @@ def torch_ways(problem: Problem) -> Iterator[tuple[str, Callable[[], Way]]]:
         )
 
     yield "torch", module
-    if at.cell != "lstm" or p.which != "forward":
+    if at.cell != "lstm" or p.which != "forward" or at.lengths:
         return
 
     def packed() -> Way:

@@ -20,7 +20,7 @@ from tools.bench_turns import team_walk
 
 RATIOS = {
     "peer": ("jitgen", PEERS), "torch": ("jitgen", ("torch", "onednn packed")),
-    "onnx": ("jitgen", ("onnxruntime",)),
+    "onnx": ("jitgen", ("onnxruntime",)), "longest": ("jitgen", ("jitgen longest",)),
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class Bench(bench_child.Child):
         """Every case for every pass."""
         for which in self.options["passes"]:
             for sizes in self.options["cases"]:
-                case = Case(self.options["cell"], *sizes)
+                case = Case(self.options["cell"], *sizes, self.options["lengths"])
                 yield f"{which} {case}", partial(self.row, which, case)
 
     def row(self, which: str, case: Case) -> dict[str, Any]:
@@ -51,17 +51,19 @@ class Bench(bench_child.Child):
         problem = Problem(case, which)
         ways: dict[str, Callable[[], Way]] = {}
         ways["jitgen"] = partial(peers.jitgen, problem, self.threads)
+        if case.lengths:
+            ways["jitgen longest"] = partial(peers.jitgen_longest, problem, self.threads)
         if "torch" in self.origins:
             ways.update(peers.torch_ways(problem))
-        if "onnxruntime" in self.origins and which == "forward":
+        if "onnxruntime" in self.origins and which == "forward" and not case.lengths:
             ways["onnxruntime"] = partial(peers.onnxruntime_way, problem, self.threads)
         loads: list[PythonCall] = []
         moved = 0
-        if case.n == 1 and which == "forward":
+        if case.n == 1 and which == "forward" and not case.lengths:
             moved, calls = team_walk(self.turns.isa, self.threads, [problem.r])
             loads = [PythonCall("loads", calls)]
         row: dict[str, Any] = {
-            "pass": which, "cell": case.cell, "case": str(case),
+            "pass": which, "cell": case.cell, "case": str(case), "lengths": case.lengths,
             **self.measure(
                 ways, lambda _, compute: problem.check(compute), case.flops(which), RATIOS,
                 others=loads,
@@ -84,6 +86,8 @@ class Bench(bench_child.Child):
         line += cells(row["best"], ["jitgen"]) + cells(row["percent"], ["jitgen"], "3.0f")
         line += cells(best_ms, PEERS, "8.3f") + cells(row["ratio"], ["peer"], "5.2f")
         line += cells(row["median_ratio"], ["peer"], "5.2f")
+        if "longest" in row["ratio"]:
+            line += f"  longest steps {best_ms['jitgen longest']:.3f}"
         if "gbs" in row and "jitgen" in row["gbs"]:
             line += f"  {row['gbs']['jitgen']:.1f} of {row['gbs']['loads']:.1f} GB/s"
         return line
