@@ -22,7 +22,8 @@ import numpy as np
 import jitgen.kernel
 from isa.program import Program
 from jitgen.kernel import Bound, Kernel
-from jitgen.operands import NUMPY
+from jitgen.plan import check_overrides
+from jitgen.doors import NUMPY
 from jitgen.spec import Step
 from jitgen.target import ANY_WIDTH, Target
 
@@ -266,7 +267,7 @@ def _calls(timer: timeit.Timer, seconds: float) -> int:
 def generation(kernel: Kernel, make: functools.partial[Kernel]) -> dict[str, float]:
     """Seconds to generate a kernel: `cold` with all caches empty, `warm` with cached instruction
     bytes. `make` is the call of `jitgen.brgemm` that gives the kernel."""
-    overrides = tuple((make.keywords.get("plan") or {}).items())
+    overrides = check_overrides(make.keywords.get("plan") or {})
     again = functools.partial(jitgen.kernel.generate, kernel.spec, kernel.target, overrides)
     cold = timeit.repeat(make, jitgen.kernel.clear_caches, repeat=TRIES, number=1)
     warm = timeit.repeat(again, repeat=TRIES, number=1)

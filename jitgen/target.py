@@ -16,6 +16,7 @@ from functools import cache
 
 import isa
 from isa.machine import Machine
+from jitgen import doors
 from jitgen.tiles import Facts, Rates
 
 
@@ -72,7 +73,7 @@ def sve(bits: int) -> Target:
     128 bits is Neoverse V2 and N2 (four pipes), 256 Neoverse V1, 512 and above A64FX.
     """
     if bits not in range(128, 2049, 128):
-        raise ValueError(f"sve{bits}: SVE has 128 to 2048 bits in steps of 128")
+        raise ValueError(f"target='sve{bits}': SVE has 128 to 2048 bits in steps of 128")
     cache = {"l1": 64 * _KIB, "l2_bytes": 24}
     if bits == 128:
         rates = Rates(fma=4, loads=3, issue=8, latency=4, **cache)
@@ -90,10 +91,10 @@ TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512))}
 def parse_target(name: str) -> Target:
     """The target of that name. Raises ValueError that lists the names."""
     if not isinstance(name, str):
-        raise TypeError(f"target={name!r} is neither a Target nor its name")
+        raise TypeError(f"target={doors.shown(name)} is neither a Target nor its name")
     if name in TARGETS:
         return TARGETS[name]
     match = re.fullmatch(r"sve([0-9]{1,5})", name)
     if match:
         return sve(int(match[1]))
-    raise ValueError(f"target={name!r} is not one of {', '.join(TARGETS)}, sve<bits>")
+    raise ValueError(f"target={doors.shown(name)} is not one of {', '.join(TARGETS)}, sve<bits>")

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+from jitgen import doors
 from jitgen.loader import ffi, libc
 
 ffi.cdef(
@@ -53,10 +54,10 @@ def check_threads(threads: int | None) -> int:
         if not text:
             return min(len(os.sched_getaffinity(0)), MOST_THREADS)
         value = int(text) if text.isdigit() else text
-    elif type(value) is not int:
-        raise TypeError(f"threads={threads!r} is no int")
+    else:
+        value = doors.integer("threads", value)
     if not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
-        raise ValueError(f"{name}={value!r} is not from 1 to {MOST_THREADS}")
+        raise ValueError(f"{name}={doors.shown(value)} is not from 1 to {MOST_THREADS}")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jitgen.loader import ffi
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 
 ALIGN = 64
 #: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import cpu
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 from primitives.arguments import one_of
 from primitives.fully_connected import FullyConnected
 from primitives.optimizers import Adam, Sgd

@@ -16,7 +16,7 @@ import numpy as np
 
 from jitgen import cpu
 from jitgen.elementwise import adam_scalars
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 from jitgen.threads import check_threads
 from primitives.arrays import aligned, buffer_of, check
 from primitives.elementwise import elementwise

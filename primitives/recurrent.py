@@ -21,7 +21,7 @@ import numpy as np
 
 from jitgen import cpu
 from jitgen.loader import ffi
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitgen.operands import NUMPY
+from jitgen.doors import NUMPY
 from primitives.arrays import check
 
 _DTYPES = {kind: name for name, kind in NUMPY.items()}
