@@ -1,4 +1,4 @@
-"""The door of every public function: arguments checked and normalised, by the same rules everywhere.
+"""The door of every public function: arguments checked and normalised by one set of rules.
 
 A value of a wrong type raises TypeError, a wrong value ValueError, before anything is touched; the
 message names argument, value and rule. What comes back is a plain value (int, float, bool, str),
@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
 def integer(name: str, value: Any) -> int:
     """The int that `value` is."""
     try:
-        if not isinstance(value, bool):
+        if not isinstance(value, (bool, np.ma.MaskedArray)):
             return operator.index(value)
     except TypeError:
         pass
@@ -95,7 +95,7 @@ def number(
     """A real number with low <= value <= high, above < value < below, that `dtype` can hold."""
     given = value
     if isinstance(value, np.ndarray) and not value.ndim:
-        value = value[()]
+        value = plain(name, value)[()]
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
         raise TypeError(f"{name}={shown(given)} is no real number")
     try:

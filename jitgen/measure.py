@@ -21,9 +21,9 @@ import numpy as np
 
 import jitgen.kernel
 from isa.program import Program
+from jitgen.doors import NUMPY
 from jitgen.kernel import Bound, Kernel
 from jitgen.plan import check_overrides
-from jitgen.doors import NUMPY
 from jitgen.spec import Step
 from jitgen.target import ANY_WIDTH, Target
 

@@ -38,8 +38,8 @@ def pack_b(
 
     b: (count, k, n) or (k, n), rows contiguous; with `trans` (count, n, k) or (n, k), which is
     transposed on the way. `panel` is the kernel, whose k, n and dtype b must have, or its panel
-    width in columns, a multiple of the vector length. Returns (count, ceil(n / panel), k, panel), without count if b has none; `out`
-    may give that array.
+    width in columns, a multiple of the vector length. Returns (count, ceil(n / panel), k, panel),
+    without count if b has none; `out` may give that array.
 
     Raises TypeError or ValueError that names argument, value and rule.
     """

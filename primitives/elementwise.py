@@ -18,6 +18,8 @@ from primitives.arrays import check, output
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
+#: Activations whose gradients are known here
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly
 ELEMENTS = 1 << 14
 #: Fewer elements than this are done before a second thread has begun

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jitgen import doors
+
 
 @dataclass(frozen=True)
 class Blocked:
@@ -17,6 +19,20 @@ class Blocked:
 
     array: np.ndarray
     columns: int
+
+    def __post_init__(self) -> None:
+        doors.floats("array", self.array)
+        if self.array.ndim != 3 or 0 in self.array.shape:
+            rule = "(panels, rows, width), none zero"
+            raise ValueError(f"array has shape {self.array.shape}; it must be {rule}")
+        columns = doors.size("columns", self.columns)
+        panels = self.array.shape[0]
+        if panels != -(-columns // self.width):
+            raise ValueError(
+                f"columns={columns} take {-(-columns // self.width)} panels of width "
+                f"{self.width}; array has {panels}"
+            )
+        object.__setattr__(self, "columns", columns)
 
     @property
     def width(self) -> int:
@@ -37,3 +53,8 @@ class PackedWeights:
 
     forward: Blocked
     backward: Blocked | None
+
+    def __post_init__(self) -> None:
+        doors.instance("forward", self.forward, Blocked)
+        if self.backward is not None:
+            doors.instance("backward", self.backward, Blocked)

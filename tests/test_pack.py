@@ -98,7 +98,7 @@ def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], words: st
     ],
 )  # fmt: skip
 def test_bad_out(out: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="out (has|is)"):
+    with pytest.raises((TypeError, ValueError), match=r"out (has|is)"):
         jitgen.pack_b(B, 16, out=out)
 
 
