@@ -8,20 +8,25 @@ for a shape. Not here: the driver that replays it (`jitgen.replay`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from jitgen import cpu, doors
+from jitgen.frame import ARGUMENTS
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
+from jitgen.threads import check_threads
 from primitives.loops import Loop, Nest, iterate
 
 #: A kernel's machine code for a block, and the words of its argument struct that are the same in
 #: every call: made from sizes by loop, and whether the block is the first and the last one of the
 #: reduction
 MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
+#: Elements that no tensor has
+_FAR = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,25 @@ class Ref:
     start: int = 0
     #: loop -> elements to add at each position of the loop
     table: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        doors.text("tensor", self.tensor)
+        if doors.integer("element", self.element) not in (1, 2, 4, 8):
+            raise ValueError(f"element={doors.shown(self.element)} is not 1, 2, 4 or 8 bytes")
+        doors.size("per_thread", self.per_thread, 0, _FAR)
+        doors.size("start", self.start, -_FAR, _FAR)
+        for name, step in doors.mapping("steps", self.steps).items():
+            doors.size(f"steps[{doors.shown(name)}]", step, -_FAR, _FAR)
+        for name, elements in doors.mapping("table", self.table).items():
+            _check_table(f"table[{doors.shown(name)}]", elements)
+
+
+def _check_table(name: str, value: np.ndarray) -> None:
+    """A number for each position of a loop."""
+    if doors.plain(name, value).dtype.kind not in "iu" or value.ndim != 1:
+        error = ValueError if value.dtype.kind in "iu" else TypeError
+        raise error(f"{name} has shape {value.shape} and dtype {value.dtype}; it must be a vector "
+                    "of integers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,44 @@ class Part:
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        doors.text("title", self.title)
+        doors.text("order", self.order)
+        doors.function("code", self.code)
+        for name, loop in doors.mapping("loops", self.loops).items():
+            doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
+        for name in doors.text("reduction", self.reduction):
+            doors.one_of("reduction: loop", name, self.loops)
+        for name, ref in doors.mapping("words", self.words).items():
+            doors.one_of("words: word", name, ARGUMENTS)
+            doors.instance(f"words[{name!r}]", ref, Ref)
+            for loop_name in (*ref.steps, *ref.table):
+                doors.one_of(f"words[{name!r}]: loop", loop_name, self.loops)
+            for loop_name, elements in ref.table.items():
+                self._check_extent(f"words[{name!r}].table[{loop_name!r}]", loop_name, elements)
+        for name, variant in doors.mapping("variants", self.variants).items():
+            what = f"variants[{doors.shown(name)}]"
+            loop_name, values = doors.items(what, variant, 2)
+            loop_name = doors.one_of(f"{what}: loop", loop_name, self.loops)
+            _check_table(what, values)
+            self._check_extent(what, loop_name, values)
+        for name, others in (("before", self.before), ("after", self.after)):
+            for i, other in enumerate(doors.items(name, others)):
+                doors.instance(f"{name}[{i}]", other, Part)
+
+    def _check_extent(self, name: str, loop: str, values: np.ndarray) -> None:
+        if len(values) < self.loops[loop].extent:
+            raise ValueError(
+                f"{name} has {len(values)} numbers; loop {loop!r} has {self.loops[loop].extent} "
+                "positions"
+            )
+
+    def _refs(self) -> Iterator[Ref]:
+        """Those of its words, and of the parts beside it."""
+        yield from self.words.values()
+        for other in (*self.before, *self.after):
+            yield from other._refs()
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -84,15 +146,23 @@ class Stream:
     """
 
     def __init__(self, parts: Sequence[Part], tensors: Sequence[str], threads: int = 1) -> None:
-        self.tensors = tuple(tensors)
-        self.threads = threads
+        names = enumerate(doors.items("tensors", tensors))
+        self.tensors = tuple(doors.text(f"tensors[{i}]", name) for i, name in names)
+        threads = self.threads = check_threads(threads)
+        parts = [
+            doors.instance(f"parts[{i}]", part, Part)
+            for i, part in enumerate(doors.items("parts", parts))
+        ]
+        for i, part in enumerate(parts):
+            for ref in part._refs():
+                doors.one_of(f"parts[{i}]: tensor", ref.tensor, self.tensors)
         self.calls: list[Call] = []
         self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
         self.slices = [self._slice(t) for t in range(threads)]
 
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
-        return Team(self.calls, self.slices, len(self.tensors), target)
+        return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target))
 
     def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
@@ -145,7 +215,13 @@ class Stream:
         kinds = []
         for *sizes, is_first, is_last in shapes.tolist():
             sized = dict(zip(names, sizes, strict=True))
-            code, fixed = part.code(sized, bool(is_first), bool(is_last))
+            code, fixed = doors.items(
+                "result of code", part.code(sized, bool(is_first), bool(is_last)), 2
+            )
+            doors.instance("result of code[0]", code, bytes)
+            for name, value in doors.mapping("result of code[1]", fixed).items():
+                doors.one_of("result of code[1]: word", name, ARGUMENTS)
+                doors.integer(f"result of code[1][{name!r}]", value)
             call = Call(code, words, tuple(fixed.items()))
             if call not in self.calls:
                 self.calls.append(call)
@@ -157,8 +233,11 @@ class Stream:
                 offsets[:, w] += nest.start[name] * step
             for name, elements in ref.table.items():
                 offsets[:, w] += elements[nest.start[name]]
-        if offsets.size and offsets.max() >= 1 << 32:
-            raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
+        if offsets.size and (offsets.max() >= 1 << 32 or offsets.min() < 0):
+            raise ValueError(
+                f"{part.title}: words reach elements {offsets.min()} to {offsets.max()} of their "
+                "tensors; they must be from 0 to 2**32 - 1"
+            )
         kind = np.array(kinds, np.int64)[index]
         return Calls(part, nest, kind, offsets)
 
@@ -174,6 +253,7 @@ class Stream:
 
     def text(self, most: int = 40) -> str:
         """Which thread does what, in what order: at most `most` calls of each thread and part."""
+        most = doors.size("most", most, 0)
         words = sum(map(len, self.slices))
         total = sum(len(calls.nest) for calls in self.parts)
         size = sum(len(call.code) for call in self.calls)

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jitgen import doors
 from jitgen.analysis.report import Report
 
 FORMATS = (".png", ".svg")
@@ -24,7 +25,7 @@ def check_file(file: str) -> None:
 
     Errors name the extra of the package that brings it.
     """
-    path = Path(file)
+    path = Path(doors.path("file", file))
     if path.suffix not in FORMATS:
         raise ValueError(f"plot file {file!r} does not end in {' or '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
@@ -46,6 +47,7 @@ def _matplotlib() -> Any:
 
 def roofline(report: Report, file: str) -> None:
     """Draw the report's roofline to `file`, PNG or SVG by its ending; see `check_file`."""
+    doors.instance("report", report, Report)
     check_file(file)
     from matplotlib.figure import Figure
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from jitgen import doors
 from jitgen.analysis import mca
 from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED, Core
 from jitgen.analysis.cpus import SOURCES, Cpu, check_target, find_cpu
@@ -246,13 +247,13 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
     Raises ValueError if the CPU is unknown or does not run the kernel's target, RuntimeError if
     "host" is none that is known.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch} is smaller than 1")
-    if cpu == "host":
+    doors.instance("kernel", kernel, Kernel)
+    batch, other_models = doors.size("batch", batch), doors.flag("other_models", other_models)
+    if isinstance(cpu, str) and cpu == "host":
         from jitgen.analysis.host import find_host
 
         cpu = find_host()
-    row = find_cpu(cpu) if isinstance(cpu, str) else cpu
+    row = cpu if isinstance(cpu, Cpu) else find_cpu(cpu)
     check_target(row, kernel.target.name)
     return _report(kernel, row, batch, other_models)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from jitgen import doors
+
 if TYPE_CHECKING:
     from jitgen.kernel import Kernel
 
@@ -25,14 +27,15 @@ def render(
     Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
     target has not.
     """
-    if format not in FORMATS or format == "bytes":
+    syntax = doors.text("syntax", syntax)
+    if doors.text("format", format) not in FORMATS or format == "bytes":
         texts = ", ".join(name for name in FORMATS if name != "bytes")
         raise ValueError(
-            f"format={format!r} is not one of {texts}"
+            f"format={doors.shown(format)} is not one of {texts}"
             + ("; the bytes are kernel.code" if format == "bytes" else "")
         )
     if syntax != "intel" and format != "asm":
-        raise ValueError(f"syntax={syntax!r} is for the format 'asm', not {format!r}")
+        raise ValueError(f"syntax={doors.shown(syntax)} is for the format 'asm', not {format!r}")
     if format == "asm":
         from jitgen.inspect.asm import assembly
         from jitgen.objects.names import symbol_name
