@@ -37,6 +37,8 @@ NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(
 MOST = (1 << 31) - 1
 #: Effort to tell interleaved views apart from overlapping ones; beyond it they count as overlapping
 SEARCH_LIMIT: Any = 100_000
+#: Bytes that no path has, with its end
+PATH_BYTES = 4096
 #: Characters of a value, bits of an integer, elements of an array that a message shows
 LONGEST, BITS, ELEMENTS = 60, 200, 8
 
@@ -137,12 +139,10 @@ def text(name: str, value: Any) -> str:
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """One of the names `allowed`."""
-    rule = f"{name}={shown(value)} is not one of {', '.join(allowed)}"
-    if not isinstance(value, str):
-        raise TypeError(rule)
-    if value not in allowed:
-        raise ValueError(rule)
-    return str.__str__(value)
+    if isinstance(value, str) and value in allowed:
+        return str.__str__(value)
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name}={shown(value)} is not one of {', '.join(allowed)}")
 
 
 def path(name: str, value: Any) -> str:
@@ -153,7 +153,11 @@ def path(name: str, value: Any) -> str:
         found = b""
     if not isinstance(found, str):
         raise TypeError(f"{name}={shown(value)} is neither a str nor an os.PathLike of one")
-    if not found or "\0" in found:
+    try:
+        right = 0 < len(os.fsencode(found)) < PATH_BYTES and "\0" not in found
+    except UnicodeEncodeError:
+        right = False
+    if not right:
         raise ValueError(f"{name}={shown(value)} is no path")
     return found
 

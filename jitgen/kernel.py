@@ -266,7 +266,7 @@ def brgemm(
 
     try:
         cached = _cache.peek(key)
-    except TypeError:
+    except (TypeError, ValueError):  # some of NumPy's scalars raise ValueError
         # an argument of a type that cannot be hashed: let the spec name it
         return make()
     return cached or _cache.get(key, make)

@@ -248,8 +248,8 @@ def interleave(
     for name, call in doors.mapping("contestants", contestants).items():
         doors.function(f"contestants[{doors.shown(name)}]", call)
     if not contestants:
-        raise ValueError(f"contestants={contestants} is empty; there must be some")
-    seconds = doors.number("seconds", seconds, above=0)
+        raise ValueError(f"contestants={doors.shown(contestants)} is empty; there must be some")
+    seconds = doors.number("seconds", seconds, above=0, high=3600)
     sample = seconds / ROUNDS / len(contestants)
     timers = {name: timeit.Timer(call) for name, call in contestants.items()}
     calls = {name: _calls(timer, sample) for name, timer in timers.items()}

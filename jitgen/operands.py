@@ -55,7 +55,7 @@ def make_arguments(
         count = _offset(spec, a, b, extra, inputs, words, keep)
     for name in ("a_offsets", "b_offsets"):
         if spec.batch != "offset" and extra[name] is not None:
-            raise ValueError(f"{name}: batch={spec.batch!r} takes none")
+            raise ValueError(f"{name} is given; batch={spec.batch!r} takes none")
     _matrix("c", c, spec.ldc, spec, "ldc")
     outputs = [("c", c)]
     for name, step in STEP_OF.items():

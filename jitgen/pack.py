@@ -18,6 +18,7 @@ import numpy as np
 
 from jitgen import cpu, doors, loader
 from jitgen.copying import copy_rows, repeated
+from jitgen.doors import NUMPY
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
 from jitgen.layout import LOOP_ROLES, transpose_loops
@@ -49,7 +50,7 @@ def pack_b(
     batch = b if b.ndim == 3 else b[np.newaxis]
     rows, columns = batch.shape[1:]
     k, n = (columns, rows) if trans else (rows, columns)
-    width, target = _width(panel, k, n, dtype)
+    width, target = _width(panel, k, n, dtype, trans)
     if columns > 1 and batch.strides[2] != b.itemsize:
         raise ValueError(f"b has strides {b.strides}; its rows must be contiguous")
     leading = _elements(b, batch, 1, columns)
@@ -75,7 +76,7 @@ def pack_b(
     return out
 
 
-def _width(panel: Any, k: int, n: int, dtype: str) -> tuple[int, Target]:
+def _width(panel: Any, k: int, n: int, dtype: str, trans: bool) -> tuple[int, Target]:
     """The width of the panels of a k x n matrix, and what packs it: the widest target of this host
     whose vectors fill them."""
     width = panel
@@ -86,8 +87,8 @@ def _width(panel: Any, k: int, n: int, dtype: str) -> tuple[int, Target]:
             raise ValueError(f"panel={doors.shown(panel)} was made without packed_b")
         if (k, n, dtype) != (spec.k, spec.n, spec.dtype):
             raise ValueError(
-                f"b is {k} x {n} {dtype} (k x n); the kernel multiplies {spec.k} x {spec.n} "
-                f"{spec.dtype}"
+                f"b is k x n = {k} x {n} of {NUMPY[dtype]} with trans={trans}; panel, the kernel, "
+                f"multiplies {spec.k} x {spec.n} of {NUMPY[spec.dtype]}"
             )
     usable = [cpu.host(), *(TARGETS[name] for name, reason in cpu.targets().items() if not reason)]
     lanes = [target.machine(dtype, ANY_WIDTH).lanes for target in usable]

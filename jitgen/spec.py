@@ -146,7 +146,9 @@ def make_spec(
     trans_a, trans_b = doors.flag("trans_a", trans_a), doors.flag("trans_b", trans_b)
     panel = doors.size("panel", panel, 0)
     if panel and (trans_b or ldb is not None):
-        raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
+        raise ValueError(
+            f"packed_b, panel={panel}: panels have their own layout; trans_b and ldb do not apply"
+        )
     element, result, ku = DTYPES[dtype]
     if k % ku or (ku > 1 and trans_a):
         raise ValueError(

@@ -32,7 +32,7 @@ class Target:
     rates: Rates
 
     def __post_init__(self) -> None:
-        doors.text("name", self.name)
+        object.__setattr__(self, "name", doors.text("name", self.name))
         known = isa.FAMILIES[doors.one_of("family", self.family, isa.FAMILIES)][1]
         if doors.text("architecture", self.architecture) != known:
             raise ValueError(f"architecture={doors.shown(self.architecture)} is not {known}, that "
@@ -41,16 +41,15 @@ class Target:
         if doors.integer("vector_bits", self.vector_bits) not in wanted:
             raise ValueError(f"vector_bits={doors.shown(self.vector_bits)} is none that "
                              f"{self.family} has")  # fmt: skip
-        for i, feature in enumerate(doors.items("features", self.features)):
-            doors.text(f"features[{i}]", feature)
+        given = enumerate(doors.items("features", self.features))
+        features = tuple(doors.text(f"features[{i}]", feature) for i, feature in given)
+        object.__setattr__(self, "features", features)
         doors.instance("rates", self.rates, Rates)
 
     def machine(self, dtype: str, n: int) -> Machine:
         """A machine for kernels of n columns: the narrowest registers that hold them, if the
         family has several widths. TypeError, ValueError."""
-        n = doors.size("n", n)
-        if dtype not in doors.NUMPY:
-            doors.one_of("dtype", dtype, doors.NUMPY)
+        n, dtype = doors.size("n", n), doors.one_of("dtype", dtype, doors.NUMPY)
         bits = self.vector_bits
         if self.family == "avx512":
             wanted = n * (32 if dtype == "f32" else 64)

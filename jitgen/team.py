@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu, loader, replay, threads
+from jitgen import cpu, doors, loader, replay, threads
 from jitgen.loader import ffi
 from jitgen.target import Target
 
@@ -66,13 +66,17 @@ class Team:
     def __call__(self, bases: Sequence[Any]) -> None:
         """Replay all slices on the base addresses (cffi pointers); returns when all are done.
 
-        Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length).
+        Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length),
+        TypeError or ValueError for bases of another type or number.
         """
         try:
             context = self._free.pop()
         except IndexError:
             context = self._new_context()
-        context.bases[0 : self._count] = bases
+        try:
+            context.bases[0 : self._count] = bases
+        except (TypeError, ValueError):
+            raise self._wrong(bases) from None
         status = self._replay(context.jobs) if len(self._streams) == 1 else self._parallel(context)
         self._free.append(context)
         if status:
@@ -80,6 +84,15 @@ class Team:
                 f"a thread's SVE vectors have another length than {self._target.name} says; the "
                 "result is not valid"
             )
+
+    def _wrong(self, bases: Any) -> Exception:
+        """What is wrong with base addresses."""
+        given = doors.items("bases", bases)
+        for i, base in enumerate(given):
+            if not isinstance(base, ffi.CData):
+                return TypeError(f"bases[{i}]={doors.shown(base)} is no cffi pointer")
+        return ValueError(f"bases={doors.shown(bases)} has {len(given)} addresses; the stream has "
+                          f"{self._count} tensors")  # fmt: skip
 
     def _new_context(self) -> _Context:
         context = _Context(self._streams, self._count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jitgen import cpu as host_cpu
-from jitgen import doors, loader, measure
+from jitgen import loader, measure
 from jitgen.analysis.cpus import CPUS, Cpu
 from jitgen.analysis.report import Measured
 from jitgen.kernel import Kernel
@@ -71,7 +71,6 @@ def run(kernel: Kernel, batch: int, seconds: float) -> Measured:
 
     Raises RuntimeError if this host cannot run it.
     """
-    seconds = doors.number("seconds", seconds, above=0)
     problem = measure.Problem(kernel, batch)
     peak, peak_flops = measure.peak_kernel(kernel)
     calls = {"kernel": kernel, "peak": peak, "empty": measure.empty_kernel(kernel)}

@@ -27,9 +27,9 @@ def check_file(file: str) -> None:
     """
     path = Path(doors.path("file", file))
     if path.suffix not in FORMATS:
-        raise ValueError(f"plot file {file!r} does not end in {' or '.join(FORMATS)}")
+        raise ValueError(f"plot file={doors.shown(file)} does not end in {' or '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"plot file {file!r}: its folder does not exist")
+        raise ValueError(f"plot file={doors.shown(file)}: its folder does not exist")
     _matplotlib()
 
 

@@ -6,12 +6,9 @@ Not here: what each of them holds (`listing`, `asm`, `html` of this package).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from jitgen import doors
-
-if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+from jitgen.kernel import Kernel
 
 #: all of them are text but "bytes"
 FORMATS = ("text", "asm", "bytes", "json", "html")
@@ -27,7 +24,11 @@ def render(
     Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
     target has not.
     """
+    doors.instance("kernel", kernel, Kernel)
     syntax = doors.text("syntax", syntax)
+    if analysis is not None:
+        given = enumerate(doors.items("analysis", analysis))
+        analysis = [doors.text(f"analysis[{i}]", line) for i, line in given]
     if doors.text("format", format) not in FORMATS or format == "bytes":
         texts = ", ".join(name for name in FORMATS if name != "bytes")
         raise ValueError(

@@ -34,6 +34,8 @@ from jitgen.objects.table import (
     name_kernels,
 )  # fmt: skip
 
+#: What is no sequence of kernels, though it may be iterated
+_ONE = (Kernel, str, np.generic)
 #: The manifest's own version: raised when a field changes its meaning or goes away
 MANIFEST = 1
 
@@ -47,6 +49,8 @@ def write_library(
     _check_name(name)
     directory = doors.path("directory", directory)
     products = group(_named(kernels))
+    if not products:
+        raise ValueError(f"kernels={doors.shown(kernels)}: there are none; a library has some")
     exported = name_kernels(name, products)
     architecture = _architecture(exported)
     generator = f"jitgen {jitgen.__version__}"
@@ -97,7 +101,7 @@ def _named(
     for name, value in named:
         if not isinstance(name, str):
             raise TypeError(f"kernels: {doors.shown(name)} is no name")
-        several = [value] if isinstance(value, (Kernel, str)) or not np.iterable(value) else value
+        several = [value] if isinstance(value, _ONE) or not np.iterable(value) else value
         for kernel in several:
             if not isinstance(kernel, Kernel):
                 raise TypeError(f"kernels: {doors.shown(kernel)} is no jitgen.Kernel")
@@ -106,8 +110,6 @@ def _named(
 
 def _architecture(exported: Sequence[Exported]) -> str:
     targets = {each.kernel.target.architecture: each.kernel.target.name for each in exported}
-    if not targets:
-        raise ValueError("kernels: there are none; a library has at least one")
     if len(targets) > 1:
         found = " and ".join(f"{a} ({target})" for a, target in targets.items())
         raise ValueError(
