@@ -145,6 +145,19 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     raise error(f"{name}={shown(value)} is not one of {', '.join(allowed)}")
 
 
+def one_in(name: str, value: Any, among: str, known: Iterable[str]) -> str:
+    """One of the names in the argument `among`."""
+    if text(name, value) not in known:
+        raise ValueError(f"{name}={shown(value)} is not in {among}={shown(known)}")
+    return str.__str__(value)
+
+
+def settle(self: Any, **values: Any) -> None:
+    """Set fields of a frozen dataclass to plain values."""
+    for name, value in values.items():
+        object.__setattr__(self, name, value)
+
+
 def path(name: str, value: Any) -> str:
     """A file or folder: str or os.PathLike, not empty."""
     try:

@@ -192,7 +192,8 @@ def _offset(
             if low < 0 or high + span > array.size:
                 raise ValueError(
                     f"{name}_offsets reach from {low} to {high}; with {span} elements a matrix, "
-                    f"they must lie from 0 to {array.size - span} ({name} has {array.size})"
+                    f"they must lie from 0 to {array.size - span} ({name} has {array.size}, "
+                    f"shape {array.shape})"
                 )
         # a copy, so that nobody can move the offsets out of the array after this check
         offsets = np.array(offsets, np.int64)

@@ -32,7 +32,7 @@ class Target:
     rates: Rates
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", doors.text("name", self.name))
+        name = doors.text("name", self.name)
         known = isa.FAMILIES[doors.one_of("family", self.family, isa.FAMILIES)][1]
         if doors.text("architecture", self.architecture) != known:
             raise ValueError(f"architecture={doors.shown(self.architecture)} is not {known}, that "
@@ -43,7 +43,7 @@ class Target:
                              f"{self.family} has")  # fmt: skip
         given = enumerate(doors.items("features", self.features))
         features = tuple(doors.text(f"features[{i}]", feature) for i, feature in given)
-        object.__setattr__(self, "features", features)
+        doors.settle(self, name=name, features=features)
         doors.instance("rates", self.rates, Rates)
 
     def machine(self, dtype: str, n: int) -> Machine:

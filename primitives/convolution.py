@@ -67,7 +67,7 @@ class PackedFilter:
         if self.backward is not None:
             doors.floats("backward", self.backward)
         for i, layout in enumerate(doors.items("layouts", self.layouts, 2)):
-            doors.items(f"layouts[{i}]", layout)
+            doors.instance(f"layouts[{i}]", layout, tuple)
 
 
 class Convolution:

@@ -149,7 +149,7 @@ class FullyConnected:
         dx. `dz` is the gradient before the activation (`backward_activation`)."""
         layer = self.layer
         weights = w.backward if isinstance(w, PackedWeights) else w
-        if weights is None:
+        if weights is None and w is not None:
             raise ValueError("w was packed with backward=False")
         return self._multiply(
             streams.backward_data, ("dz", dz, layer.out_features), ("w", weights, self._w_shape),

@@ -30,9 +30,9 @@ class Blocked:
         if panels != -(-columns // self.width):
             raise ValueError(
                 f"columns={columns} take {-(-columns // self.width)} panels of width "
-                f"{self.width}; array has {panels}"
+                f"{self.width}; array has shape {self.array.shape}"
             )
-        object.__setattr__(self, "columns", columns)
+        doors.settle(self, columns=columns)
 
     @property
     def width(self) -> int:

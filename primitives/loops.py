@@ -31,6 +31,8 @@ from jitgen.threads import check_threads
 from primitives.curve import curve
 
 Array = np.ndarray
+#: Characters of an order
+LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,15 @@ class Loop:
     blocks: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "extent", doors.size("extent", self.extent, 0))
+        extent = doors.size("extent", self.extent, 0)
         given = enumerate(doors.items("blocks", self.blocks))
         blocks = tuple(doors.size(f"blocks[{i}]", block) for i, block in given)
-        object.__setattr__(self, "blocks", blocks)
         if not blocks or any(b % c for b, c in itertools.pairwise(blocks)):
             raise ValueError(
-                f"blocks={blocks}: there is at least one, and each is a multiple of the next"
+                f"blocks={doors.shown(self.blocks)}: there is at least one, and each is a multiple "
+                "of the next"
             )
+        doors.settle(self, extent=extent, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class _Level:
 def parse_order(order: str) -> list[_Level]:
     """The levels of an order string. Raises TypeError or ValueError that names what is wrong."""
     order = doors.text("order", order)
+    if len(order) > LONGEST:
+        raise ValueError(
+            f"order={doors.shown(order)} has {len(order)} characters; at most {LONGEST}"
+        )
     if not re.fullmatch(r"((\[[A-Za-z]{2}\]|[A-Za-z])\|?)*", order):
         raise ValueError(
             f"order={doors.shown(order)}: letters, [two letters] for a curve, | after one for a "
@@ -114,7 +121,10 @@ def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:
         blocks = []
         for name in level.letters:
             if name not in loops or depth[name] == len(loops[name].blocks):
-                raise ValueError(f"order={order!r}: no (more) blocks for loop {name!r}")
+                raise ValueError(
+                    f"order={order!r}: no (more) blocks for loop {name!r}; loops="
+                    f"{doors.shown(dict(loops))}"
+                )
             blocks.append(loops[name].blocks[depth[name]])
             depth[name] += 1
         counts = [-(-size[n] // b) for n, b in zip(level.letters, blocks, strict=True)]

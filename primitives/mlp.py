@@ -53,9 +53,11 @@ class Mlp:
         self, batch: int, sizes: Sequence[int], *, activation: str = "relu", dtype: str = "f32",
         threads: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
-        sizes = [doors.size(f"sizes[{i}]", c) for i, c in enumerate(doors.items("sizes", sizes))]
+        given = enumerate(doors.items("sizes", sizes))
+        sizes = tuple(doors.size(f"sizes[{i}]", c) for i, c in given)
         if len(sizes) < 2:
-            raise ValueError(f"sizes={sizes!r}: a network has at least two, inputs and outputs")
+            shown = doors.shown(sizes)
+            raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
         activation = doors.one_of("activation", activation, ACTIVATIONS)
         dtype, batch = doors.one_of("dtype", dtype, DTYPES), doors.size("batch", batch)
         seed = doors.size("seed", seed, 0, None)
@@ -114,7 +116,8 @@ class Mlp:
 
     def train_step(self, x: np.ndarray, labels: np.ndarray, optimizer: Sgd | Adam) -> float:
         """One step of training on a batch; returns its loss before the step."""
-        doors.function("optimizer.step", getattr(optimizer, "step", None))
+        if not callable(getattr(optimizer, "step", None)):
+            raise TypeError(f"optimizer={doors.shown(optimizer)} has no method step")
         loss, gradients = self.gradients(x, labels)
         optimizer.step(gradients)
         return loss

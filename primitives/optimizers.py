@@ -117,9 +117,9 @@ class Sgd(_Optimizer):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self._numbers()
+        self.lr, self.momentum, self.weight_decay = self._numbers()
 
-    def _numbers(self) -> tuple[float, ...]:
+    def _numbers(self) -> tuple[float, float, float]:
         return (
             doors.number("lr", self.lr, low=0, dtype=self.dtype),
             doors.number("momentum", self.momentum, low=0, dtype=self.dtype),
@@ -148,7 +148,7 @@ class Adam(_Optimizer):
         self.eps = eps
         self.weight_decay = weight_decay
         self.steps = 0
-        self._numbers()
+        self.lr, self.betas, self.eps, self.weight_decay = self._numbers()
 
     def _numbers(self) -> tuple[float, tuple[float, float], float, float]:
         first, second = doors.items("betas", self.betas, 2)

@@ -103,7 +103,8 @@ class _Pool:
         result, last = output(out, shape, dtype, {name: a for name, (a, _) in inputs.items()})
         if make not in self._runs:
             self._runs[make] = make(self.conv, self.kind)
-        self._runs[make]((*buffers, last))
+        read = buffers if self.kind == "max" else buffers[:1]
+        self._runs[make]((*read, last))
         return result
 
     def backward(
@@ -112,10 +113,8 @@ class _Pool:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
         it, a mean does not look at it."""
         inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
-        if self.kind == "max":
+        if self.kind == "max" or x is not None:
             inputs["x"] = (x, self.x_shape)
-        elif x is not None:
-            check("x", x, self.x_shape, self.conv.dtype)
         return self._call(backward_stream, inputs, self.x_shape, out)
 
 

@@ -51,10 +51,11 @@ class PackedRecurrent:
     r: np.ndarray
 
     def __post_init__(self) -> None:
-        for d, panels in enumerate(doors.items("panels", self.panels)):
+        doors.settle(self, panels=list(doors.items("panels", self.panels)))
+        for d, panels in enumerate(self.panels):
             for name, array in doors.mapping(f"panels[{d}]", panels).items():
                 doors.floats(f"panels[{d}][{doors.shown(name)}]", array)
-        doors.items("layout", self.layout)
+        doors.instance("layout", self.layout, tuple)
         doors.floats("w", self.w)
         doors.floats("r", self.r)
 

@@ -44,11 +44,14 @@ class Ref:
     table: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        doors.text("tensor", self.tensor)
-        if doors.integer("element", self.element) not in (1, 2, 4, 8):
+        element = doors.integer("element", self.element)
+        if element not in (1, 2, 4, 8):
             raise ValueError(f"element={doors.shown(self.element)} is not 1, 2, 4 or 8 bytes")
-        doors.size("per_thread", self.per_thread, 0, _FAR)
-        doors.size("start", self.start, -_FAR, _FAR)
+        doors.settle(
+            self, element=element, tensor=doors.text("tensor", self.tensor),
+            per_thread=doors.size("per_thread", self.per_thread, 0, _FAR),
+            start=doors.size("start", self.start, -_FAR, _FAR),
+        )  # fmt: skip
         for name, step in doors.mapping("steps", self.steps).items():
             doors.size(f"steps[{doors.shown(name)}]", step, -_FAR, _FAR)
         for name, elements in doors.mapping("table", self.table).items():
@@ -87,28 +90,35 @@ class Part:
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        doors.text("title", self.title)
-        doors.text("order", self.order)
         doors.function("code", self.code)
+        doors.settle(
+            self, title=doors.text("title", self.title), order=doors.text("order", self.order),
+            reduction=doors.text("reduction", self.reduction),
+            before=doors.items("before", self.before), after=doors.items("after", self.after),
+        )  # fmt: skip
         for name, loop in doors.mapping("loops", self.loops).items():
             doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
-        for name in doors.text("reduction", self.reduction):
-            doors.one_of("reduction: loop", name, self.loops)
+        for name in self.reduction:
+            if name not in self.loops:
+                raise ValueError(
+                    f"reduction={doors.shown(self.reduction)}: {name!r} is not in loops="
+                    f"{doors.shown(self.loops)}"
+                )
         for name, ref in doors.mapping("words", self.words).items():
             doors.one_of("words: word", name, ARGUMENTS)
             doors.instance(f"words[{name!r}]", ref, Ref)
             for loop_name in (*ref.steps, *ref.table):
-                doors.one_of(f"words[{name!r}]: loop", loop_name, self.loops)
+                doors.one_in(f"words[{name!r}]: loop", loop_name, "loops", self.loops)
             for loop_name, elements in ref.table.items():
                 self._check_extent(f"words[{name!r}].table[{loop_name!r}]", loop_name, elements)
         for name, variant in doors.mapping("variants", self.variants).items():
             what = f"variants[{doors.shown(name)}]"
             loop_name, values = doors.items(what, variant, 2)
-            loop_name = doors.one_of(f"{what}: loop", loop_name, self.loops)
+            doors.one_in(f"{what}: loop", loop_name, "loops", self.loops)
             _check_table(what, values)
             self._check_extent(what, loop_name, values)
         for name, others in (("before", self.before), ("after", self.after)):
-            for i, other in enumerate(doors.items(name, others)):
+            for i, other in enumerate(others):
                 doors.instance(f"{name}[{i}]", other, Part)
 
     def _check_extent(self, name: str, loop: str, values: np.ndarray) -> None:
@@ -155,7 +165,7 @@ class Stream:
         ]
         for i, part in enumerate(parts):
             for ref in part._refs():
-                doors.one_of(f"parts[{i}]: tensor", ref.tensor, self.tensors)
+                doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
         self.calls: list[Call] = []
         self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
         self.slices = [self._slice(t) for t in range(threads)]

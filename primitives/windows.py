@@ -67,7 +67,7 @@ def out_size(
         if room < 0:
             raise ValueError(
                 f"{name}={size[i]} with padding {around[i]} is smaller than the kernel's reach of "
-                f"{reach}"
+                f"{reach} (kernel={taps[i]}, dilation={dilation[i]})"
             )
         out.append(room // stride[i] + 1)
     return out[0], out[1]

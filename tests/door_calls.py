@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from door_values import (
     IN,
+    LOOSE,
     MAYBE,
     MAYBE_OUT,
     NO,
@@ -152,8 +153,9 @@ add("jitgen.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)
     alias={"steps": "epilogue"})
 add("jitgen.Kernel.__call__", run_kernel, call_of_kernel, **OPERANDS)
 add("jitgen.Kernel.bind", run_bound, call_of_kernel, **OPERANDS)
-add("jitgen.Kernel.bind of offsets", OFFSET, offsets, a=IN, b=IN, c=OUT, a_offsets=IN,
-    b_offsets=IN)
+ANY_SHAPE = Array(also=("one axis more", "one more"))
+add("jitgen.Kernel.bind of offsets", OFFSET, offsets, a=ANY_SHAPE, b=ANY_SHAPE, c=OUT,
+    a_offsets=Array(also=LOOSE), b_offsets=Array(also=LOOSE))
 add("jitgen.Kernel.flops", KERNEL.flops, lambda: {"count": 1}, count=size(0, math.inf))
 add("jitgen.Kernel.listing", SHOWN.listing, lambda: {"format": "text", "syntax": "intel"},
     format=name("text", "asm", "json", "html"), syntax=nothing)
@@ -295,8 +297,14 @@ STREAM = Stream([part()], ["A"])
 add("primitives.stream.Stream.text", STREAM.text, lambda: {"most": 40}, most=size(0))
 add("primitives.stream.Stream.team", lambda target: STREAM.team(target) and None,
     lambda: {"target": HERE})
-add("the call of a Stream.team", STREAM.team(cpu.host()), lambda: {"bases": [
-    jitgen.loader.ffi.from_buffer(zeros(99))]}, bases=nothing)  # fmt: skip
+PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
+TEAM = Stream(
+    [part(code=lambda sizes, first, last: (PLAIN.code, {"count": 1}),
+          words={word: Ref(word, {}) for word in "abc"})],
+    list("abc"),
+).team(cpu.host())  # fmt: skip
+add("the call of a Stream.team", TEAM,
+    lambda: {"bases": [jitgen.loader.ffi.from_buffer(zeros(99)) for _ in "abc"]}, bases=nothing)
 os.environ["JITGEN_TUNE_FILE"] = FOLDER + "/tuned.json"
 add("primitives.tuning.tuned", tuning.tuned,
     lambda: {"key": "k", "candidates": {"a": 1}, "seconds": lambda c: 1.0}, key=anything,

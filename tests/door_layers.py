@@ -16,7 +16,6 @@ from door_values import (
     MAYBE,
     MAYBE_OUT,
     Array,
-    anything,
     either,
     flag,
     items,
@@ -27,6 +26,7 @@ from door_values import (
     optional,
     size,
     text,
+    tuples,
 )
 
 from primitives import mlp, recurrent_onnx
@@ -40,6 +40,9 @@ from primitives.pooling import AveragePool, MaxPool
 from primitives.recurrent import Gru, Lstm, PackedRecurrent, Rnn
 
 PASSES = ("forward", "backward_data", "backward_weights")
+#: An array of floats: the layer that gets it checks the rest
+ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empty", "Fortran order",
+                  "read-only", *LOOSE), floats=True)  # fmt: skip
 
 # ---- layers -------------------------------------------------------------------------------------
 
@@ -111,11 +114,7 @@ add(PREFIX + "backward_weights", CONV.backward_weights, lambda: {"dy": CY(), "x"
 FILTER = CONV.pack_weights(CW())
 add("primitives.convolution.PackedFilter", PackedFilter,
     lambda: {"forward": FILTER.forward, "backward": FILTER.backward, "layouts": FILTER.layouts},
-    forward=Array(also=("another dtype", "one axis more", "one more", "no axis", "empty",
-                        "Fortran order", "read-only", *LOOSE)),
-    backward=Array(also=("another dtype", "one axis more", "one more", "no axis", "empty",
-                         "Fortran order", "read-only", *LOOSE), none=True),
-    layouts=items(items(anything), 2, 2))  # fmt: skip
+    forward=ANY, backward=Array(also=ANY.also, none=True, floats=True), layouts=nothing)
 for pool in (MaxPool, AveragePool):
     made = pool(2, 4, 5, 6, 3, padding=1, **ONE)
     PREFIX = f"primitives.pooling.{pool.__name__}"
@@ -169,11 +168,9 @@ for kind, options in (
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))
-ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empty", "Fortran order",
-                  "read-only", *LOOSE))  # fmt: skip
 add("primitives.recurrent.PackedRecurrent", PackedRecurrent,
     lambda: {"panels": PACKED.panels, "layout": PACKED.layout, "w": PACKED.w, "r": PACKED.r},
-    panels=items(mapping), layout=items(anything), w=ANY, r=ANY)
+    panels=items(mapping), layout=tuples, w=ANY, r=ANY)
 for which, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
     def onnx(gates: int = gates) -> dict[str, Any]:
         more = {"p": rand(1, 15)} if gates == 4 else {}
@@ -182,18 +179,20 @@ for which, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
 
     add(f"primitives.recurrent_onnx.{which}_from_onnx",
         getattr(recurrent_onnx, f"{which}_from_onnx"), onnx, w=IN, r=IN, b=MAYBE,
-        **({"p": MAYBE} if gates == 4 else {}))
+        # w says what dtype and sizes the others have
+        alias={"w": "w r b p"}, **({"p": MAYBE} if gates == 4 else {}))
 VECTOR = Array(also=("another dtype", *LOOSE))
 add("primitives.folding.fold_batch_norm", fold_batch_norm,
     lambda: {"w": rand(3, 2), "b": rand(3), "gamma": rand(3), "beta": rand(3), "mean": rand(3),
              "variance": rand(3) + 1, "eps": 1e-5},
     w=VECTOR, b=Array(also=VECTOR.also, none=True), gamma=VECTOR, beta=VECTOR, mean=VECTOR,
-    variance=VECTOR, eps=number(low=0))  # fmt: skip
+    variance=VECTOR, eps=number(low=0, below=math.inf))  # fmt: skip
 LABELS = np.array([0, 2, 1])
 WHOLE = Array(also=("int64", *LOOSE, "bytes swapped", "a list", "objects"))
 add("primitives.mlp.softmax_cross_entropy", mlp.softmax_cross_entropy,
     lambda: {"logits": rand(3, 4), "labels": LABELS.copy()},
-    logits=Array(also=("another dtype", *LOOSE)), labels=items(size(0, 3), 3, 3))
+    logits=Array(also=("another dtype", *LOOSE)), labels=items(size(0, 3), 3, 3),
+    alias={"logits": "logits labels"})
 NET = mlp.Mlp(3, (4, 6, 3), threads=1)
 add("primitives.mlp.Mlp", mlp.Mlp,
     lambda: {"batch": 3, "sizes": (4, 6, 3), "activation": "relu", "dtype": "f32", "threads": 1,

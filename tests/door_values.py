@@ -6,6 +6,7 @@ A kind is a function from a value to the plain value that it stands for, or NO. 
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
@@ -127,7 +128,9 @@ def size(least: int = 1, most: float = MOST) -> Kind:
     return plain
 
 
-def number(low: float = -math.inf, below: float = math.inf, above: float = -math.inf) -> Kind:
+def number(
+    low: float = -math.inf, below: float = 3.4e38, above: float = -math.inf
+) -> Kind:  # fmt: skip
     def plain(v: Any) -> Any:
         if isinstance(v, np.ndarray) and not v.ndim and not isinstance(v, np.ma.MaskedArray):
             v = v[()]
@@ -138,7 +141,7 @@ def number(low: float = -math.inf, below: float = math.inf, above: float = -math
             x = float(v)
         except OverflowError:
             return NO
-        return x if math.isfinite(x) and low <= x < below and x > above and abs(x) < 1e38 else NO
+        return x if math.isfinite(x) and low <= x < below and x > above else NO
 
     return plain
 
@@ -172,6 +175,10 @@ def mapping(v: Any) -> Any:
     return v if isinstance(v, dict) else NO
 
 
+def tuples(v: Any) -> Any:
+    return v if isinstance(v, tuple) else NO
+
+
 def no_items(v: Any) -> Any:
     """An empty sequence."""
     many = isinstance(v, (tuple, list, range)) or (type(v) is np.ndarray and v.ndim == 1)
@@ -191,6 +198,7 @@ def either(*kinds: Kind) -> Kind:
 
 def items(kind: Kind, least: int = 0, most: int = 1 << 20) -> Kind:
     def plain(v: Any) -> Any:
+        v = list(v) if inspect.isgenerator(v) else v
         many = isinstance(v, (tuple, list, range)) or (isinstance(v, np.ndarray) and v.ndim == 1)
         if not many or not least <= len(v) <= most or isinstance(v, np.ma.MaskedArray):
             return NO
@@ -207,15 +215,17 @@ def folder(v: Any) -> Any:
 
 class Array:
     """An array, which no value of the table is; `also`: variants that are right for it, beside
-    those that are for all; none: None is right."""
+    those that are for all; none: None is right, floats: any array of them."""
 
     def __init__(
-        self, output: bool = False, also: tuple[str, ...] = (), none: bool = False
+        self, output: bool = False, also: tuple[str, ...] = (), none: bool = False,
+        floats: bool = False,
     ) -> None:  # fmt: skip
-        self.output, self.also, self.none = output, also, none
+        self.output, self.also, self.none, self.floats = output, also, none, floats
 
     def __call__(self, v: Any) -> Any:
-        return None if v is None and self.none else NO
+        right = type(v) is np.ndarray and v.dtype in (np.float32, np.float64)
+        return v if (v is None and self.none) or (self.floats and right) else NO
 
 
 LOOSE = ("gaps", "reversed", "broadcast", "Fortran order", "a field of records")

@@ -8,7 +8,7 @@ it tries it. Not here: the calls (`door_calls`, `door_layers`), the values (`doo
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -56,15 +56,13 @@ LEFT_OUT = {
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
     "primitives.loops.Nest": "the result of iterate, to be read",
-    "primitives.mlp.FullyConnected": "",
     "primitives.pooling.Stretch": _INNER, "primitives.pooling.Pass": _INNER,
     "primitives.pooling.stream": _INNER, "primitives.pooling.backward_stream": _INNER,
     "primitives.pooling.stretches": _INNER,
     "primitives.stream.Calls": _INNER,
 }  # fmt: skip
-del LEFT_OUT["primitives.mlp.FullyConnected"]
-#: Values of arrays in a message
-ARRAY_WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")
+#: What stands for a value in a message, of which no more needs to be said
+WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")
 
 
 # ---- the walk -----------------------------------------------------------------------------------
@@ -119,7 +117,7 @@ def faults_of_the_table() -> list[str]:
 # ---- cases --------------------------------------------------------------------------------------
 
 
-def cases(key: str, call: Call) -> Iterator[tuple[str, str, dict[str, Any], Any]]:
+def cases(call: Call) -> Iterator[tuple[str, str, dict[str, Any], Any]]:
     """Argument, name of the value, arguments, plain value (NO: the value is never right)."""
     for argument, kind in call.kinds.items():
         if argument in call.left_out:
@@ -135,7 +133,8 @@ def cases(key: str, call: Call) -> Iterator[tuple[str, str, dict[str, Any], Any]
                 yield argument, name, {**call.arguments(), argument: value}, plain
         if isinstance(kind, Array) and kind.output and isinstance(right, np.ndarray):
             for other, given in call.arguments().items():
-                if isinstance(given, np.ndarray) and other != argument:
+                # offsets are copied when a kernel is bound
+                if isinstance(given, np.ndarray) and other != argument and "offset" not in other:
                     yield argument, f"overlaps {other}", *_overlapping(call, argument, other)
 
 
@@ -163,7 +162,7 @@ def facts(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__module__.split(".")[0] != "isa":
         return [facts(getattr(value, f.name)) for f in dataclasses.fields(value)]
     if type(value).__module__.split(".")[0] == "primitives":
-        return {key: facts(each) for key, each in vars(value).items() if "runs" not in key}
+        return {key: facts(each) for key, each in vars(value).items() if key[0] != "_"}
     if isinstance(value, int):
         return type(value).__name__, hex(value)  # repr has a limit
     plain = isinstance(value, (float, str, bytes, type(None), np.generic))
@@ -175,19 +174,19 @@ def told(error: Exception, words: list[str], value: Any) -> str:
     message = str(error)
     if not any(re.search(rf"(?<![A-Za-z_]){re.escape(w)}(?![A-Za-z_])", message) for w in words):
         return "the argument's name"
-    forms = [doors.shown(value), type(value).__name__]
+    forms = [doors.shown(value), type(value).__name__, *WORDS]
     if isinstance(value, np.ndarray):
-        forms += [str(value.shape), str(value.dtype), *map(str, value.strides), *ARRAY_WORDS]
+        forms += [str(value.shape), str(value.dtype), *map(str, value.strides)]
         forms += [str(value)] if value.size < 9 else []
-    elif value is None:
-        forms += ARRAY_WORDS
     elif isinstance(value, (int, str, float, np.generic)):
         forms += [str(value)] if str is not type(value) and _short(value) else []
     if isinstance(value, (tuple, list, range, np.ndarray)) and np.iterable(value):
-        forms += [doors.shown(each) for each in list(value)[:9]]
-        forms += [str(each) for each in list(value)[:9] if isinstance(each, np.generic)]
+        forms += [f" {len(value)}", f"({len(value)},", doors.shown(tuple(value))]
+        for each in list(value)[:9]:
+            forms += [doors.shown(each), type(each).__name__]
+            forms += [str(each)] if isinstance(each, np.generic) else []
     if inspect.isgenerator(value):
-        forms += ["0", "1"]  # its elements
+        forms += ["0", "1", "(2,"]  # its elements and their number
     return "" if any(form in message for form in forms if form) else "the value"
 
 
@@ -229,7 +228,7 @@ def main(keys: list[str]) -> None:
         call = CALLS[key]
         arguments = call.arguments()
         facts(call.function(**arguments))  # works as it is
-        for argument, name, given, plain in cases(key, call):
+        for argument, name, given, plain in cases(call):
             tell(case=f"{key}({argument}={name})")
             wrong = attempt(call, argument, given, plain)
             if wrong:
