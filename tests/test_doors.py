@@ -35,13 +35,17 @@ if all(cpu.targets().values()):
 CHILDREN, CALLS_EACH, LIMIT = 2, 12, 300.0
 
 
-def _try(keys: list[str]) -> tuple[int, list[str]]:
-    """Number of cases, and faults, of the calls of these names in a child."""
+def _try(keys: list[str], folder: Path) -> tuple[int, list[str]]:
+    """Number of cases, and faults, of the calls of these names in a child that works in `folder`."""
+    folder.mkdir()
     paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     text = f"import door_walk; door_walk.main({keys!r})"
     child = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-c", text], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stderr=subprocess.PIPE, cwd=folder, env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(paths),
+            "JITGEN_TUNE_FILE": str(folder / "tuned.json"),
+        },
     )  # fmt: skip
     try:
         out, errors = child.communicate(timeout=LIMIT)
@@ -62,13 +66,13 @@ def _try(keys: list[str]) -> tuple[int, list[str]]:
     return count, faults
 
 
-def test_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_argument(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import door_walk
 
     keys = list(door_walk.CALLS)
     groups = [keys[i::-(-len(keys) // CALLS_EACH)] for i in range(-(-len(keys) // CALLS_EACH))]
     with ThreadPoolExecutor(CHILDREN) as pool:
-        found = list(pool.map(_try, groups))
+        found = list(pool.map(_try, groups, [tmp_path / str(i) for i in range(len(groups))]))
     faults = sorted(fault for _, some in found for fault in some)
     silent = [fault for fault in faults if ": silent: " in fault]
     inner = [fault for fault in faults if ": silent: " not in fault]
@@ -83,6 +87,26 @@ def test_every_public_function_has_a_call() -> None:
     import door_walk
 
     assert not door_walk.faults_of_the_table()
+
+
+def test_a_child_that_dies_or_stops_names_its_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "door_walk.py").write_text(DYING)
+    monkeypatch.setattr("test_doors.HERE", tmp_path)
+    monkeypatch.setattr("test_doors.LIMIT", 5.0)
+    _, faults = _try(["die"], tmp_path / "a")
+    assert faults[0].startswith("f(n=4): inner: ended with -11"), faults
+    _, faults = _try(["stop"], tmp_path / "b")
+    assert faults[0].startswith("f(n=4): inner: hung"), faults
+
+
+DYING = """
+import ctypes, time
+def main(keys):
+    print('{"case": "f(n=4)"}', flush=True)
+    ctypes.string_at(0) if keys == ["die"] else time.sleep(99)
+"""
 
 
 def _silent(n: Any) -> Any:
@@ -106,17 +130,15 @@ def _wrong(n: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "argument", "value", "words"),
+    ("function", "value", "words"),
     [
-        (_silent, "4", "4", "silent: accepted"), (_inner, None, "None", "inner: TypeError"),
-        (_mute, 1.5, "1.5", "lacks the argument's name"),
-        (_wrong, np.int64(4), "np.int64(4)", "silent: another result"),
-        (lambda n: 1 // 0, 1.5, "1.5", "inner: ZeroDivisionError"),
+        (_silent, "'4'", "silent: accepted"), (_inner, "None", "inner: TypeError"),
+        (_mute, "1.5", "lacks the argument's name"),
+        (_wrong, "np.int64(4)", "silent: another result"),
+        (lambda n: 1 // 0, "1.5", "inner: ZeroDivisionError"),
     ],
 )  # fmt: skip
-def test_the_walk_finds_faults(
-    function: Callable[..., Any], argument: Any, value: str, words: str
-) -> None:
+def test_the_walk_finds_faults(function: Callable[..., Any], value: str, words: str) -> None:
     import door_values
     import door_walk
 
@@ -181,7 +203,8 @@ def _records() -> np.ndarray:
         (lambda: Sgd([MEMORY[:4], MEMORY[4:]], 0.1).step([f32(4), MEMORY[:4]]), ValueError,
          "gradients[1] overlaps parameters[0]"),
         (lambda: FC.backward_weights(f32(4, 5), f32(4, 6), 5), TypeError, "out=5 is no pair"),
-        (lambda: FC.forward(Blocked(f32(1, 3, 8), 6), f32(5, 6), f32(5)), ValueError, "x has shape"),
+        (lambda: FC.forward(Blocked(f32(1, 3, 8), 6), f32(5, 6), f32(5)), ValueError,
+         "x has shape"),
         (lambda: FC.forward(f32(4, 6), PackedWeights(Blocked(f32(1, 5, 16), 5), None), f32(5)),
          ValueError, "w (packed) has shape"),
         (lambda: Blocked(5, "x"), TypeError, "array is int"),
@@ -214,10 +237,12 @@ def test_rates_assigned_later_are_checked_before_anything_changes() -> None:
         (sgd, "lr", None), (sgd, "momentum", float("nan")), (adam, "betas", (0.9, 1)),
         (adam, "eps", 0), (adam, "steps", -1), (adam, "weight_decay", "0"),
     ):  # fmt: skip
+        right = getattr(optimizer, name)
         setattr(optimizer, name, value)
         with pytest.raises((TypeError, ValueError), match=name):
             optimizer.step([gradient])
         assert (parameter == 1).all()
+        setattr(optimizer, name, right)
     sgd.lr, sgd.momentum = np.float32(0.5), 0
     sgd.step([gradient])
     assert (parameter == 0.5).all()
