@@ -36,7 +36,7 @@ CHILDREN, CALLS_EACH, LIMIT = 2, 12, 300.0
 
 
 def _try(keys: list[str], folder: Path) -> tuple[int, list[str]]:
-    """Number of cases, and faults, of the calls of these names in a child that works in `folder`."""
+    """Number of cases, and faults, of these calls in a child that works in `folder`."""
     folder.mkdir()
     paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     text = f"import door_walk; door_walk.main({keys!r})"
