@@ -46,7 +46,7 @@ class Cnn:
                     self.batch, c, side, side, k, 3, padding=1, activation="relu", layout="nhwc",
                     threads=threads,
                 ),
-                pool(self.batch, k, side, side, 2, threads=threads),
+                pool(self.batch, k, side, side, 2, layout="nhwc", threads=threads),
             )
             for c, k, side in CONVOLUTIONS
         ]  # fmt: skip

@@ -158,13 +158,17 @@ class Ours:
 
     def max_pool(self, x: np.ndarray) -> np.ndarray:
         n, height, width, c = x.shape
-        layer = MaxPool(n, c, height, width, 3, stride=2, padding=1, threads=self.threads)
+        layer = MaxPool(
+            n, c, height, width, 3, stride=2, padding=1, layout="nhwc", threads=self.threads
+        )
         y = aligned(layer.y_shape, "f32")
         return self._step("maxpool", "max pool", lambda: layer.forward(x, out=y), y, 0.0)
 
     def head(self, x: np.ndarray) -> np.ndarray:
         n, height, width, c = x.shape
-        pool = AveragePool(n, c, height, width, (height, width), threads=self.threads)
+        pool = AveragePool(
+            n, c, height, width, (height, width), layout="nhwc", threads=self.threads
+        )
         mean = aligned(pool.y_shape, "f32")
         self._step("avgpool", "head", lambda: pool.forward(x, out=mean), mean, 0.0)
         layer = FullyConnected(n, c, CLASSES, threads=self.threads)

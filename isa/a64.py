@@ -97,7 +97,7 @@ class A64Machine(Machine):
     from there; it is forgotten at labels and when its base moves.
     """
 
-    argument = result = 0
+    arguments, result = (0, 1, 2, 3), 0
     #: x16 and x17 are scratch of the verbs; x18 belongs to the platform
     gprs = (*range(1, 16), *CALLEE_SAVED)
     kept = tuple(CALLEE_SAVED)
@@ -167,9 +167,8 @@ class A64Machine(Machine):
         if pair == "ldp":
             self._emit("add xsp xsp imm", SP, SP, size)
 
-    def call(self, function: int, argument: int) -> None:
+    def _call(self, function: int) -> None:
         self._near = None
-        self.move(self.argument, argument)
         self._emit("blr x", function)
 
     @property

@@ -24,7 +24,9 @@ from isa.form import EncodingError, Form, Operands
 SP = 31
 XZR = 32
 
-_OPERAND = re.compile(r"([#xwzpds]?)\{(\w+)(\+?)(:sp)?\}")
+#: What stands before an operand's name -> its kind
+KINDS = {"#": "imm", "": "label"} | {letter: letter for letter in "xwzpds"}
+_OPERAND = re.compile(r"([^\s,{}\[]*)\{(\w+)(\+?)(:sp)?\}")
 _FIELD = re.compile(r"(\w+)(?::(\d+)|<(\d+):(\d+)>)(s?)(?:\*(\d+))?")
 
 
@@ -79,15 +81,18 @@ class _Row:
         signature = ""
         end = 0
         for match in _OPERAND.finditer(syntax):
-            letter, name, read_write, sp = match.groups()
-            kind = {"#": "imm", "": "label"}.get(letter, letter) + (sp or "")[1:]
+            kind, name, read_write = _kind(match), match[2], match[3]
             between = syntax[end : match.start()]
             end = match.end()
             signature += between + kind
             if name not in names:
+                if name not in fields:
+                    raise EncodingError(f"{syntax}: no field for the operand {match[0]}")
                 names.append(name)
                 kinds.append(kind + read_write)
                 self._add_field(kind, fields.pop(name))
+            elif kinds[names.index(name)].rstrip("+") != kind:
+                raise EncodingError(f"{syntax}: {match[0]} stood before, as another kind")
             self._pieces += [between, (names.index(name), kind)]
         self._pieces.append(syntax[end:])
         if fields:
@@ -155,6 +160,20 @@ class _Row:
         return "".join(parts)
 
 
+def _kind(match: re.Match[str]) -> str:
+    """The kind of the operand that stands there, "xsp" where it may be the stack pointer."""
+    letter, _, _, sp = match.groups()
+    syntax = match.string
+    if letter not in KINDS or (sp and letter != "x"):
+        known = ", ".join(filter(None, KINDS))
+        rule = "takes no :sp, x does" if letter in KINDS else f"is not one of {known}"
+        raise EncodingError(f"{syntax}: {letter!r} before {{{match[2]}}} {rule}")
+    ends = syntax[match.start() - 1 : match.start()], syntax[match.end() : match.end() + 1]
+    if not letter and (ends[0] != " " or ends[1] not in ("", ",")):
+        raise EncodingError(f"{syntax}: {match[0]} is a label, which stands alone")
+    return KINDS[letter] + (sp or "")[1:]
+
+
 def _parse_diagram(syntax: str, diagram: str) -> tuple[int, dict[str, _Field]]:
     """The fixed bits of a word, and its fields by name."""
     word = 0
@@ -163,6 +182,8 @@ def _parse_diagram(syntax: str, diagram: str) -> tuple[int, dict[str, _Field]]:
     for token in diagram.split():
         match = _FIELD.fullmatch(token)
         if match is None:
+            if not re.fullmatch("[01]+", token):
+                raise EncodingError(f"{syntax}: {token!r} is neither bits nor a field")
             place -= len(token)
             word |= int(token, 2) << place
             continue

@@ -34,13 +34,14 @@ class Machine(ABC):
     name: str
     #: general-purpose registers for the algorithm's use, those that need no saving first
     gprs: tuple[int, ...]
-    #: register that holds the one argument on entry, and of the result of a call
-    argument: int
+    #: registers of the first arguments of a function, and of its result
+    arguments: tuple[int, ...]
     result: int
     #: those of `gprs` that a call keeps
     kept: tuple[int, ...]
-    #: number of vector registers
+    #: number of vector registers, and what stands before a number in the name of a whole one
     vectors: int
+    register: str
     #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
     fused_broadcast: bool = False
     fused_load: bool = False
@@ -69,6 +70,11 @@ class Machine(ABC):
     @abstractmethod
     def _new_program(self) -> Program: ...
 
+    @property
+    def argument(self) -> int:
+        """Register that holds a kernel's one argument on entry."""
+        return self.arguments[0]
+
     def tail_vectors(self, lanes: int) -> int:
         """How many vector registers a tail of `lanes` elements occupies during a tile."""
         return 0
@@ -90,10 +96,18 @@ class Machine(ABC):
     def stack_pointer(self) -> int:
         """Register that addresses the scratch taken by `begin`."""
 
+    def call(self, function: int, *arguments: int) -> None:
+        """Call the function whose address is in a register, with the values of other registers,
+        none of which is one of `arguments`; `kept` registers stay, `result` is set, all others are
+        lost."""
+        passed = self.arguments[: len(arguments)]
+        assert not {function, *arguments} & {*passed}, "a register is overwritten before it is read"
+        for to, source in zip(passed, arguments, strict=True):
+            self.move(to, source)
+        self._call(function)
+
     @abstractmethod
-    def call(self, function: int, argument: int) -> None:
-        """Call the function whose address is in a register, with one argument; `kept` registers
-        stay, `result` is set, all others are lost."""
+    def _call(self, function: int) -> None: ...
 
     def place(self, label: int) -> None:
         """Put a label here."""

@@ -81,6 +81,7 @@ class SveMachine(A64Machine):
 
     name = "sve"
     vectors = 32
+    register = "z"
     constant_registers = 1
 
     def __init__(self, dtype: str, vector_bits: int) -> None:

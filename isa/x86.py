@@ -84,7 +84,7 @@ def nops(n: int) -> bytes:
 class X86Machine(Machine):
     """Scalar verbs of x86-64 and the System V calling convention."""
 
-    argument, result = RDI, RAX
+    arguments, result = (RDI, RSI, RDX, RCX), RAX
     #: rax is scratch of the verbs
     gprs = (RCX, RDX, RSI, 8, 9, 10, 11, *CALLEE_SAVED)
     kept = CALLEE_SAVED
@@ -132,8 +132,7 @@ class X86Machine(Machine):
         self._leave_vectors()
         self._emit("ret")
 
-    def call(self, function: int, argument: int) -> None:
-        self.move(self.argument, argument)
+    def _call(self, function: int) -> None:
         self._emit("call r64", function)
 
     def _leave_vectors(self) -> None:

@@ -14,6 +14,7 @@ Not here: which rows there are (isa.x86, isa.avx2, isa.avx512).
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from isa.form import EncodingError, Form, Operands
 
@@ -42,6 +43,12 @@ MAP_BITS = {"0F": 1, "0F38": 2, "0F3A": 3}
 SCALE_BITS = {1: 0, 2: 1, 4: 2, 8: 3}
 INDEXES = frozenset((None, *range(16))) - {4}  # rsp's code means: no index
 LENGTH_BITS = {"128": 0, "256": 1, "512": 2, "LIG": 0, "LZ": 0, "L0": 0, "L1": 1}
+MASKS = {"": ("",), "k}": ("", "{k}"), "kz}": ("", "{k}", "{k}{z}")}
+#: What else a row may hold: kinds of operands, what stands behind VEX and EVEX, other tokens
+KINDS = {*REGISTERS, *IMMEDIATE_BYTES, "rel", "rip", "m",
+         *(letter + str(bits) for letter in "mb" for bits in POINTERS)}
+HEAD = {"VEX", "EVEX", *PREFIX_BITS, *MAP_BITS, *LENGTH_BITS, "W0", "W1", "WIG"}
+TOKEN = re.compile(r"[0-9A-F]{2}(\+r)?|/[r0-7]|/is4|MR|REX\.W")
 
 
 def parse_table(text: str) -> dict[str, Form]:
@@ -49,12 +56,36 @@ def parse_table(text: str) -> dict[str, Form]:
     forms: dict[str, Form] = {}
     for line in text.strip().splitlines():
         mnemonic, operands, encoding, feature = (part.strip() for part in line.split("|"))
+        _check_row(line, operands, encoding)
         for kinds in _alternatives(operands.split()):
             form = _form(mnemonic, kinds, encoding, feature)
             if form.signature in forms:
                 raise EncodingError(f"two rows give {form.signature!r}")
             forms[form.signature] = form
     return forms
+
+
+def _check_row(line: str, operands: str, encoding: str) -> None:
+    """Raise EncodingError for a word that has no meaning here: nothing else would notice it."""
+    for what, known, column in (
+        ("kind of operand", _is_operand, operands), ("part of an encoding", _is_token, encoding),
+    ):  # fmt: skip
+        for word in column.split():
+            if not known(word):
+                raise EncodingError(f"{line}: {word!r} is no {what}")
+
+
+@cache
+def _is_operand(word: str) -> bool:
+    base, _, mask = word.partition("{")
+    return mask in MASKS and KINDS.issuperset(base.replace("+", "").split("/"))
+
+
+@cache
+def _is_token(word: str) -> bool:
+    if word.startswith(("VEX.", "EVEX.")):
+        return HEAD.issuperset(word.split("."))
+    return bool(TOKEN.fullmatch(word))
 
 
 def _alternatives(operands: list[str]) -> list[tuple[str, ...]]:
@@ -65,9 +96,7 @@ def _alternatives(operands: list[str]) -> list[tuple[str, ...]]:
         kinds = base.split("/")
         read_write = "+" if kinds[0].endswith("+") else ""
         names = [k.rstrip("+") + read_write for k in kinds]
-        if mask:
-            masks = ["", "{k}", "{k}{z}"] if mask == "kz}" else ["", "{k}"]
-            names = [n + m for n in names for m in masks]
+        names = [n + m for n in names for m in MASKS[mask]]
         found = [(*head, name) for head in found for name in names]
     return found
 

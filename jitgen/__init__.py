@@ -17,7 +17,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from jitgen.cpu import host, targets
-from jitgen.kernel import Bound, Kernel, brgemm, clear_caches
+from jitgen.kernel import Bound, Kernel, brgemm
+from jitgen.memory import cache_info, clear_caches
 from jitgen.pack import pack_b
 from jitgen.plan import Plan
 from jitgen.spec import KernelSpec
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "clear_caches", "debug", "export",
-    "host", "pack_b", "targets",
+    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "cache_info",
+    "clear_caches", "debug", "export", "host", "pack_b", "targets",
 ]  # fmt: skip
 
 

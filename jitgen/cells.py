@@ -13,9 +13,9 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 from isa.machine import ELEMENTS, At
+from jitgen.cache import CODE
 from jitgen.cell_bodies import CELLS, Cell, Options, Vector, emit_in_turn
 from jitgen.copying import repeated
 from jitgen.elementwise import check_shape
@@ -108,7 +108,7 @@ def emit_cell(
     return _emit_cell(cell, shape, tuple(pitches.items()), Options(masked, peephole, save))
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def _emit_cell(
     cell: str, shape: tuple[int, int, str, Target, int, int],
     pitches: tuple[tuple[str, int], ...], options: Options,

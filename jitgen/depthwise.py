@@ -9,9 +9,8 @@ BRGEMM kernels are (docs/abi.md). Not here: the walk (`jitgen.strips`).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from jitgen import functions
+from jitgen.cache import CODE
 from jitgen.epilogue import FUNCTIONS
 from jitgen.spec import Step, make_epilogue
 from jitgen.strips import Axis, Walk
@@ -21,7 +20,7 @@ from jitgen.target import Target
 STEPS = ("bias", "relu", "clip")
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
@@ -42,7 +41,7 @@ def emit_depthwise(
     return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_depthwise_weights(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,

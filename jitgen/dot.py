@@ -8,10 +8,9 @@ products with the lanes along the columns (`jitgen.generator`).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from isa.machine import Machine
 from jitgen import functions
+from jitgen.cache import CODE
 from jitgen.copying import repeated
 from jitgen.elementwise import check_shape
 from jitgen.epilogue import FUNCTIONS
@@ -31,7 +30,7 @@ def possible(dtype: str, target: Target) -> bool:
     return machine.lanes in machine.transpose_squares
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_dot(
     n: int, k: int, ldb: int, dtype: str, target: Target, epilogue: tuple[Step, ...] = ()
 ) -> bytes:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from isa.machine import ELEMENTS, Machine
 from jitgen import derivatives
+from jitgen.cache import CODE
 from jitgen.copying import repeated
 from jitgen.frame import Frame
 from jitgen.spec import MATRIX_BYTES
@@ -210,7 +210,7 @@ def check_shape(rows: int, columns: int, dtype: str, leading: int) -> None:
         raise ValueError(f"{rows} rows of {leading} elements ({dtype}) span 2 GiB or more")
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def _emit_map(
     op: str, rows: int, columns: int, dtype: str, target: Target, ld: tuple[tuple[str, int], ...]
 ) -> bytes:
@@ -338,7 +338,7 @@ def emit_column_sums(
     return _emit_column_sums(rows, columns, dtype, target, lda, accumulate)
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def _emit_column_sums(
     rows: int, columns: int, dtype: str, target: Target, lda: int, accumulate: bool
 ) -> bytes:

@@ -8,8 +8,6 @@ Not here: the checks of a call's arrays (`jitgen.operands`) and the command line
 from __future__ import annotations
 
 import functools
-import os
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,9 +15,9 @@ from typing import Any
 import numpy as np
 
 import isa
-from isa.form import clear_caches as clear_forms
 from jitgen import cpu, disk, doors, generator, loader
-from jitgen.cache import Cache
+from jitgen.cache import KERNELS, PLANS
+from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, check_overrides, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
@@ -27,17 +25,14 @@ from jitgen.target import ANY_WIDTH, Target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 256 * 1024
-#: Kernels that stay cached
-CACHE_SIZE = 4096
 
-_cache: Cache[Kernel] = Cache(CACHE_SIZE)
 #: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
 #: loader.lock
 loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
 on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
-class Bound(functools.partial):  # type: ignore[type-arg]
+class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
     """A kernel bound to its arrays: call it without arguments.
 
     `args_struct` is the argument struct (cffi); the arrays stay alive with this object.
@@ -46,17 +41,21 @@ class Bound(functools.partial):  # type: ignore[type-arg]
     args_struct: Any
     keep: Any
 
+    __reduce_ex__ = uncopied("copy the kernel and its arrays, and bind them")
 
-class Kernel:
+
+class Kernel(Frozen):
     """Machine code for one `KernelSpec` on one target.
 
     Build with `jitgen.brgemm`. Generating works for any target on any host; `address`, `bind` and
-    a call need a host that can run it, and raise RuntimeError with the reason otherwise.
+    a call need a host that can run it, and raise RuntimeError with the reason otherwise. A kernel
+    never changes, so its copy is itself; it pickles as the request that it was made for.
     """
 
     def __init__(
         self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
         roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
+        assembler: str = "jitgen",
     ) -> None:  # fmt: skip
         self.spec = spec
         self.target = target
@@ -66,8 +65,14 @@ class Kernel:
         self._plan = plan
         self._roles = roles
         self._overrides = overrides
+        self._assembler = assembler
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kernel holds, about: its code, here and as it is loaded, and facts."""
+        return 2 * len(self.code) + 2048
 
     @property
     def plan(self) -> Plan:
@@ -129,14 +134,13 @@ class Kernel:
         }  # fmt: skip
         arguments = make_arguments(self.spec, a, b, c, extra)
         if self._function is None:
-            kind = "int64_t (*)(void *)" if self.target.family == "sve" else "void (*)(void *)"
-            function = loader.ffi.cast(kind, self.address)
             # only SVE code can refuse a call: its vector length belongs to the thread
-            checked = functools.partial(_checked, function)
-            self._function = checked if self.target.family == "sve" else function
-        bound = Bound(self._function, loader.ffi.cast("void *", arguments.struct))
-        bound.args_struct = arguments.struct
-        bound.keep = (arguments, self)
+            refuses = self.target.family == "sve"
+            kind = loader.FUNCTION if refuses else loader.PROCEDURE
+            function = loader.ffi.cast(kind, self.address)
+            self._function = functools.partial(_checked, function) if refuses else function
+        bound = Bound(self._function, loader.ffi.cast(loader.ADDRESS, arguments.struct))
+        vars(bound).update(args_struct=arguments.struct, keep=(arguments, self))
         return bound
 
     def __call__(self, a: Any, b: Any, c: Any, **extra: Any) -> Any:
@@ -153,6 +157,18 @@ class Kernel:
         from jitgen.inspect.formats import render
 
         return render(self, format, syntax)
+
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Kernel:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not self._assembler:
+            raise TypeError("the code of this kernel was not generated from its spec: no pickle")
+        # never the code: whoever can write a pickle could bring in any
+        return _request, (self.spec, self.target, self._overrides, self._assembler)
 
     def __repr__(self) -> str:
         s = self.spec
@@ -187,7 +203,7 @@ def generate(
             f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
             "choose a smaller k_unroll, or apply fewer functions to C"
         )
-    return Kernel(spec, target, plan, code, roles)
+    return Kernel(spec, target, plan, code, roles, overrides)
 
 
 def _load_or_generate(
@@ -205,7 +221,7 @@ def _load_or_generate(
     return kernel
 
 
-@functools.lru_cache(maxsize=4096)
+@PLANS.of
 def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool = False) -> int:
     """Columns of the panels that suit a kernel: the width of its register tile.
 
@@ -265,11 +281,11 @@ def brgemm(
         return _assemble_elsewhere(generate(spec, chosen, overrides))
 
     try:
-        cached = _cache.peek(key)
+        cached = KERNELS.peek(key)
     except (TypeError, ValueError):  # some of NumPy's scalars raise ValueError
         # an argument of a type that cannot be hashed: let the spec name it
         return make()
-    return cached or _cache.get(key, make)
+    return cached or KERNELS.get(key, make)
 
 
 def _panel(
@@ -279,7 +295,8 @@ def _panel(
         packed_b = bool(packed_b)
     if packed_b is True:
         masked = make_spec(m, n, k, dtype, epilogue=epilogue).has("relu_mask")
-        return panel_width(*doors.sizes(m=m, n=n, k=k), str(dtype), target, masked)
+        m, n, k = doors.sizes(m=m, n=n, k=k)
+        return panel_width(m, n, k, str(dtype), target, masked)
     if packed_b is False:
         return 0
     dtype = doors.one_of("dtype", dtype, DTYPES)
@@ -298,19 +315,20 @@ def _assemble_elsewhere(kernel: Kernel) -> Kernel:
     from jitgen.peachpy import assemble
 
     code = assemble(kernel.program, kernel.target)
-    return Kernel(kernel.spec, kernel.target, kernel.plan, code, kernel.roles)
+    return Kernel(
+        kernel.spec, kernel.target, kernel.plan, code, kernel.roles, kernel._overrides, "peachpy"
+    )
 
 
-def clear_caches() -> None:
-    """Forget all kernels, plans and cached instruction bytes (to measure cold generation)."""
-    _cache.clear()
-    panel_width.cache_clear()
-    families = (module for module, _ in isa.FAMILIES.values())
-    for name in ("isa.x86", "isa.a64", *families):
-        module = sys.modules.get(name)
-        if module is not None:
-            clear_forms(module.tables())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_cache.after_fork)
+def _request(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...], assembler: str
+) -> Kernel:
+    """The kernel of a pickle, through the same checks and cache as any other."""
+    strides = (spec.stride_a, spec.stride_b) if spec.batch == "stride" else (None, None)
+    return brgemm(
+        spec.m, spec.n, spec.k, spec.dtype, lda=spec.lda, ldb=None if spec.panel else spec.ldb,
+        ldc=spec.ldc, ldr=spec.ldr, batch=spec.batch, stride_a=strides[0], stride_b=strides[1],
+        alpha=spec.alpha, beta=spec.beta, trans_a=spec.trans_a, trans_b=spec.trans_b,
+        packed_b=spec.panel or False, epilogue=spec.epilogue, target=target,
+        plan=dict(overrides) or None, assembler=assembler,
+    )  # fmt: skip

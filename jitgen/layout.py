@@ -5,8 +5,7 @@ Called as BRGEMM kernels are (docs/abi.md). Not here: packing into panels (`jitg
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated, square_side
 from jitgen.elementwise import check_shape
 from jitgen.frame import Frame
@@ -40,7 +39,7 @@ def emit_transpose(
     return _emit_transpose(rows, columns, dtype, target, lda, ldc)
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def _emit_transpose(
     rows: int, columns: int, dtype: str, target: Target, lda: int, ldc: int
 ) -> bytes:
@@ -108,7 +107,7 @@ def transpose_loops(
     machine.jump_if_less(band, rows, each_band)
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_unpacker(
     k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
 ) -> bytes:

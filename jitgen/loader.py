@@ -18,11 +18,14 @@ import os
 import platform
 import sys
 import threading
+import weakref
 from collections import deque
 from functools import lru_cache
 from typing import Any
 
 import cffi
+
+from jitgen.frozen import uncopied
 
 ffi = cffi.FFI()
 ffi.cdef(
@@ -35,6 +38,15 @@ ffi.cdef(
     int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long);
     """
 )
+#: C types and functions, looked up here once: cffi does so under a lock, which a signal handler
+#: that interrupts it, or a child that is forked by another thread, would wait for forever
+WORDS, BYTES, ADDRESSES = (ffi.typeof(name) for name in ("uint64_t[]", "char[]", "void *[]"))
+ADDRESS, BYTE_ADDRESS, NUMBER = (ffi.typeof(name) for name in ("void *", "char *", "uintptr_t"))
+PROCEDURE, FUNCTION = (ffi.typeof(f"{kind} (*)(void *)") for kind in ("void", "int64_t"))
+_libc = ffi.dlopen(None)
+with contextlib.suppress(AttributeError):  # not on every system: `why_not_here` says so
+    for _name in ("mmap", "munmap", "mprotect", "mremap", "getauxval", "prctl"):
+        getattr(_libc, _name)
 ARENA_BYTES = 1 << 20
 ALIGN = 64
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
@@ -65,7 +77,12 @@ def why_not_here() -> str:
 
 def libc() -> Any:
     """The C library, through which memory is mapped."""
-    return ffi.dlopen(None)
+    return _libc
+
+
+def number(pointer: Any) -> int:
+    """The address that a cffi pointer holds."""
+    return int(ffi.cast(NUMBER, pointer))
 
 
 class Code:
@@ -84,7 +101,11 @@ class Code:
         self.room = slot[1]
 
     def __del__(self) -> None:
-        self._owner.release(self._slot)
+        owner = getattr(self, "_owner", None)  # none where __init__ did not come so far
+        if owner is not None:
+            owner.release(self._slot)
+
+    __reduce_ex__ = uncopied("copy the kernel")
 
 
 class Arena:
@@ -97,11 +118,12 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, size)]
         self._dead: deque[tuple[int, int]] = deque()
         self._map_twice()
+        _arenas.add(self)
 
     def _map_twice(self) -> None:
         self._writable = self._map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)
         # an old size of 0 asks for a second mapping of shared pages (mremap(2))
-        first = ffi.cast("void *", self._writable)
+        first = ffi.cast(ADDRESS, self._writable)
         self._executable = _checked(self._c.mremap(first, 0, self.size, MREMAP_MAYMOVE))
         self._make_executable()
 
@@ -109,7 +131,7 @@ class Arena:
         return _checked(self._c.mmap(ffi.NULL, self.size, access, sharing, file, 0))
 
     def _make_executable(self) -> None:
-        pages = ffi.cast("void *", self._executable)
+        pages = ffi.cast(ADDRESS, self._executable)
         if self._c.mprotect(pages, self.size, PROT_READ | PROT_EXEC):
             raise ExecutableMemoryError(
                 ffi.errno, f"the system refuses executable memory ({os.strerror(ffi.errno)}); "
@@ -123,7 +145,7 @@ class Arena:
         for i, (start, room) in enumerate(self._free):
             if room >= size:
                 self._free[i] = (start + size, room - size)
-                ffi.memmove(ffi.cast("char *", self._writable + start), code, len(code))
+                ffi.memmove(ffi.cast(BYTE_ADDRESS, self._writable + start), code, len(code))
                 return Code(self, (start, size), self._executable + start, len(code))
         return None
 
@@ -149,9 +171,14 @@ class Arena:
 
     def __del__(self) -> None:
         # sealed or not: once no code lives here, this process's mappings can go
-        with contextlib.suppress(AttributeError):
-            self._c.munmap(ffi.cast("void *", self._writable), self.size)
-            self._c.munmap(ffi.cast("void *", self._executable), self.size)
+        self._unmap("_writable", "_executable")
+
+    def _unmap(self, *views: str) -> None:
+        # not as the interpreter ends: a thread that it does not wait for may still run code here
+        with contextlib.suppress(AttributeError, TypeError):
+            if not sys.is_finalizing():
+                for view in views:
+                    self._c.munmap(ffi.cast(ADDRESS, getattr(self, view)), self.size)
 
 
 class FileArena(Arena):
@@ -182,6 +209,7 @@ class Pages(Arena):
         self._dead = deque()
         access = PROT_READ | PROT_WRITE
         self._writable = self._executable = self._map(access, MAP_PRIVATE | MAP_ANONYMOUS)
+        _arenas.add(self)
 
     def place(self, code: bytes) -> Code | None:
         placed = super().place(code)
@@ -192,17 +220,27 @@ class Pages(Arena):
         return self.size  # nothing else comes here
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self._c.munmap(ffi.cast("void *", self._writable), self.size)
+        self._unmap("_writable")
 
 
 def _checked(address: Any) -> int:
-    number = int(ffi.cast("uintptr_t", address))
-    if number == (1 << 64) - 1:
+    mapped = number(address)
+    if mapped == (1 << 64) - 1:
         raise ExecutableMemoryError(
             ffi.errno, f"cannot map memory for machine code: {os.strerror(ffi.errno)}"
         )
-    return number
+    return mapped
+
+
+#: All memory for code that is mapped
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def info() -> dict[str, int]:
+    """Pieces of memory for machine code, and their bytes."""
+    with lock:
+        sizes = [arena.size for arena in _arenas]
+    return {"entries": len(sizes), "bytes": sum(sizes)}
 
 
 #: Guards loading. A fork waits for it, so that a child never inherits it taken.

@@ -237,7 +237,7 @@ def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
 
 
 def _stand_in(kernel: Kernel, program: Program) -> Kernel:
-    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {})
+    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {}, assembler="")
 
 
 def interleave(
@@ -278,6 +278,6 @@ def generation(kernel: Kernel, make: functools.partial[Kernel]) -> dict[str, flo
     doors.instance("make", make, functools.partial)
     overrides = check_overrides(make.keywords.get("plan") or {})
     again = functools.partial(jitgen.kernel.generate, kernel.spec, kernel.target, overrides)
-    cold = timeit.repeat(make, jitgen.kernel.clear_caches, repeat=TRIES, number=1)
+    cold = timeit.repeat(make, jitgen.clear_caches, repeat=TRIES, number=1)
     warm = timeit.repeat(again, repeat=TRIES, number=1)
     return {"cold": statistics.median(cold), "warm": statistics.median(warm)}

@@ -14,7 +14,7 @@ import numpy as np
 from jitgen import doors
 from jitgen.doors import NUMPY
 from jitgen.frame import ARGUMENTS
-from jitgen.loader import ffi
+from jitgen.loader import WORDS, ffi
 from jitgen.spec import KernelSpec
 
 _BYTES, _OFFSETS = np.dtype(np.uint8), np.dtype(np.int64)
@@ -30,7 +30,7 @@ class Arguments:
     __slots__ = ("keep", "struct")
 
     def __init__(self, words: dict[str, int], keep: list[Any]) -> None:
-        self.struct = ffi.new("uint64_t[]", len(ARGUMENTS))
+        self.struct = ffi.new(WORDS, len(ARGUMENTS))
         for name, word in words.items():
             self.struct[ARGUMENTS[name] // 8] = word
         self.keep = keep

@@ -10,13 +10,13 @@ beyond n are zero. Not here: kernels that read panels (`jitgen.brgemm(..., packe
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from jitgen import cpu, doors, loader
+from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated
 from jitgen.doors import NUMPY
 from jitgen.frame import ARGUMENTS, Frame
@@ -68,7 +68,7 @@ def pack_b(
         doors.apart("out", out, [("b", b)])
     if len(batch):
         function = _packer(k, n, leading, stride, width, dtype, trans, target)
-        struct = loader.ffi.new("uint64_t[]", len(ARGUMENTS))
+        struct = loader.ffi.new(loader.WORDS, len(ARGUMENTS))
         for name, word in (("a", address(b)), ("c", address(out)), ("count", len(batch))):
             struct[ARGUMENTS[name] // 8] = word
         if function(struct):
@@ -114,13 +114,13 @@ def _packer(*shape: Any) -> Any:
         return _load(*shape)[0]
 
 
-@functools.lru_cache(maxsize=1024)
+@CODE.of
 def _load(*shape: Any) -> tuple[Any, loader.Code]:
     code = loader.load(emit_packer(*shape))
-    return loader.ffi.cast("int64_t (*)(void *)", code.address), code
+    return loader.ffi.cast(loader.FUNCTION, code.address), code
 
 
-@functools.lru_cache(maxsize=1024)
+@CODE.of
 def emit_packer(
     k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
 ) -> bytes:

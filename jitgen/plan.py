@@ -179,7 +179,7 @@ def choose_unroll(k: int, macs: int) -> int:
     """Reduction steps in one pass of the loop: all of them if few, else a divisor near the cap.
 
     >>> choose_unroll(64, 12), choose_unroll(63, 12), choose_unroll(9, 12)
-    (8, 7, 9)
+    (4, 3, 3)
     """
     cap = max(4, UNROLL_MACS // macs)
     if k <= cap + cap // 2:

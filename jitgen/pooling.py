@@ -10,9 +10,9 @@ not kept. Not here: the loops over rows, and zeros before the first addition.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from isa.machine import Machine
+from jitgen.cache import CODE
 from jitgen.copying import repeated
 from jitgen.target import Target
 from jitgen.windows import Forward, Row, Windows
@@ -22,7 +22,7 @@ KINDS = ("max", "average")
 PIXELS, TILE_ELEMENTS = 8, 96
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_pool(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldc: int, divisor: float | None = None,
@@ -38,7 +38,7 @@ def emit_pool(
     return _Pool(row, ldc, target, _factor(kind, row, ldc, divisor)).emit()
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_pool_backward(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldb: int, divisor: float | None = None, accumulate: bool = True,

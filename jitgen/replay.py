@@ -8,7 +8,7 @@ code lies behind the driver's, so that the whole is one piece of position-indepe
 `int64_t replay(const uint64_t job[])`: job[0] is the address of the stream, job[1] of the base
 addresses, job[2] and job[3] a barrier function and its argument (0: no barrier). It returns 0, or
 what the calls returned, or-ed. Not here: how a stream comes about (`primitives.loops`) and on
-which threads it runs (`jitgen.threads`).
+which threads it runs (`jitgen.crew`).
 """
 
 from __future__ import annotations
@@ -106,50 +106,4 @@ def emit_replay(calls: Sequence[Call], target: Target) -> bytes:
     program.section("return")
     machine.place(finished)
     machine.end(status)
-    return program.encode()
-
-
-#: Words of a team's context, in bytes
-THREAD_NUMBER, TEAM_SIZE, EXPECTED, MISMATCH, JOBS, REPLAY = range(0, 48, 8)
-#: Bytes from one thread's job to the next: a cache line, because its status is written
-JOB_BYTES = 64
-STATUS = 32
-
-
-def emit_team(target: Target) -> bytes:
-    """The function that an OpenMP runtime calls in every thread of a team.
-
-    `void team(uint64_t context[])` finds the thread's job by omp_get_thread_num and replays it; if
-    the team has not the expected size, it does nothing but set context[3].
-    """
-    machine = target.machine("f32", ANY_WIDTH)
-    program, frame = machine.program, Frame(machine)
-    context, job = machine.kept[:2]
-    number, scratch = frame.take("number"), frame.take("scratch")
-    stack = machine.stack_pointer
-    machine.begin((context, job), 64, calls=True)
-    machine.move(context, machine.argument)
-    wrong = program.new_label()
-    for function in (TEAM_SIZE, THREAD_NUMBER):
-        machine.load_word(scratch, (context, function))
-        machine.call(scratch, context)
-        # an int: the upper half of the register is anything
-        machine.store_word(machine.result, (stack, 0))
-        machine.load_half(number, (stack, 0))
-        if function == TEAM_SIZE:
-            machine.load_word(scratch, (context, EXPECTED))
-            machine.jump_if_different(number, scratch, wrong)
-    machine.multiply(number, number, JOB_BYTES)
-    machine.load_word(job, (context, JOBS))
-    machine.sum(job, job, number)
-    machine.load_word(scratch, (context, REPLAY))
-    machine.call(scratch, job)
-    machine.store_word(machine.result, (job, STATUS))
-    done = program.new_label()
-    machine.jump(done)
-    machine.place(wrong)
-    machine.set(scratch, 1)
-    machine.store_word(scratch, (context, MISMATCH))
-    machine.place(done)
-    machine.end()
     return program.encode()

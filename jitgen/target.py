@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import isa
 from isa.machine import Machine
@@ -55,6 +56,14 @@ class Target:
             wanted = n * (32 if dtype == "f32" else 64)
             bits = next((b for b in (256, 512) if b >= wanted), 512)
         return isa.open_machine(self.family, dtype, bits)
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        # a target is compared by identity: what has a name comes back as what has that name
+        try:
+            known = parse_target(self.name) is self
+        except ValueError:
+            known = False
+        return (parse_target, (self.name,)) if known else super().__reduce_ex__(protocol)
 
     def facts(self, machine: Machine) -> Facts:
         """What the plan may know of `machine` on this target."""

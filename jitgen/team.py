@@ -1,43 +1,76 @@
 """A stream made callable: its driver loaded, its slices bound to threads.
 
 `Team(calls, slices, bases, target)(addresses)` replays slice t on thread t, all at the same time.
-Not here: the driver's code (`jitgen.replay`) and the threads (`jitgen.threads`).
+This is the one place that enters a team of threads: a call is one call of machine code, which
+returns when the last thread has ended its slice, whatever signals arrive. Not here: that code
+(`jitgen.crew`), the driver's (`jitgen.replay`), and which runtime may be used (`jitgen.threads`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitgen import cpu, doors, loader, replay, threads
-from jitgen.loader import ffi
+from jitgen import cpu, crew, doors, loader, replay, threads
+from jitgen.frozen import uncopied
+from jitgen.loader import ffi, number
 from jitgen.target import Target
 
-_JOB_WORDS = replay.JOB_BYTES // 8
+_JOB_WORDS = crew.JOB_BYTES // 8
+#: Larger than any C library's pthread_mutex_t; zeros are a mutex that is free
+_MUTEX_BYTES = 64
 
 
 class _Context:
-    """What one call in flight needs: base addresses, a job for each thread, the team's context."""
+    """What one call in flight needs: base addresses, a job for each thread, the table of
+    `jitgen.crew`."""
 
-    __slots__ = ("address", "barrier", "bases", "jobs", "team")
+    __slots__ = ("_barrier", "_mutex", "address", "bases", "jobs", "words")
 
-    def __init__(self, streams: Sequence[int], bases: int) -> None:
-        self.bases = ffi.new("void *[]", max(bases, 1))
-        self.jobs = ffi.new("uint64_t[]", _JOB_WORDS * len(streams))
-        self.team = ffi.new("uint64_t[]", 8)
-        self.barrier: threads.Barrier | None = None
+    def __init__(self, streams: Sequence[int], bases: int, driver: int) -> None:
+        self.bases = ffi.new(loader.ADDRESSES, max(bases, 1))
+        self.jobs = ffi.new(loader.WORDS, _JOB_WORDS * len(streams))
+        self.words = ffi.new(loader.WORDS, crew.CONTEXT_BYTES // 8)
+        self.address = ffi.cast(loader.ADDRESS, self.words)
+        self._mutex = ffi.new(loader.BYTES, _MUTEX_BYTES)
+        self._barrier: threads.Barrier | None = None
         for i, stream in enumerate(streams):
-            self.jobs[_JOB_WORDS * i] = stream
-            self.jobs[_JOB_WORDS * i + 1] = _number(self.bases)
-        self.address = ffi.cast("void *", self.team)
+            self.jobs[_JOB_WORDS * i + replay.STREAM // 8] = stream
+            self.jobs[_JOB_WORDS * i + replay.BASES // 8] = number(self.bases)
+            self.jobs[_JOB_WORDS * i + crew.CONTEXT // 8] = number(self.words)
+        c = loader.libc()
+        for at, word in (
+            (crew.SIZE, len(streams)), (crew.JOBS, number(self.jobs)), (crew.REPLAY, driver),
+            (crew.MUTEX, number(self._mutex)), (crew.LOCK, number(c.pthread_mutex_lock)),
+            (crew.UNLOCK, number(c.pthread_mutex_unlock)),
+            (crew.CREATE, number(c.pthread_create)), (crew.JOIN, number(c.pthread_join)),
+        ):  # fmt: skip
+            self.words[at // 8] = word
 
-    def use_barrier(self, function: int, argument: int) -> None:
-        for at in range(0, len(self.jobs), _JOB_WORDS):
-            self.jobs[at + 2] = function
-            self.jobs[at + 3] = argument
+    def use_openmp(self, library: Any) -> None:
+        """Before threads of a runtime."""
+        self.words[crew.THREAD_NUMBER // 8] = number(library.omp_get_thread_num)
+        self.words[crew.TEAM_SIZE // 8] = number(library.omp_get_num_threads)
+        self.words[crew.MISMATCH // 8] = 0
+        self._use_barrier(number(library.GOMP_barrier), 0)
+
+    def use_crew(self, helper: int) -> None:
+        """Before threads of our own."""
+        barrier = self._barrier = self._barrier or threads.Barrier(len(self.jobs) // _JOB_WORDS)
+        self.words[crew.HELPER // 8] = helper
+        self.words[crew.GO // 8] = self.words[crew.REFUSED // 8] = 0
+        self._use_barrier(barrier.function, barrier.argument)
+
+    def _use_barrier(self, function: int, argument: int) -> None:
+        if self.jobs[replay.BARRIER_FUNCTION // 8] != function:
+            # the first job's last: it tells whether all have it
+            for at in range(len(self.jobs) - _JOB_WORDS, -1, -_JOB_WORDS):
+                self.jobs[at + replay.BARRIER_ARGUMENT // 8] = argument
+                self.jobs[at + replay.BARRIER_FUNCTION // 8] = function
 
 
 class Team:
@@ -57,22 +90,28 @@ class Team:
         self._slices = [np.ascontiguousarray(s, np.uint32) for s in slices]
         self._count = bases
         self._code = loader.load(replay.emit_replay(calls, target))
-        self._replay = ffi.cast("int64_t (*)(void *)", self._code.address)
+        self._replay = ffi.cast(loader.FUNCTION, self._code.address)
         self._streams = [int(s.__array_interface__["data"][0]) for s in self._slices]
         self._target = target
         #: contexts that no call is using: a call takes one, so that calls may overlap
         self._free: list[_Context] = []
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the streams and of the driver with its kernels."""
+        return self._code.room + sum(s.nbytes for s in self._slices)
+
     def __call__(self, bases: Sequence[Any]) -> None:
         """Replay all slices on the base addresses (cffi pointers); returns when all are done.
 
         Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length),
-        TypeError or ValueError for bases of another type or number.
+        OSError if the system refuses a thread, and TypeError or ValueError for bases of another
+        type or number; nothing was done then.
         """
         try:
             context = self._free.pop()
         except IndexError:
-            context = self._new_context()
+            context = _Context(self._streams, self._count, self._code.address)
         try:
             context.bases[0 : self._count] = bases
         except (TypeError, ValueError):
@@ -94,50 +133,43 @@ class Team:
         return ValueError(f"bases={doors.shown(bases)} has {len(given)} addresses; the stream has "
                           f"{self._count} tensors")  # fmt: skip
 
-    def _new_context(self) -> _Context:
-        context = _Context(self._streams, self._count)
-        library = threads.usable_openmp()
-        if library is not None:
-            context.use_barrier(_number(library.GOMP_barrier), 0)
-            words = (
-                _number(library.omp_get_thread_num), _number(library.omp_get_num_threads),
-                len(self._streams), 0, _number(context.jobs), self._code.address,
-            )  # fmt: skip
-            context.team[0 : len(words)] = words
-        return context
+    __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _parallel(self, context: _Context) -> int:
-        library = threads.usable_openmp()
-        size = len(self._streams)
+        library, size = threads.usable_openmp(), len(self._streams)
+        functions = _functions(self._target)
+        done = False
         if library is not None:
-            context.team[3] = 0
-            library.GOMP_parallel(_team_function(self._target), context.address, size, 0)
-        if library is None or context.team[3]:
-            # no runtime, or it gives fewer threads than asked for (a limit, a nested region)
-            barrier = context.barrier = context.barrier or threads.Barrier(size)
-            context.use_barrier(barrier.function, barrier.argument)
-            threads.run_in_python_threads(lambda i: self._run_one(context, i), size)
-            if library is not None:
-                context.use_barrier(_number(library.GOMP_barrier), 0)
+            context.use_openmp(library)
+            library.GOMP_parallel(functions.member, context.address, size, 0)
+            # it may give fewer threads than asked for: a limit, a nested region
+            done = not context.words[crew.MISMATCH // 8]
+        if not done:
+            context.use_crew(functions.helper)
+            functions.crew(context.address)
+            refused = context.words[crew.REFUSED // 8]
+            if refused:
+                raise OSError(refused, f"threads={size}: the system refuses a thread "
+                              f"({os.strerror(refused)}); nothing was computed")  # fmt: skip
         status = 0
-        for at in range(replay.STATUS // 8, len(context.jobs), _JOB_WORDS):
+        for at in range(crew.STATUS // 8, len(context.jobs), _JOB_WORDS):
             status |= context.jobs[at]
         return status
 
-    def _run_one(self, context: _Context, thread: int) -> None:
-        at = _JOB_WORDS * thread
-        context.jobs[at + replay.STATUS // 8] = self._replay(context.jobs + at)
 
+class _Functions(NamedTuple):
+    """`jitgen.crew`'s functions for a target, and their code."""
 
-def _number(pointer: Any) -> int:
-    return int(ffi.cast("uintptr_t", pointer))
+    member: Any
+    crew: Any
+    helper: int
+    codes: tuple[loader.Code, ...]
 
 
 @cache
-def _team_function(target: Target) -> Any:
-    code = loader.load(replay.emit_team(target))
-    _keep.append(code)
-    return ffi.cast("void (*)(void *)", code.address)
-
-
-_keep: list[loader.Code] = []
+def _functions(target: Target) -> _Functions:
+    codes = tuple(
+        loader.load(emit(target)) for emit in (crew.emit_member, crew.emit_crew, crew.emit_helper)
+    )
+    member, whole = (ffi.cast(loader.PROCEDURE, code.address) for code in codes[:2])
+    return _Functions(member, whole, codes[2].address, codes)

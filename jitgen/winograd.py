@@ -11,11 +11,11 @@ pixels of an NHWC image, or planes [element][square][channel]. Called as BRGEMM 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 from isa.machine import ELEMENTS, Machine
 from jitgen import functions
+from jitgen.cache import CODE
 from jitgen.copying import repeated
 from jitgen.elementwise import check_shape
 from jitgen.epilogue import FUNCTIONS
@@ -57,7 +57,7 @@ class Squares(NamedTuple):
     columns: tuple[int, int]
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),

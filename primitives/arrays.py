@@ -14,6 +14,7 @@ from jitgen.doors import NUMPY
 from jitgen.loader import ffi
 
 ALIGN = 64
+DTYPES = {kind: name for name, kind in NUMPY.items()}
 #: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
 buffer_of = ffi.from_buffer
 
@@ -47,6 +48,16 @@ def output(
         out = np.empty(shape, NUMPY[dtype])
         return out, buffer_of(out)
     return out, check_output("out", out, shape, dtype, inputs)
+
+
+def realigned(array: np.ndarray) -> np.ndarray:
+    """The array if it begins at a cache line, else a copy that does: one out of a pickle does not,
+    and kernels would read across lines."""
+    if array.__array_interface__["data"][0] % ALIGN == 0:
+        return array
+    copy = aligned(array.shape, DTYPES[array.dtype])
+    copy[...] = array
+    return copy
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:

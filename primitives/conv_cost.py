@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import ceil, prod
 
+from jitgen.cache import PLANS
 from jitgen.target import ANY_WIDTH
 from primitives.conv_layouts import Conv, Taps, even
 from primitives.gemm import L2_BYTES
@@ -129,7 +129,7 @@ def candidates(
     ]  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
+@PLANS.of
 def choose(
     conv: Conv, which: str, product: Taps | None, blocks: tuple[int, int] | None = None,
     order: str | None = None,

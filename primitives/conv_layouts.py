@@ -289,7 +289,7 @@ def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     """What must agree between the layer that packed weights and the one that reads them."""
     c, k = conv.group
     if conv.depthwise:
-        return (conv.channels, len(conv.taps))
+        return (conv.channels, *conv.kernel)
     width = conv.width(k, c) if backward else conv.width(c, k)
     return (conv.groups, c, k, *conv.kernel, width)
 

@@ -10,11 +10,11 @@ checks (`primitives.convolution`), layouts (`primitives.conv_layouts`).
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from math import prod
 
 import numpy as np
 
+from jitgen.cache import STREAMS
 from jitgen.doors import NUMPY
 from jitgen.dot import possible
 from jitgen.kernel import brgemm
@@ -44,7 +44,7 @@ def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
     return pack_parts(conv, backward, source, "panels")
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
     scratch = {"by_tap": conv.features * conv.group[0] * len(conv.taps)}
@@ -135,7 +135,7 @@ def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> str:
     return "x"
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
     """The convolution and, but for the weight update, the largest product that the choice for a
     pass is about."""
@@ -155,7 +155,7 @@ def _panels(conv: Conv, backward: bool, parts: list[Part], scratch: dict[str, in
     return "panels"
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     pixels = conv.out[0] * conv.out[1]
@@ -230,7 +230,7 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
     return products, inside, (top, left)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
     scratch: dict[str, int] = {}
@@ -263,7 +263,7 @@ def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_weights(conv: Conv, choice: Choice | None) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 

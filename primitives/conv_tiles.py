@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from jitgen.cache import lazy
 from jitgen.kernel import panel_width
 from jitgen.spec import MATRIX_BYTES
 from jitgen.winograd import Grid, Squares, emit_winograd
@@ -98,7 +98,7 @@ class Pass:
         """Elements from a plane of weights to the next."""
         return pitch(-(-self.features // self.width) * self.width * self.channels)
 
-    @cached_property
+    @lazy
     def strips(self) -> Loop:
         """All strips, in blocks and one by one: a block has about TILES tiles, and the threads get
         shares as even as can be."""
@@ -112,7 +112,7 @@ class Pass:
                 choices.append((work, abs(tiles - TILES), block))
         return Loop(count, (min(choices)[2], 1))
 
-    @cached_property
+    @lazy
     def blocks(self) -> Loop:
         """The blocks of strips."""
         return Loop(self.strips.extent, self.strips.blocks[:1])

@@ -9,10 +9,10 @@ L2. For 3 x 3 kernels of stride 1; pixels beyond the image are not read. Not her
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 
+from jitgen.cache import STREAMS
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
 from jitgen.spec import Step
@@ -83,7 +83,7 @@ def _pack_part(conv: Conv, backward: bool, to: str, own: bool) -> tuple[Part, di
     return part, {**sizes, to: (conv.threads if own else 1) * PLANES * panels}
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
     part, scratch = _pack_part(conv, backward, "panels", False)
@@ -94,13 +94,13 @@ def pack_weights(conv: Conv, backward: bool) -> Run:
 # ---- forward, and backward by data --------------------------------------------------------------
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def forward(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     return _products(conv, False, packed, conv.epilogue)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_data(conv: Conv, packed: bool) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
     return _products(conv, True, packed, ())
@@ -190,7 +190,7 @@ def _product_part(
 # ---- weight update ------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_weights(conv: Conv) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 

@@ -16,17 +16,20 @@ import numpy as np
 
 from jitgen import cpu, doors
 from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
-from primitives.arrays import aligned, buffer_of, check, output
+from primitives.arrays import aligned, buffer_of, check, realigned
 from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
-from primitives.elementwise import ACTIVATIONS, activation_gradient
+from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
+from primitives.images import check_images, output_images, windows_text
 from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Stream
 from primitives.tuning import tuned
 from primitives.windows import LAYOUTS, Pair, border, out_size, pair
@@ -53,7 +56,7 @@ def _by_pass(name: str, value: Any) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedFilter:
     """Weights as the passes read them, for forward and for backward by data (or None), and their
     layouts."""
@@ -69,8 +72,18 @@ class PackedFilter:
         for i, layout in enumerate(doors.items("layouts", self.layouts, 2)):
             doors.instance(f"layouts[{i}]", layout, tuple)
 
+    def __repr__(self) -> str:
+        passes = "forward" if self.backward is None else "forward and backward"
+        return f"<primitives.PackedFilter as {self.layouts[0]}, {passes}>"
 
-class Convolution:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("forward", "backward"):
+            if state[name] is not None:
+                state[name] = realigned(state[name])
+        self.__dict__.update(state)
+
+
+class Convolution(Frozen):
     """A convolution for one size of images.
 
     kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
@@ -139,10 +152,9 @@ class Convolution:
         self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
-        self.w_shape: tuple[int, ...] = (out_channels, in_channels // groups, *taps)
+        self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._numpy = NUMPY[dtype]
-        self._runs: dict[Any, Run] = {}
+        self._runs = Runs()
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = tune
@@ -160,11 +172,17 @@ class Convolution:
         for which, text in self._order.items():
             check_order(text, letters(streams.subject(self.conv, which)[0], which))
 
+    def __repr__(self) -> str:
+        epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
+        return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
+
+    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The sides that arrays have of a window or an image."""
+        return size
+
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
-        conv = self.conv
-        if conv.nhwc:
-            return (conv.batch, *size, channels)
-        return (conv.batch, channels, *size)
+        conv, sides = self.conv, self._sides(size)
+        return (conv.batch, *sides, channels) if conv.nhwc else (conv.batch, channels, *sides)
 
     def _run(self, which: str, *how: Any) -> Run:
         key = (which, *how)
@@ -264,22 +282,22 @@ class Convolution:
         conv = self.conv
         packed, weights = self._weights(w, "forward", False)
         more = []
-        for name, value, wanted, shape in (
-            ("b", b, conv.bias, (conv.features,)),
-            ("residual", residual, self.residual, self.y_shape),
-        ):
-            if wanted:
-                more.append(check(name, value, shape, conv.dtype))
-            elif value is not None:
-                raise ValueError(f"{name} is given, but the layer was made without")
-        first = check("x", x, self.x_shape, conv.dtype)
+        for name, value, wanted in (("b", b, conv.bias), ("residual", residual, self.residual)):
+            if not wanted:
+                if value is not None:
+                    raise ValueError(f"{name} is given, but the layer was made without")
+            elif name == "b":
+                more.append(check(name, value, (conv.features,), conv.dtype))
+            else:
+                more.append(self._images(name, value, self.y_shape))
+        first = self._images("x", x, self.x_shape)
         inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
         if out is not None and out is residual:
             del inputs["residual"]
             if not self._in_place():
                 more[-1] = buffer_of(residual.copy())
         result: np.ndarray
-        result, third = output(out, self.y_shape, conv.dtype, inputs)
+        result, third = output_images(out, self.y_shape, conv.dtype, inputs, conv.nhwc)
         self._run("forward", packed)((first, weights, third, *more))
         return result
 
@@ -295,24 +313,34 @@ class Convolution:
         return not conv.nhwc or (whole and conv.group[1] % MOST_LANES == 0)
 
     def backward_activation(
-        self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
-    ) -> Any:
+        self, dy: np.ndarray, y: np.ndarray | None = None, out: np.ndarray | None = None, *,
+        z: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
-        be dy. y is what `FullyConnected.backward_activation` takes."""
-        conv = self.conv
-        return activation_gradient(
-            self.activation, dy, y, out, self.y_shape, conv.dtype, conv.threads, conv.target
-        )
+        be dy. y or z as `FullyConnected.backward_activation` takes them; the residual is part of
+        z."""
+        conv, shape = self.conv, self.y_shape
+        name, known = derived_from(self.activation, y, z)
+        first, second = self._images("dy", dy, shape), self._images(name, known, shape)
+        inputs = {name: known} if out is dy else {"dy": dy, name: known}
+        result: np.ndarray
+        result, third = output_images(out, shape, conv.dtype, inputs, conv.nhwc)
+        activation_gradient(
+            self.activation, (first, second, third), result.size, conv.dtype, conv.threads,
+            conv.target,
+        )  # fmt: skip
+        return result
 
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
+        conv = self.conv
         packed, weights = self._weights(w, "backward", True)
-        first = check("dy", dy, self.y_shape, self.conv.dtype)
+        first = self._images("dy", dy, self.y_shape)
         result: np.ndarray
         inputs = {"dy": dy, "w": getattr(w, "backward", w)}
-        result, third = output(out, self.x_shape, self.conv.dtype, inputs)
+        result, third = output_images(out, self.x_shape, conv.dtype, inputs, conv.nhwc)
         self._run("backward_data", packed)((first, weights, third))
         return result
 
@@ -321,13 +349,16 @@ class Convolution:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """dw, shaped like w, and db = sums of dy by channel (None without bias)."""
         conv = self.conv
-        first = check("dy", dy, self.y_shape, conv.dtype)
-        second = check("x", x, self.x_shape, conv.dtype)
-        dw = np.empty(self.w_shape, self._numpy)
-        db = np.empty(conv.features, self._numpy) if conv.bias else None
+        first = self._images("dy", dy, self.y_shape)
+        second = self._images("x", x, self.x_shape)
+        dw = np.empty(self.w_shape, NUMPY[conv.dtype])
+        db = np.empty(conv.features, dw.dtype) if conv.bias else None
         more = [buffer_of(db)] if db is not None else []
         self._run("backward_weights")((first, second, buffer_of(dw), *more))
         return dw, db
+
+    def _images(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
+        return check_images(name, array, shape, self.conv.dtype, self.conv.nhwc)
 
     def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
         conv = self.conv
@@ -338,5 +369,8 @@ class Convolution:
             raise ValueError("w was packed with backward=False")
         wanted, shape = self._layout(backward)
         if w.layouts[backward] != wanted:
-            raise ValueError(f"w is packed as {w.layouts[backward]}; this layer reads {wanted}")
+            raise ValueError(
+                f"w is packed as {w.layouts[backward]}, by a layer of other channels, kernel, "
+                f"groups, target or algorithm; this layer reads {wanted}"
+            )
         return True, check("w", array, shape, conv.dtype)

@@ -15,6 +15,13 @@ from primitives.convolution import Convolution
 from primitives.windows import border, out_size, pair
 
 
+class _Signals(Convolution):
+    """A convolution of images of height 1 that arrays do not show."""
+
+    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return size[1:]
+
+
 def convolution_1d(
     batch: int, in_channels: int, length: int, out_channels: int, kernel: int, *, stride: int = 1,
     padding: Any = 0, dilation: int = 1, **options: Any,
@@ -27,6 +34,7 @@ def convolution_1d(
     (algorithm "winograd" is not possible). Raises TypeError or ValueError that names argument,
     value and rule.
 
+    >>> import numpy as np
     >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)
     >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
     [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
@@ -39,12 +47,7 @@ def convolution_1d(
         padding = (0, pair("padding", padding, 0, ": left, right"))
     around = border(padding, size, taps, steps, spread)
     out_size(size, around, taps, steps, spread, names=("height", "length"))
-    layer = Convolution(
+    return _Signals(
         batch, in_channels, *size, out_channels, taps, stride=steps, padding=around,
         dilation=spread, **options,
     )  # fmt: skip
-    rows = 1 if layer.conv.nhwc else 2
-    layer.x_shape = layer.x_shape[:rows] + layer.x_shape[rows + 1 :]
-    layer.y_shape = layer.y_shape[:rows] + layer.y_shape[rows + 1 :]
-    layer.w_shape = layer.w_shape[:2] + layer.w_shape[3:]
-    return layer

@@ -9,11 +9,10 @@ parity until it is a line. Not here: what is ordered by it (`primitives.loops`).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from jitgen import doors
+from jitgen.cache import PLANS
 
 Vector = tuple[int, int]
 
@@ -27,7 +26,7 @@ def curve(rows: int, columns: int) -> np.ndarray:
     return _curve(doors.size("rows", rows, 0), doors.size("columns", columns, 0))
 
 
-@lru_cache(maxsize=256)
+@PLANS.of
 def _curve(rows: int, columns: int) -> np.ndarray:
     points: list[Vector] = []
     if columns >= rows:

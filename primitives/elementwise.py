@@ -6,27 +6,27 @@ A stream of one part cuts the elements among the threads. Not here: the emitted 
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import Any
 
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_map
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.team import Team
-from primitives.arrays import check, output
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
 #: Activations whose gradients are known here
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
+#: Activations whose output does not tell their derivative
+OF_INPUT = ("gelu", "silu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly
 ELEMENTS = 1 << 14
 #: Fewer elements than this are done before a second thread has begun
 ELEMENTS_PER_THREAD = 1 << 15
 
 
-@lru_cache(maxsize=512)
+@STREAMS.of
 def elementwise(
     op: str, size: int, words: tuple[str, ...], scalars: str, dtype: str, threads: int,
     target: Target,
@@ -50,19 +50,31 @@ def elementwise(
     return stream.team(target)
 
 
-def activation_gradient(
-    activation: str | None, dy: Any, y: Any, out: Any, shape: tuple[int, ...], dtype: str,
-    threads: int, target: Target,
-) -> Any:  # fmt: skip
-    """dz = dy * activation'(z), arrays of `shape`, in `out` if that is given; it may be dy.
-
-    y is activation(z) for relu, sigmoid and tanh; for gelu and silu, whose result does not tell, it
-    is z.
-    """
+def derived_from(activation: str | None, y: Any, z: Any) -> tuple[str, Any]:
+    """Of an activation's output y and its input z, the one that its derivative is made from: its
+    name and value. ValueError where that one is missing, or the other one given."""
     if activation is None:
         raise ValueError("activation=None: dz is dy")
-    buffers = check("dy", dy, shape, dtype), check("y", y, shape, dtype)
-    out, last = output(out, shape, dtype, {"y": y} if out is dy else {"dy": dy, "y": y})
-    op, words = f"{activation}_backward", ("a", "b", "c")
-    elementwise(op, math.prod(shape), words, "", dtype, threads, target)((*buffers, last))
-    return out
+    if activation not in OF_INPUT:
+        if z is not None or y is None:
+            what = "y is missing" if z is None else "z is given"
+            raise ValueError(
+                f"{what}: the gradient of {activation} takes y, what forward returned, and no z"
+            )
+        return "y", y
+    if y is not None or z is None:
+        what = "z is missing" if y is None else "y is given"
+        raise ValueError(
+            f"{what}: the gradient of {activation} takes z=, the input of the activation (what the "
+            "same layer with activation=None returns), and y=None"
+        )
+    return "z", z
+
+
+def activation_gradient(
+    activation: str | None, buffers: tuple[Any, Any, Any], size: int, dtype: str, threads: int,
+    target: Target,
+) -> None:  # fmt: skip
+    """dz = dy * activation'(z) of `size` elements; buffers: dy, what `derived_from` says, dz."""
+    words = ("a", "b", "c")
+    elementwise(f"{activation}_backward", size, words, "", dtype, threads, target)(buffers)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
 from jitgen.spec import DTYPES, Step
@@ -66,7 +66,7 @@ def _run(
     return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     """x in rows or panels of a_width; w packed in panels of b_width or plain (0); y in rows or
     blocked."""
@@ -84,7 +84,7 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     return _run(layer, product, "".join(bias), tensors=bias)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
@@ -97,7 +97,7 @@ def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Ru
     return _run(layer, product)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
     """dz in rows or panels of a_width, x in panels of b_width or in rows (0)."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
@@ -123,7 +123,7 @@ def _bias_part(layer: Layer, a_width: int) -> Part:
     return Part("bias gradient", "K", {"k": Loop(k, (columns,))}, code, words)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def pack_weights(layer: Layer, backward: bool, width: int) -> Run:
     """Pack w for the forward pass, or for backward by data."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
@@ -135,7 +135,7 @@ def pack_weights(layer: Layer, backward: bool, width: int) -> Run:
     return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def pack_input(layer: Layer, width: int) -> Run:
     product = _product(
         layer, layer.out_features, layer.in_features, layer.batch, width=width, b="rows"

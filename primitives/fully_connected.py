@@ -17,19 +17,20 @@ import numpy as np
 
 from jitgen import cpu, doors
 from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
 from jitgen.spec import DTYPES
-from jitgen.target import Target
+from jitgen.target import ANY_WIDTH, Target
 from jitgen.threads import check_threads
 from primitives import fc_streams as streams
 from primitives.arrays import aligned, buffer_of, check, check_output, output
-from primitives.elementwise import ACTIVATIONS, activation_gradient
+from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
-from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Stream
 
 
-class FullyConnected:
+class FullyConnected(Frozen):
     """A fully connected layer y = activation(x w^T + b) for one batch size.
 
     threads: None for OMP_NUM_THREADS or all CPUs; blocks: rows and columns of a kernel call
@@ -67,17 +68,18 @@ class FullyConnected:
         )  # fmt: skip
         self._x_shape = (batch, in_features)
         self._w_shape = (out_features, in_features)
-        self._y_shape: tuple[int, ...] = (batch, out_features)
-        self._numpy = NUMPY[dtype]
-        #: streams by pass and layout: hashing the layer at each call would cost a microsecond
-        self._runs: dict[tuple[Any, ...], Run] = {}
+        #: what must agree between the layer that packed weights and the one that reads them
+        self._layout = (in_features, out_features, dtype)
+        self._lanes = chosen.machine(dtype, ANY_WIDTH).lanes
+        self._runs = Runs()
 
-    def _run(self, make: Any, *layout: Any) -> Run:
-        key = (make, *layout)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = make(self.layer, *layout)
-        return run
+    def __repr__(self) -> str:
+        at = self.layer
+        return (
+            f"<primitives.FullyConnected {at.batch}x{at.in_features} -> {at.out_features}, "
+            f"{at.activation or 'no activation'}, {at.dtype} for {at.target.name}, "
+            f"threads={at.threads}>"
+        )
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" or "backward_weights" on plain x and dz, with
@@ -88,7 +90,7 @@ class FullyConnected:
         name = doors.one_of("name", name, sizes)
         width = panels_for(layer, *sizes[name]) if doors.flag("packed", packed) else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
-        return self._run(getattr(streams, name), *layout).stream
+        return self._runs.use(getattr(streams, name), layer, *layout).stream
 
     # ---- layouts ------------------------------------------------------------------------
 
@@ -103,9 +105,10 @@ class FullyConnected:
         for is_backward, size in ((False, (n, k, c)), (True, (n, c, k)))[: 1 + backward]:
             width = panels_for(layer, *size)
             array = aligned((-(-size[1] // width), size[2], width), layer.dtype)
-            self._run(streams.pack_weights, is_backward, width)((buffer, buffer_of(array)))
+            run = self._runs.use(streams.pack_weights, layer, is_backward, width)
+            run((buffer, buffer_of(array)))
             packed.append(Blocked(array, size[1]))
-        return PackedWeights(packed[0], packed[1] if backward else None)
+        return PackedWeights(packed[0], packed[1] if backward else None, self._layout)
 
     def pack_input(self, x: np.ndarray) -> Blocked:
         """x (batch x in_features) in panels, which `forward` and `backward_weights` take."""
@@ -113,7 +116,7 @@ class FullyConnected:
         width = panels_for(layer, layer.out_features, layer.in_features, layer.batch)
         buffer = check("x", x, self._x_shape, layer.dtype)
         array = self._panels(layer.in_features, width)
-        self._run(streams.pack_input, width)((buffer, buffer_of(array)))
+        self._runs.use(streams.pack_input, layer, width)((buffer, buffer_of(array)))
         return Blocked(array, layer.in_features)
 
     def _panels(self, columns: int, width: int) -> np.ndarray:
@@ -130,14 +133,13 @@ class FullyConnected:
         A blocked x gives a blocked y. w is plain, or from `pack_weights` (faster).
         """
         layer = self.layer
-        weights = w.forward if isinstance(w, PackedWeights) else w
         bias: tuple[Any, ...] = ()
         if layer.bias:
             bias = (check("b", b, (layer.out_features,), layer.dtype),)
         elif b is not None:
             raise ValueError("b is given, but the layer was made with bias=False")
         return self._multiply(
-            streams.forward, ("x", x, layer.in_features), ("w", weights, self._w_shape),
+            streams.forward, ("x", x, layer.in_features), self._weights(w, False),
             layer.out_features, out, bias, {"b": b},
         )  # fmt: skip
 
@@ -148,30 +150,45 @@ class FullyConnected:
         """dx = dz w: batch x in_features, in `out` if that is given; a blocked dz gives a blocked
         dx. `dz` is the gradient before the activation (`backward_activation`)."""
         layer = self.layer
-        weights = w.backward if isinstance(w, PackedWeights) else w
-        if weights is None and w is not None:
-            raise ValueError("w was packed with backward=False")
         return self._multiply(
-            streams.backward_data, ("dz", dz, layer.out_features), ("w", weights, self._w_shape),
+            streams.backward_data, ("dz", dz, layer.out_features), self._weights(w, True),
             layer.in_features, out, (), {},
         )  # fmt: skip
 
+    def _weights(self, w: Any, backward: bool) -> tuple[int, Any, np.ndarray]:
+        """Panel width (0: plain), buffer and array of weights."""
+        layer = self.layer
+        if not isinstance(w, PackedWeights):
+            return 0, check("w", w, self._w_shape, layer.dtype), w
+        if w.layout != self._layout:
+            raise ValueError(f"w was packed for {w.layout}; this layer is {self._layout}")
+        panels = w.backward if backward else w.forward
+        if panels is None:
+            raise ValueError("w was packed with backward=False")
+        rows, columns = self._w_shape if backward else self._w_shape[::-1]
+        width = self._panel_width("w", panels)
+        shape = (-(-columns // width), rows, width)
+        return width, check("w (packed)", panels.array, shape, layer.dtype), panels.array
+
+    def _panel_width(self, name: str, panels: Blocked) -> int:
+        """The width of panels that become the kernel's B."""
+        width = panels.width
+        if width % self._lanes:
+            raise ValueError(
+                f"{name} was packed for another target, in panels of {width} columns; "
+                f"{self.layer.target.name} takes multiples of {self._lanes}"
+            )
+        return width
+
     def _multiply(
-        self, make: Any, a: tuple[str, Any, int], b: tuple[str, Any, tuple[int, int]], columns: int,
-        out: np.ndarray | None, more: tuple[Any, ...], others: dict[str, Any],
+        self, make: Any, a: tuple[str, Any, int], weights: tuple[int, Any, np.ndarray],
+        columns: int, out: np.ndarray | None, more: tuple[Any, ...], others: dict[str, Any],
     ) -> Any:  # fmt: skip
         layer = self.layer
         a_width, first = self._operand(*a)
-        if isinstance(b[1], Blocked):
-            if b[1].columns != columns:
-                raise ValueError(f"w was packed for {b[1].columns} features; here are {columns}")
-            b_width, b_array = b[1].width, b[1].array
-            panels_shape = (-(-columns // b_width), a[2], b_width)
-            second = check("w (packed)", b_array, panels_shape, layer.dtype)
-        else:
-            b_width, second, b_array = 0, check(b[0], b[1], b[2], layer.dtype), b[1]
+        b_width, second, array = weights
         blocked = a_width > 0
-        run = self._run(make, a_width, b_width, blocked)
+        run = self._runs.use(make, layer, a_width, b_width, blocked)
         if blocked:
             if out is not None:
                 raise ValueError("out: a blocked result is always a new one")
@@ -180,7 +197,7 @@ class FullyConnected:
             run((first, second, buffer_of(panels), *more))
             return Blocked(panels, columns)
         shape = (layer.batch, columns)
-        inputs = {a[0]: a[1], "w": b_array, **others}
+        inputs = {a[0]: a[1], "w": array, **others}
         out, third = output(out, shape, layer.dtype, inputs)
         run((first, second, third, *more))
         return out
@@ -197,29 +214,43 @@ class FullyConnected:
         return width, check(name, value.array, shape, layer.dtype)
 
     def backward_activation(
-        self, dy: np.ndarray | Blocked, y: np.ndarray | Blocked, out: np.ndarray | None = None
-    ) -> Any:
+        self, dy: np.ndarray | Blocked, y: np.ndarray | Blocked | None = None,
+        out: np.ndarray | None = None, *, z: np.ndarray | Blocked | None = None,
+    ) -> Any:  # fmt: skip
         """dz = dy * activation'(z), batch x out_features, in `out` if that is given; it may be dy.
 
-        y is the layer's output for relu, sigmoid and tanh; for gelu and silu, whose output does not
-        tell, it is z, the output of the same layer without activation. Both plain, or both blocked.
+        relu, sigmoid and tanh take y, the layer's output; gelu and silu, whose output does not
+        tell, take z=, the output of the same layer without activation. Both plain, or both blocked.
         """
-        layer, shape = self.layer, self._y_shape
-        first: Any = dy
-        second: Any = y
-        blocked = isinstance(dy, Blocked) and isinstance(y, Blocked)
-        if blocked:
-            widths = [self._operand(n, v, layer.out_features)[0] for n, v in (("dy", dy), ("y", y))]
-            if widths[0] != widths[1]:
-                raise ValueError(f"dy and y have panels of {widths[0]} and {widths[1]}")
-            if out is not None:
-                raise ValueError("out: a blocked result is always a new one")
-            first, second, out = first.array, second.array, self._panels(shape[1], widths[0])
-            shape = out.shape
-        result = activation_gradient(
-            layer.activation, first, second, out, shape, layer.dtype, layer.threads, layer.target
-        )
-        return Blocked(result, layer.out_features) if blocked else result
+        layer = self.layer
+        name, known = derived_from(layer.activation, y, z)
+        if isinstance(dy, Blocked) and isinstance(known, Blocked):
+            return self._backward_blocked(dy, name, known, out)
+        shape = (layer.batch, layer.out_features)
+        first = check("dy", dy, shape, layer.dtype)
+        second = check(name, known, shape, layer.dtype)
+        inputs = {name: known} if out is dy else {"dy": dy, name: known}
+        result, third = output(out, shape, layer.dtype, inputs)
+        self._gradient((first, second, third), result.size)
+        return result
+
+    def _backward_blocked(
+        self, dy: Blocked, name: str, known: Blocked, out: np.ndarray | None
+    ) -> Blocked:
+        columns = self.layer.out_features
+        width, first = self._operand("dy", dy, columns)
+        other, second = self._operand(name, known, columns)
+        if width != other:
+            raise ValueError(f"dy and {name} have panels of {width} and {other}")
+        if out is not None:
+            raise ValueError("out: a blocked result is always a new one")
+        panels = self._panels(columns, width)
+        self._gradient((first, second, buffer_of(panels)), panels.size)
+        return Blocked(panels, columns)
+
+    def _gradient(self, buffers: tuple[Any, Any, Any], size: int) -> None:
+        at = self.layer
+        activation_gradient(at.activation, buffers, size, at.dtype, at.threads, at.target)
 
     def backward_weights(
         self, dz: np.ndarray | Blocked, x: np.ndarray | Blocked,
@@ -230,11 +261,13 @@ class FullyConnected:
         layer = self.layer
         a_width, first = self._operand("dz", dz, layer.out_features)
         b_width, second = self._operand("x", x, layer.in_features)
+        if isinstance(x, Blocked):
+            self._panel_width("x", x)
         dw: np.ndarray
         db: np.ndarray | None
         if out is None:
-            dw = np.empty(self._w_shape, self._numpy)
-            db = np.empty(layer.out_features, self._numpy) if layer.bias else None
+            dw = np.empty(self._w_shape, NUMPY[layer.dtype])
+            db = np.empty(layer.out_features, dw.dtype) if layer.bias else None
             third, fourth = buffer_of(dw), buffer_of(db) if db is not None else None
         else:
             dw, db = doors.items("out", out, 2, ": dw, db")
@@ -246,6 +279,6 @@ class FullyConnected:
                 fourth = check_output("out[1]", db, shape, layer.dtype, {**inputs, "out[0]": dw})
             elif db is not None:
                 raise ValueError("out[1] is given, but the layer was made with bias=False")
-        run = self._run(streams.backward_weights, a_width, b_width)
+        run = self._runs.use(streams.backward_weights, layer, a_width, b_width)
         run((first, second, third, *([fourth] if layer.bias else [])))
         return dw, db

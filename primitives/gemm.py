@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from jitgen.cache import CODE
 from jitgen.dot import emit_dot, possible
 from jitgen.kernel import brgemm
 from jitgen.pack import emit_packer
@@ -130,7 +130,7 @@ def pack_part(product: Product, source: str, to: str) -> Part:
     return Part("pack B in panels", "N", {"n": Loop(p.n, (width,))}, code, words)
 
 
-@lru_cache(maxsize=1024)
+@CODE.of
 def _packer(
     k: int, n: int, leading: int, width: int, dtype: str, trans: bool, target: Target
 ) -> bytes:

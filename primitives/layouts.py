@@ -6,13 +6,15 @@ Not here: who packs them (`primitives.fully_connected`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jitgen import doors
+from primitives.arrays import realigned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Blocked:
     """A matrix (rows x columns) in panels: array is [ceil(columns / width)][rows][width]. What
     lies beyond the last column is of no account."""
@@ -34,6 +36,13 @@ class Blocked:
             )
         doors.settle(self, columns=columns)
 
+    def __repr__(self) -> str:
+        panels, rows, width = self.array.shape
+        return f"<primitives.Blocked {rows}x{self.columns} in {panels} panels of {width}>"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, array=realigned(state["array"]))
+
     @property
     def width(self) -> int:
         """Columns of a panel."""
@@ -46,15 +55,28 @@ class Blocked:
         return np.ascontiguousarray(flat[:, : self.columns])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedWeights:
     """Weights (out_features x in_features) as the passes read them: panels of w^T for the forward
-    pass, panels of w for backward by data (or None)."""
+    pass, panels of w for backward by data (or None). layout: in_features, out_features, dtype."""
 
     forward: Blocked
     backward: Blocked | None
+    layout: tuple[int, int, str]
 
     def __post_init__(self) -> None:
         doors.instance("forward", self.forward, Blocked)
         if self.backward is not None:
             doors.instance("backward", self.backward, Blocked)
+        inputs, outputs, dtype = doors.items("layout", self.layout, 3)
+        doors.settle(
+            self, layout=(
+                *doors.pair("layout", (inputs, outputs)),
+                doors.one_of("layout[2]", dtype, doors.NUMPY),
+            ),
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        inputs, outputs, dtype = self.layout
+        passes = "forward" if self.backward is None else "forward and backward"
+        return f"<primitives.PackedWeights {inputs} -> {outputs}, {dtype}, {passes}>"

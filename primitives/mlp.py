@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jitgen import doors
 from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
 from jitgen.spec import DTYPES
 from primitives.fully_connected import FullyConnected
-from primitives.optimizers import Adam, Sgd
+from primitives.optimizers import Adam, Optimizer, Sgd
 
 #: Activations whose derivative needs no more than their output
 ACTIVATIONS = ("relu", "sigmoid", "tanh")
@@ -41,7 +43,7 @@ def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float
     return loss, gradient
 
 
-class Mlp:
+class Mlp(Frozen):
     """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them.
 
     weights[i] is (sizes[i + 1], sizes[i]) and biases[i] (sizes[i + 1],), as PyTorch has them; they
@@ -62,28 +64,46 @@ class Mlp:
         dtype, batch = doors.one_of("dtype", dtype, DTYPES), doors.size("batch", batch)
         seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
-        self.layers = [
+        self.layers = tuple(
             FullyConnected(
                 batch, c, k, activation=activation if i < last else None, dtype=dtype,
                 threads=threads,
             )
             for i, (c, k) in enumerate(itertools.pairwise(sizes))
-        ]  # fmt: skip
+        )  # fmt: skip
         rng = np.random.default_rng(seed)
         kind = NUMPY[dtype]
-        self.weights, self.biases = [], []
+        weights, biases = [], []
         for c, k in itertools.pairwise(sizes):
             limit = c**-0.5
-            self.weights.append(rng.uniform(-limit, limit, (k, c)).astype(kind))
-            self.biases.append(rng.uniform(-limit, limit, k).astype(kind))
+            weights.append(rng.uniform(-limit, limit, (k, c)).astype(kind))
+            biases.append(rng.uniform(-limit, limit, k).astype(kind))
+        self.weights, self.biases = tuple(weights), tuple(biases)
         self.batch = batch
         self.classes = sizes[-1]
+        self._allocate()
+
+    def __repr__(self) -> str:
+        sizes = [self.weights[0].shape[1], *map(len, self.biases)]
+        return f"<primitives.Mlp {' -> '.join(map(str, sizes))}, batch={self.batch}>"
+
+    def _allocate(self) -> None:
+        """Arrays that every step writes again; a copy of the network has its own."""
+        kind = NUMPY[self.layers[0].layer.dtype]
         self._gradients = [
-            (np.empty_like(w), np.empty_like(b))
+            (np.empty(w.shape, kind), np.empty(b.shape, kind))
             for w, b in zip(self.weights, self.biases, strict=True)
         ]
-        self._outputs = [np.empty((batch, k), kind) for k in sizes[1:]]
-        self._deltas = [np.empty((batch, k), kind) for k in sizes[1:-1]]
+        self._outputs = [np.empty((self.batch, len(b)), kind) for b in self.biases]
+        self._deltas = [np.empty_like(y) for y in self._outputs[:-1]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_gradients", "_outputs", "_deltas")
+        return {n: value for n, value in super().__getstate__().items() if n not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allocate()
 
     @property
     def parameters(self) -> list[np.ndarray]:
@@ -115,9 +135,15 @@ class Mlp:
         return loss, [g for pair in self._gradients for g in pair]
 
     def train_step(self, x: np.ndarray, labels: np.ndarray, optimizer: Sgd | Adam) -> float:
-        """One step of training on a batch; returns its loss before the step."""
-        if not callable(getattr(optimizer, "step", None)):
-            raise TypeError(f"optimizer={doors.shown(optimizer)} has no method step")
+        """One step of training on a batch; returns its loss before the step. The optimizer is one
+        of `parameters`."""
+        doors.instance("optimizer", optimizer, Optimizer)
+        own = self.parameters
+        if [id(p) for p in optimizer.parameters] != [id(p) for p in own]:
+            raise ValueError(
+                "optimizer was made for other arrays than this network's parameters (a network and "
+                "its optimizer belong in one pickle or deepcopy)"
+            )
         loss, gradients = self.gradients(x, labels)
         optimizer.step(gradients)
         return loss

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ import numpy as np
 from jitgen import cpu, doors
 from jitgen.doors import NUMPY
 from jitgen.elementwise import adam_scalars
+from jitgen.frozen import Frozen
 from jitgen.threads import check_threads
-from primitives.arrays import aligned, buffer_of, check
+from primitives.arrays import aligned, buffer_of, check, check_output, realigned
 from primitives.elementwise import elementwise
 
 
-class _Optimizer:
+class Optimizer(Frozen):
     """Parameters (arrays of one dtype, changed in place; they may not overlap) and their state.
 
     Hyperparameters may be assigned between steps; a step checks them before it changes anything.
@@ -35,38 +37,53 @@ class _Optimizer:
     words: tuple[str, ...]
 
     def __init__(self, parameters: Sequence[np.ndarray], threads: int | None) -> None:
-        self.parameters = list(_arrays("parameters", parameters))
+        self.parameters = _arrays("parameters", parameters)
         if not self.parameters:
             raise ValueError(f"parameters={doors.shown(parameters)} is empty")
         self.dtype = doors.floats("parameters[0]", self.parameters[0])
         self.threads = check_threads(threads)
-        self._target = cpu.host()
+        self._shapes = [getattr(p, "shape", ()) for p in self.parameters]
         self._scalars = np.zeros(8, NUMPY[self.dtype])
         self._state = []
-        self._fixed = []
         for i, p in enumerate(self.parameters):
-            check(f"parameters[{i}]", p, getattr(p, "shape", ()), self.dtype)
-            doors.writable(f"parameters[{i}]", p)
+            check_output(f"parameters[{i}]", p, self._shapes[i], self.dtype, {})
             if not p.size:
                 raise ValueError(f"parameters[{i}] has shape {p.shape}; it is empty")
             state = [aligned(p.shape, self.dtype) for _ in self.words[2:]]
             for array in state:
                 array.fill(0)
             self._state.append(state)
-            self._fixed.append((buffer_of(p), [buffer_of(s) for s in state]))
-        #: where the parameters lie: begin, end, number
-        self._places = sorted((*_span(p), i) for i, p in enumerate(self.parameters))
-        for (_, end, i), (begin, _, j) in itertools.pairwise(self._places):
+        self._check_apart(())
+
+    def __repr__(self) -> str:
+        numbers = "".join(f", {name}={getattr(self, name)}" for name in sorted(self._settable))
+        return (
+            f"<primitives.{type(self).__name__} of {len(self.parameters)} parameters, "
+            f"{self.dtype}{numbers}>"
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _state=[list(map(realigned, s)) for s in state["_state"]])
+
+    def __copy__(self) -> Optimizer:
+        # of the same parameters, but what it sums up is its own
+        copy = type(self).__new__(type(self))
+        own = [[array.copy() for array in arrays] for arrays in self._state]
+        copy.__setstate__(self.__getstate__() | {"_state": own, "_scalars": self._scalars.copy()})
+        return copy
+
+    def _check_apart(self, gradients: Sequence[np.ndarray]) -> None:
+        """No two parameters overlap, and no gradient a parameter but its own, which it may be."""
+        places = sorted((*_span(p), i) for i, p in enumerate(self.parameters))
+        for (_, end, i), (begin, _, j) in itertools.pairwise(places):
             if begin < end:
                 raise ValueError(f"parameters[{i}] overlaps parameters[{j}]; both are written")
-
-    def _check_apart(self, i: int, gradient: np.ndarray) -> None:
-        """A gradient overlaps no parameter; it may be its own."""
-        begin, end = _span(gradient)
-        at = max(bisect.bisect(self._places, (begin,)) - 1, 0)
-        for low, high, j in itertools.takewhile(lambda place: place[0] < end, self._places[at:]):
-            if begin < high and (i, begin, end) != (j, low, high):
-                raise ValueError(f"gradients[{i}] overlaps parameters[{j}], which is written")
+        for i, gradient in enumerate(gradients):
+            begin, end = _span(gradient)
+            at = max(bisect.bisect(places, (begin,)) - 1, 0)
+            for low, high, j in places[at : bisect.bisect_left(places, (end,))]:
+                if begin < high and (i, begin, end) != (j, low, high):
+                    raise ValueError(f"gradients[{i}] overlaps parameters[{j}], which is written")
 
     def _update(self, gradients: Sequence[np.ndarray], scalars: Sequence[float]) -> None:
         gradients = _arrays("gradients", gradients)
@@ -76,19 +93,22 @@ class _Optimizer:
                 "parameters"
             )
         # all are checked before any parameter changes
-        checked = [
-            check(f"gradients[{i}]", g, p.shape, self.dtype)
-            for i, (g, p) in enumerate(zip(gradients, self.parameters, strict=True))
-        ]
-        for i, g in enumerate(gradients):
-            self._check_apart(i, g)
+        buffers = []
+        for i, (p, g, shape) in enumerate(
+            zip(self.parameters, gradients, self._shapes, strict=True)
+        ):
+            gradient = check(f"gradients[{i}]", g, shape, self.dtype)
+            # at each step: whoever else has the array may have changed its shape in place
+            parameter = check_output(f"parameters[{i}]", p, shape, self.dtype, {})
+            buffers.append((parameter, gradient))
+        self._check_apart(gradients)
         self._scalars[: len(scalars)] = scalars
-        numbers = buffer_of(self._scalars)
-        for p, g, (w, state) in zip(self.parameters, checked, self._fixed, strict=True):
+        numbers, target = buffer_of(self._scalars), cpu.host()
+        for shape, both, state in zip(self._shapes, buffers, self._state, strict=True):
             team: Any = elementwise(
-                self.op, p.size, self.words, "bias", self.dtype, self.threads, self._target
+                self.op, math.prod(shape), self.words, "bias", self.dtype, self.threads, target
             )
-            team((w, g, *state, numbers))
+            team((*both, *map(buffer_of, state), numbers))
 
 
 def _arrays(name: str, value: Any) -> tuple[Any, ...]:
@@ -103,11 +123,12 @@ def _span(array: np.ndarray) -> tuple[int, int]:
     return begin, begin + array.nbytes
 
 
-class Sgd(_Optimizer):
+class Sgd(Optimizer):
     """Stochastic gradient descent with momentum (torch.optim.SGD); lr, momentum and weight_decay
     are finite and not negative."""
 
     op, words = "sgd", ("c", "a", "b")
+    _settable = frozenset({"lr", "momentum", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float, momentum: float = 0.0,
@@ -131,11 +152,12 @@ class Sgd(_Optimizer):
         self._update(gradients, self._numbers())
 
 
-class Adam(_Optimizer):
+class Adam(Optimizer):
     """Adam (torch.optim.Adam); lr and weight_decay are finite and not negative, betas from 0 to
     below 1, eps above 0 in the parameters' dtype: it keeps 0 / 0 away where gradients are 0."""
 
     op, words = "adam", ("c", "a", "b", "residual")
+    _settable = frozenset({"lr", "betas", "eps", "weight_decay"})
 
     def __init__(
         self, parameters: Sequence[np.ndarray], lr: float = 1e-3,
@@ -147,8 +169,13 @@ class Adam(_Optimizer):
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
-        self.steps = 0
+        self._steps = 0
         self.lr, self.betas, self.eps, self.weight_decay = self._numbers()
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made."""
+        return self._steps
 
     def _numbers(self) -> tuple[float, tuple[float, float], float, float]:
         first, second = doors.items("betas", self.betas, 2)
@@ -167,6 +194,6 @@ class Adam(_Optimizer):
 
     def step(self, gradients: Sequence[np.ndarray]) -> None:
         """Update every parameter with its gradient, in place."""
-        numbers, t = self._numbers(), doors.size("steps", self.steps, 0) + 1
-        self._update(gradients, adam_scalars(t, *numbers))
-        self.steps = t
+        t = self._steps + 1
+        self._update(gradients, adam_scalars(t, *self._numbers()))
+        self._steps = t

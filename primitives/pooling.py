@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from jitgen import cpu, doors
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_map
+from jitgen.frozen import Frozen
 from jitgen.pooling import emit_pool, emit_pool_backward
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
-from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
+from primitives.images import check_images, output_images, windows_text
 from primitives.loops import Loop
 from primitives.run import Run
+from primitives.runs import Runs
 from primitives.stream import Part, Ref
 from primitives.windows import LAYOUTS, Pair, border, out_size, pair
 
@@ -44,14 +46,14 @@ class Stretch:
     step: int
 
 
-class _Pool:
+class _Pool(Frozen):
     """Windows of an image; `kind` is that of `jitgen.pooling`."""
 
     kind = ""
 
     def __init__(
         self, batch: int, channels: int, height: int, width: int, kernel: Pair, *,
-        stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nhwc",
+        stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nchw",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         batch, channels, height, width = doors.sizes(
@@ -81,7 +83,10 @@ class _Pool:
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._runs: dict[Any, Run] = {}
+        self._runs = Runs()
+
+    def __repr__(self) -> str:
+        return f"<primitives.{type(self).__name__} {windows_text(self)}>"
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv
@@ -97,24 +102,25 @@ class _Pool:
         self, make: Any, inputs: dict[str, tuple[Any, tuple[int, ...]]], shape: tuple[int, ...],
         out: np.ndarray | None,
     ) -> np.ndarray:  # fmt: skip
-        dtype = self.conv.dtype
-        buffers = [check(name, array, size, dtype) for name, (array, size) in inputs.items()]
+        dtype, nhwc = self.conv.dtype, self.conv.nhwc
+        buffers = [check_images(name, a, size, dtype, nhwc) for name, (a, size) in inputs.items()]
+        given = {name: array for name, (array, _) in inputs.items()}
         result: np.ndarray
-        result, last = output(out, shape, dtype, {name: a for name, (a, _) in inputs.items()})
-        if make not in self._runs:
-            self._runs[make] = make(self.conv, self.kind)
+        result, last = output_images(out, shape, dtype, given, nhwc)
         read = buffers if self.kind == "max" else buffers[:1]
-        self._runs[make]((*read, last))
+        self._runs.use(make, self.conv, self.kind)((*read, last))
         return result
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
-        it, a mean does not look at it."""
+        it, a mean does not look at its numbers."""
         inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
         if self.kind == "max" or x is not None:
             inputs["x"] = (x, self.x_shape)
+        elif x is not None:
+            check_images("x", x, self.x_shape, self.conv.dtype, self.conv.nhwc)
         return self._call(backward_stream, inputs, self.x_shape, out)
 
 
@@ -123,11 +129,11 @@ class MaxPool(_Pool):
     the first maximum of a window, or to its last NaN, as PyTorch's.
 
     kernel, stride (default: kernel): an int or a pair (rows, columns). padding: as `Convolution`
-    takes it, at most half of the kernel; it is -infinity. layout: "nhwc" or "nchw". threads: None
+    takes it, at most half of the kernel; it is -infinity. layout: "nchw" or "nhwc". threads: None
     for OMP_NUM_THREADS or all CPUs. Raises TypeError or ValueError that names argument, value and
     rule.
 
-    >>> MaxPool(1, 1, 2, 4, 2).forward(np.arange(8, dtype=np.float32).reshape(1, 2, 4, 1)).ravel()
+    >>> MaxPool(1, 1, 2, 4, 2).forward(np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4)).ravel()
     array([5., 7.], dtype=float32)
     """
 
@@ -138,7 +144,7 @@ class AveragePool(_Pool):
     """The mean of each window; padding counts, as 0 (PyTorch's count_include_pad), also backward.
     Arguments as for `MaxPool`. Global average pooling has kernel=(height, width).
 
-    >>> AveragePool(1, 1, 2, 4, (2, 4)).forward(np.ones((1, 2, 4, 1), np.float32)).ravel()
+    >>> AveragePool(1, 1, 2, 4, (2, 4)).forward(np.ones((1, 1, 2, 4), np.float32)).ravel()
     array([1.], dtype=float32)
     """
 
@@ -178,7 +184,7 @@ def _passes(conv: Conv) -> list[Pass]:
     ]
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def stream(conv: Conv, kind: str) -> Run:
     """Tensors of the caller: x, y."""
     passes = _passes(conv)
@@ -186,7 +192,7 @@ def stream(conv: Conv, kind: str) -> Run:
     return _run(conv, parts, ["x"], "y", {"x": conv.size} | {p.to: p.out for p in passes})
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward_stream(conv: Conv, kind: str) -> Run:
     """Tensors of the caller: dy, for a maximum x, dx."""
     passes, parts, inputs, pixels = _passes(conv), [], ["dy"], {"dy": conv.out}

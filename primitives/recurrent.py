@@ -13,19 +13,22 @@ theirs along a first axis. ONNX's tensors: `primitives.recurrent_onnx`. Not here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from jitgen import cpu, doors
 from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
 from jitgen.loader import ffi
 from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
+from primitives.recurrent_kept import Kept, PackedRecurrent
 from primitives.recurrent_streams import (
     STATES,
     Layer,
@@ -35,46 +38,21 @@ from primitives.recurrent_streams import (
     packed_elements,
 )
 from primitives.run import Run
+from primitives.runs import Runs
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
 
 
-@dataclass(frozen=True)
-class PackedRecurrent:
-    """Weights of each direction as the forward pass reads them, the layer they are for, and the
-    caller's arrays (not copies), for the backward pass."""
-
-    panels: list[dict[str, np.ndarray]]
-    layout: tuple[Any, ...]
-    w: np.ndarray
-    r: np.ndarray
-
-    def __post_init__(self) -> None:
-        doors.settle(self, panels=list(doors.items("panels", self.panels)))
-        for d, panels in enumerate(self.panels):
-            for name, array in doors.mapping(f"panels[{d}]", panels).items():
-                doors.floats(f"panels[{d}][{doors.shown(name)}]", array)
-        doors.instance("layout", self.layout, tuple)
-        doors.floats("w", self.w)
-        doors.floats("r", self.r)
-
-
-@dataclass
-class _Kept:
-    """What the backward pass needs of a forward pass."""
-
-    mask: np.ndarray | None
-    directions: list[dict[str, Any]]
-
-
-class _Recurrent:
+class _Recurrent(Frozen):
     """What the layers share. A pass allocates its results; `training` keeps x, w, r, p and y, which
-    must not change before `backward`, and is for one Python thread at a time."""
+    must not change before `backward`, and is for one Python thread at a time; copies of the layer
+    have it too."""
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
         bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
+        forget_bias: float = 0.0,
     ) -> None:  # fmt: skip
         batch, steps, in_features, hidden = doors.sizes(
             batch=batch, steps=steps, in_features=in_features, hidden=hidden
@@ -89,32 +67,29 @@ class _Recurrent:
             check_threads(threads), chosen,
         )  # fmt: skip
         self.bias = bias
-        self.forget_bias = 0.0
+        self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
         lead, rows = (2,) if both else (), self.layer.gates * hidden
-        #: shapes of the arguments by name
-        self.shapes = {
+        self._shapes = {
             "x": (steps, batch, in_features), "w": (*lead, rows, in_features),
             "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
         }  # fmt: skip
-        self._numpy = NUMPY[dtype]
         #: elements of packed weights, and of what is kept for the backward pass, by tensor
         self._packed = packed_elements(self.layer)
         self._saved = {name: size for name, size in self.layer.sizes.items() if size}
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        #: streams by direction and use: hashing the layer at each call would cost a microsecond
-        self._runs: dict[tuple[Any, ...], Run] = {}
+        self._runs = Runs()
         self._zeros = np.zeros((batch, hidden), self._numpy)
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
 
     def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
         """w and r as the forward pass reads them: pass the result as its w, and r=None."""
         for name, array in (("w", w), ("r", r)):
-            check(name, array, self.shapes[name], self.layer.dtype)
+            check(name, array, self._shapes[name], self.layer.dtype)
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
@@ -127,11 +102,30 @@ class _Recurrent:
         return PackedRecurrent(packed, self._layout, w, r)
 
     def _run(self, make: Any, *how: Any) -> Run:
-        key = (make, *how)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = make(self.layer, *how)
-        return run
+        return self._runs.use(make, self.layer, *how)
+
+    def __repr__(self) -> str:
+        at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"
+        way = "bidirectional" if at.directions == 2 else way
+        return (
+            f"<primitives.{type(self).__name__} {at.steps}x{at.batch}x{at.inputs} -> {at.hidden} "
+            f"{way}, {at.dtype} for {at.target.name}, threads={at.threads}>"
+        )
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arguments by name."""
+        return MappingProxyType(self._shapes)
+
+    @property
+    def _numpy(self) -> np.dtype[Any]:
+        return NUMPY[self.layer.dtype]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the copy's `_kept` may be this one's arrays: the next training pass takes new memory. In
+        # this order even while a pass runs, as that one has forgotten `_kept` before
+        self._slabs = [{} for _ in self._reversed]
+        return super().__getstate__() | {"_slabs": [{} for _ in self._reversed]}
 
     def _one(self, array: Any, d: int) -> Any:
         """One direction's part of an argument."""
@@ -160,15 +154,15 @@ class _Recurrent:
                 for name, size in self._packed.items():
                     check(f"w (packed, {name})", panels.get(name), (size,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
-            check(name, array, self.shapes[name], layer.dtype)
+            check(name, array, self._shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
             if wanted:
-                check(name, array, self.shapes[name], layer.dtype)
+                check(name, array, self._shapes[name], layer.dtype)
             elif array is not None:
                 raise ValueError(f"{name} is given, but the layer was made without")
         for name, array in states.items():
             if array is not None:
-                check(name, array, self.shapes["h0"], layer.dtype)
+                check(name, array, self._shapes["h0"], layer.dtype)
         if training:
             size = layer.steps * layer.batch * layer.gates * layer.units * layer.element
             if size >= MATRIX_BYTES:
@@ -185,9 +179,11 @@ class _Recurrent:
             some, zero = mask[0, :, None] > 0, self._numpy.type(0)
             x = np.where(mask[:, :, None] > 0, x, zero)
             begin = {n: None if a is None else np.where(some, a, zero) for n, a in states.items()}
-        y = np.empty(self.shapes["y"], self._numpy)
+        y = np.empty(self._shapes["y"], self._numpy)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
+        if training:
+            self._kept = None  # its memory is written again
         for d, reverse in enumerate(self._reversed):
             given = {name: self._one(array, d) for name, array in begin.items()}
             arrays = self._arrays(d, training)
@@ -196,7 +192,7 @@ class _Recurrent:
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
-                arrays |= packed.panels[d]
+                arrays |= {name: packed.panels[d][name] for name in self._packed}
             started = any(array is not None for array in given.values())
             way = Way(reverse, d * layer.hidden, started, mask is not None)
             run = self._run(forward, way, training, packed is not None)
@@ -210,7 +206,7 @@ class _Recurrent:
                 last["c0"].append(arrays["c"][end] if training else arrays["c"])
             kept.append(arrays)
         if training:
-            self._kept = _Kept(mask, kept)
+            self._kept = Kept(mask, kept)
         results: list[Any] = [y if mask is None else np.where(mask[:, :, None] > 0, y, 0)]
         for name, parts in last.items():
             state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])
@@ -262,14 +258,15 @@ class _Recurrent:
         layer, kept = self.layer, self._kept
         if kept is None:
             raise ValueError("backward needs a forward pass with training=True before it")
-        check("dy", dy, self.shapes["y"], layer.dtype)
+        kept.check()
+        check("dy", dy, self._shapes["y"], layer.dtype)
         for name, array in given.items():
             if array is not None:
-                check(name, array, self.shapes["h0"], layer.dtype)
+                check(name, array, self._shapes["h0"], layer.dtype)
         h, rows = layer.hidden, layer.gates * layer.hidden
-        result = {name: np.empty(self.shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
+        result = {name: np.empty(self._shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
         first = {
-            n: np.zeros(self.shapes["h0"], self._numpy) if a is None else np.array(a)
+            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(a)
             for n, a in given.items()
         }
         dx: Any = None
@@ -278,7 +275,7 @@ class _Recurrent:
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
                 "r_n": arrays["r"].reshape(rows, h)[2 * h :],  # the caller may have reshaped it
-                "dx": np.empty(self.shapes["x"], self._numpy),
+                "dx": np.empty(self._shapes["x"], self._numpy),
                 "dgates": self._slab(d, "dgates", layer.steps * layer.batch * rows),
             }  # fmt: skip
             more |= {name: self._one(array, d) for name, array in first.items()}
@@ -339,9 +336,8 @@ class Lstm(_Recurrent):
     ) -> None:  # fmt: skip
         super().__init__(
             "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
-            target,
+            target, forget_bias,
         )  # fmt: skip
-        self.forget_bias = doors.number("forget_bias", forget_bias, dtype=self.layer.dtype)
 
     def forward(
         self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,

@@ -8,9 +8,9 @@ steps at once, behind the last. Not here: the forward pass (`primitives.recurren
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
+from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_column_sums, emit_map
 from jitgen.kernel import panel_width
 from primitives.gemm import Product, pack_part, product_parts
@@ -31,7 +31,7 @@ TENSORS = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def backward(layer: Layer, way: Way) -> Run:
     """Tensors of the caller: `TENSORS`."""
     maker = _Backward(layer, way)

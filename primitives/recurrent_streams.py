@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+from jitgen.cache import STREAMS, lazy
 from jitgen.cells import emit_cell
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
@@ -66,7 +66,7 @@ class Layer:
         """Bytes of an element."""
         return DTYPES[self.dtype].element
 
-    @cached_property
+    @lazy
     def width(self) -> int:
         """Units of a panel of gates."""
         return self.target.machine(self.dtype, ANY_WIDTH).lanes * VECTORS[self.kind]
@@ -215,7 +215,7 @@ def _pack_parts(layer: Layer) -> list[Part]:
     return parts + ([part("r", "n_panels", h, together, 1)] if together < layer.gates else [])
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def pack_weights(layer: Layer) -> Run:
     """Tensors w, r, w_panels, r_panels, n_panels."""
     tensors = ["w", "r", *packed_elements(layer)]
@@ -359,7 +359,7 @@ class _Forward:
         return [part, step_cell(span, way, "gru_before_output", words, ld, (again,), save=save)]
 
 
-@lru_cache(maxsize=256)
+@STREAMS.of
 def forward(layer: Layer, way: Way, training: bool, packed: bool) -> Run:
     """Tensors of the caller: x, then w, r or the tensors of `packed_elements`, those of `STATES`
     and, in training, those of `Layer.sizes` (c is among the states)."""

@@ -1,6 +1,7 @@
 """A stream ready to run: its driver, constant tables, and scratch memory for each call in flight.
 
-Not here: what is in the stream (`primitives.fc_streams`, `primitives.conv_streams`).
+Not here: what is in the stream (`primitives.fc_streams`, `primitives.conv_streams`), where scratch
+memory comes from (`jitgen.scratch`).
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.frozen import uncopied
+from jitgen.scratch import POOL, Block
+from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.team import Team
-from primitives.arrays import aligned, buffer_of
+from primitives.arrays import ALIGN, aligned, buffer_of
 from primitives.stream import Part, Stream
 
 
 class Run:
     """Parts on tensors: those of the caller, then scratch, then constants.
 
-    scratch: elements by tensor name; it is zero when it is first used, and keeps what a call left.
-    constants: arrays by tensor name.
+    scratch: elements by tensor name; it is zero when it is first used, and keeps what a call left
+    or is zero again. constants: arrays by tensor name.
     """
 
     def __init__(
@@ -36,18 +40,36 @@ class Run:
         self._target = target
         self._dtype = dtype
         self._team: Team | None = None
-        self._free: list[tuple[Any, ...]] = []
+        #: where each tensor of scratch lies in a block, and the block's size
+        self._places: list[slice] = []
+        self._size = 0
+        for elements in self.scratch.values():
+            end = self._size + elements * DTYPES[dtype].element
+            self._places.append(slice(self._size, end))
+            self._size = -(-end // ALIGN) * ALIGN
+        self._blocks: list[Block] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this holds without scratch: words, code, constants, what the stream tells."""
+        return self.stream.nbytes + sum(a.nbytes for a in self.constants.values())
 
     def __call__(self, buffers: tuple[Any, ...]) -> None:
         """`buffers` of the caller's tensors, in their order (cffi pointers)."""
         if self._team is None:
             self._team = self.stream.team(self._target)
-        try:
-            scratch = self._free.pop()
-        except IndexError:
-            scratch = tuple(self._zeros(size) for size in self.scratch.values())
-        self._team((*buffers, *scratch, *self._tables))
-        self._free.append(scratch)
+        if not self._size:
+            self._team((*buffers, *self._tables))
+            return
+        block = POOL.take(self, self._blocks, self._size)
+        if block.views is None:
+            memory = block.memory
+            assert memory is not None, "a block in use keeps its memory"
+            block.views = [buffer_of(memory[place]) for place in self._places]
+        self._team((*buffers, *block.views, *self._tables))
+        POOL.give(self._blocks, block)
+
+    __reduce_ex__ = uncopied("copy the layer")
 
     def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
         """The shortest time of a call on arrays of zeros, of so many elements, of those of `least`

@@ -15,6 +15,7 @@ import numpy as np
 
 from jitgen import cpu, doors
 from jitgen.frame import ARGUMENTS
+from jitgen.frozen import Frozen, uncopied
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
@@ -148,8 +149,16 @@ class Calls:
     before: Sequence[tuple[Calls, np.ndarray]] = ()
     after: Sequence[tuple[Calls, np.ndarray]] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, and of those of the parts beside."""
+        nest = self.nest
+        arrays = (*nest.start.values(), *nest.size.values(), nest.thread, nest.phase)
+        beside = sum(c.nbytes + at.nbytes for c, at in (*self.before, *self.after))
+        return sum(a.nbytes for a in (*arrays, self.kind, self.offsets)) + beside
 
-class Stream:
+
+class Stream(Frozen):
     """The calls of all parts, and what a driver needs to replay them.
 
     `tensors` names the base addresses in the order in which `team` takes them.
@@ -166,13 +175,26 @@ class Stream:
         for i, part in enumerate(parts):
             for ref in part._refs():
                 doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
-        self.calls: list[Call] = []
-        self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
-        self.slices = [self._slice(t) for t in range(threads)]
+        self._found: list[Call] = []
+        self.parts = tuple(
+            self._part(part, iterate(part.order, part.loops, threads)) for part in parts
+        )
+        self.calls = tuple(self._found)
+        self.slices = tuple(self._slice(t) for t in range(threads))
+        for words in self.slices:
+            words.flags.writeable = False  # the driver adds them to addresses
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of words and code, and of what is known of each call, about."""
+        code = sum(len(call.code) for call in self.calls)
+        return 2 * code + sum(s.nbytes for s in self.slices) + sum(c.nbytes for c in self.parts)
 
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
         return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target))
+
+    __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
 
     def _part(self, part: Part, nest: Nest) -> Calls:
         before, after = (
@@ -233,9 +255,9 @@ class Stream:
                 doors.one_of("result of code[1]: word", name, ARGUMENTS)
                 doors.integer(f"result of code[1][{name!r}]", value)
             call = Call(code, words, tuple(fixed.items()))
-            if call not in self.calls:
-                self.calls.append(call)
-            kinds.append(FIRST_KIND + self.calls.index(call))
+            if call not in self._found:
+                self._found.append(call)
+            kinds.append(FIRST_KIND + self._found.index(call))
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
             offsets[:, w] += ref.start + nest.thread * ref.per_thread

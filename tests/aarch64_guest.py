@@ -22,6 +22,8 @@ from oracle import compare
 
 import jitgen
 from jitgen import cpu, loader
+from jitgen.threads import usable_openmp
+from primitives.fully_connected import FullyConnected
 
 PR_SVE_SET_VL = 50  # prctl, linux/prctl.h
 INF = float("inf")
@@ -189,6 +191,18 @@ def check_threads(bits: int) -> None:
     assert outcomes == [True] * 4, outcomes
 
 
+def check_layer(bits: int) -> None:
+    """A layer of three threads with a barrier, without OpenMP: threads of our own."""
+    assert usable_openmp() is None
+    layer = FullyConnected(64, 64, 80, threads=3)
+    rng = np.random.default_rng()
+    x, w, b = (
+        rng.integers(-8, 9, s).astype(np.float32) for s in ((64, 64), (80, 64), (80,))
+    )  # fmt: skip
+    for _ in range(3):
+        assert (layer.forward(x, w, b) == x.astype(np.float64) @ w.T + b).all()
+
+
 def check_fork(bits: int) -> None:
     """Kernels made before a fork, and after it, run in both processes."""
     before = jitgen.brgemm(4, 5, 6)
@@ -227,7 +241,7 @@ def main() -> None:
     if what == "kernels":
         named = (
             check_targets, check_host_target, check_pack_b, check_flush, check_other_length,
-            check_changed_length, check_threads, check_fork,
+            check_changed_length, check_threads, check_layer, check_fork,
         )  # fmt: skip
         checks = {check.__name__: (lambda check=check: check(bits)) for check in named}
         checks["check_cases"] = lambda: check_cases(bits, cases)

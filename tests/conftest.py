@@ -27,6 +27,12 @@ _FILE = pytest.StashKey[Path]()
 _MISSING = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the soak is (test_soak)."""
+    parser.addoption("--minutes", type=float, default=10.0, help="of the soak of random layers")
+    parser.addoption("--runs", type=int, help="of each program, and random layers, of the soak")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the count file and fix the seed, in the process that starts the others."""
     # tests change the generator in memory: what it makes then must not be stored for anyone
@@ -89,7 +95,7 @@ def _whole_suite(config: pytest.Config) -> bool:
     options = ("keyword", "lf", "deselect", "ignore", "ignore_glob", "collectonly")
     if any(config.getoption(option, None) for option in options):
         return False
-    if config.getoption("markexpr") != "not slow":  # which pyproject.toml asks for
+    if config.getoption("markexpr") != "not slow and not soak":  # which pyproject.toml asks for
         return False
     here = Path(__file__).resolve().parent
     asked = [(config.invocation_params.dir / str(arg)).resolve() for arg in config.args]

@@ -166,6 +166,7 @@ add("jitgen.pack_b", jitgen.pack_b,
 add("jitgen.host", jitgen.host, dict)
 add("jitgen.targets", jitgen.targets, dict)
 add("jitgen.clear_caches", jitgen.clear_caches, dict)
+add("jitgen.cache_info", lambda: list(jitgen.cache_info()), dict)
 add("jitgen.Target", jitgen.Target,
     lambda: {"name": "mine", "family": "sve", "vector_bits": 256, "architecture": "aarch64",
              "features": ("sve",), "rates": target.AVX2.rates},

@@ -63,7 +63,12 @@ add(PREFIX + "forward", FC.forward, lambda: {"x": X(), "w": W(), "b": B(), "out"
 add(PREFIX + "backward_data", FC.backward_data,
     lambda: {"dz": Y(), "w": W(), "out": zeros(4, 6)}, dz=IN, w=IN, out=MAYBE_OUT)
 add(PREFIX + "backward_activation", FC.backward_activation,
-    lambda: {"dy": Y(), "y": Y(), "out": zeros(4, 5)}, dy=IN, y=IN, out=MAYBE_OUT)
+    lambda: {"dy": Y(), "y": Y(), "out": zeros(4, 5), "z": None}, dy=IN, y=IN, out=MAYBE_OUT,
+    z=MAYBE)
+add(PREFIX + "backward_activation of gelu",
+    FullyConnected(4, 6, 5, activation="gelu", **ONE).backward_activation,
+    lambda: {"dy": Y(), "y": None, "out": zeros(4, 5), "z": Y()}, dy=IN, y=MAYBE, out=MAYBE_OUT,
+    z=IN)
 add(PREFIX + "backward_weights", FC.backward_weights,
     lambda: {"dz": Y(), "x": X(), "out": (zeros(5, 6), zeros(5))}, dz=IN, x=IN,
     out=optional(nothing))
@@ -72,8 +77,8 @@ add("primitives.layouts.Blocked", Blocked, lambda: {"array": rand(1, 4, 8), "col
 add("primitives.layouts.Blocked.plain", FC.pack_input(X()).plain, dict)
 BLOCKED = FC.pack_weights(W())
 add("primitives.layouts.PackedWeights", PackedWeights,
-    lambda: {"forward": BLOCKED.forward, "backward": BLOCKED.backward}, forward=nothing,
-    backward=optional(nothing))
+    lambda: {"forward": BLOCKED.forward, "backward": BLOCKED.backward, "layout": BLOCKED.layout},
+    forward=nothing, backward=optional(nothing), layout=nothing)
 
 CONV = Convolution(2, 4, 5, 6, 3, 3, padding=1, activation="relu", residual=True, **ONE)
 OPTIONS: dict[str, Any] = {
@@ -108,7 +113,7 @@ add(PREFIX + "forward", CONV.forward,
 add(PREFIX + "backward_data", CONV.backward_data, lambda: {"dy": CY(), "w": CW(), "out": CX()},
     dy=IN, w=IN, out=MAYBE_OUT)
 add(PREFIX + "backward_activation", CONV.backward_activation,
-    lambda: {"dy": CY(), "y": CY(), "out": CY()}, dy=IN, y=IN, out=MAYBE_OUT)
+    lambda: {"dy": CY(), "y": CY(), "out": CY(), "z": None}, dy=IN, y=IN, out=MAYBE_OUT, z=MAYBE)
 add(PREFIX + "backward_weights", CONV.backward_weights, lambda: {"dy": CY(), "x": CX()}, dy=IN,
     x=IN)
 FILTER = CONV.pack_weights(CW())
@@ -168,7 +173,7 @@ for kind, options in (
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))
-add("primitives.recurrent.PackedRecurrent", PackedRecurrent,
+add("primitives.recurrent_kept.PackedRecurrent", PackedRecurrent,
     lambda: {"panels": PACKED.panels, "layout": PACKED.layout, "w": PACKED.w, "r": PACKED.r},
     panels=items(mapping), layout=tuples, w=ANY, r=ANY)
 for which, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
@@ -203,8 +208,7 @@ add("primitives.mlp.Mlp.forward", NET.forward, lambda: {"x": rand(3, 4)}, x=IN)
 INDEX = items(size(0, 2), 3, 3)
 add("primitives.mlp.Mlp.gradients", NET.gradients,
     lambda: {"x": rand(3, 4), "labels": LABELS.copy()}, x=IN, labels=INDEX)
-add("primitives.mlp.Mlp.train_step",
-    lambda **given: mlp.Mlp(3, (4, 6, 3), threads=1).train_step(**given),
+add("primitives.mlp.Mlp.train_step", NET.train_step,
     lambda: {"x": rand(3, 4), "labels": LABELS.copy(), "optimizer": Sgd(NET.parameters, 0.0)},
     x=IN, labels=INDEX, optimizer=nothing)
 NOT_BELOW = number(low=0)
@@ -232,10 +236,9 @@ for kind, extra, given in (
             raise
         return parameter
 
-    more = {"steps": size(0, 1 << 31)} if kind is Adam else {}
     add(PREFIX + ".step on one gradient", step,
-        lambda given=given, more=more: {"gradient": rand(3, 2), **given, **dict.fromkeys(more, 0)},
-        gradient=IN, **NUMBERS, **extra, **more, alias={"gradient": "gradients[0]"})
+        lambda given=given: {"gradient": rand(3, 2), **given}, gradient=IN, **NUMBERS, **extra,
+        alias={"gradient": "gradients[0]"})
 
     def step_of(gradients: Any, kind: Any = kind) -> Any:
         kind([rand(3, 2)], lr=0.1, threads=1).step(gradients)

@@ -31,8 +31,8 @@ from jitgen import doors
 #: Modules of `primitives` that only layers use, which have checked what they pass on
 INSIDE = (
     "arrays", "conv_cost", "conv_depthwise", "conv_layouts", "conv_streams", "conv_tiles",
-    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "recurrent_backward",
-    "recurrent_streams", "run", "windows",
+    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "images",
+    "recurrent_backward", "recurrent_streams", "run", "runs", "windows",
 )  # fmt: skip
 #: What is public but in no module that is walked: docs name it
 DOCUMENTED = (
@@ -56,6 +56,8 @@ LEFT_OUT = {
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
     "primitives.loops.Nest": "the result of iterate, to be read",
+    "primitives.optimizers.Optimizer": "the base of Sgd and Adam",
+    "primitives.recurrent_kept.Kept": _INNER, "primitives.recurrent_kept.Kept.check": _INNER,
     "primitives.pooling.Stretch": _INNER, "primitives.pooling.Pass": _INNER,
     "primitives.pooling.stream": _INNER, "primitives.pooling.backward_stream": _INNER,
     "primitives.pooling.stretches": _INNER,

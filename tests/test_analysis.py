@@ -1,5 +1,6 @@
 """The analysis: counts against the listing's own text, bounds against hand-computed ones, the core
 model against llvm-mca, and what `jitgen analyze` prints. No test asserts a measured speed.
+The host: test_analysis_host.py.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import pytest
 from random_cases import random_case
 
 import jitgen
-from jitgen import cli, cpu
-from jitgen.analysis import CPUS, Report, analyze, execution, host, mca, memory, plot
+from jitgen import cli
+from jitgen.analysis import CPUS, Report, analyze, execution, mca, memory, plot
 from jitgen.analysis.core import COUNTS, CROSSED, Core
 from jitgen.analysis.cpus import SOURCES, rate
 from jitgen.analysis.execution import PHASES, Execution
@@ -288,6 +289,18 @@ def test_rows_of_the_table_are_complete() -> None:
         assert rate(row.fma, widest) >= 1 and rate(row.fma, 32) >= rate(row.fma, widest)
 
 
+def test_the_peak_is_that_of_the_targets_vectors() -> None:
+    """Which is what a measured one is compared with, too."""
+    for name, bits, flops in (
+        ("skylake-avx512", 512, 64), ("skylake-avx512", 256, 32), ("znver4", 512, 32),
+        ("znver4", 256, 32), ("neoverse-v2", 128, 32), ("a64fx", 512, 64),
+    ):  # fmt: skip
+        assert CPUS[name].flops_a_cycle(4, bits) == 2 * CPUS[name].flops_a_cycle(8, bits) == flops
+    kernel = jitgen.brgemm(64, 64, 64, target="avx2")
+    for name in ("skylake-avx512", "sapphirerapids", "znver3", "znver4"):
+        assert analyze(kernel, name, 16, other_models=False).percent > 98
+
+
 # ---- report, command line -----------------------------------------------------------------------
 
 
@@ -356,58 +369,6 @@ def test_missing_llvm_mca_is_no_error(
         assert "core model" in text and "llvm-mca" not in text
     finally:
         mca.find_llvm_mca.cache_clear()
-
-
-# ---- host ---------------------------------------------------------------------------------------
-
-
-def test_hosts_are_told_by_their_numbers() -> None:
-    assert host.x86_row("GenuineIntel", 6, 0x55) == "skylake-avx512"
-    assert host.x86_row("GenuineIntel", 6, 0x8F) == "sapphirerapids"
-    assert host.x86_row("AuthenticAMD", 0x19, 0x01) == "znver3"
-    assert host.x86_row("AuthenticAMD", 0x19, 0x11) == "znver4"
-    assert host.x86_row("AuthenticAMD", 0x1A, 0x02) == ""
-    assert host.x86_row("GenuineIntel", 6, 0x3C) == ""
-    assert host.arm_row(0x411FD401) == "neoverse-v1"
-    assert host.arm_row(0x410FD4F0) == "neoverse-v2"
-    assert host.arm_row(0x461F0010) == "a64fx"
-    assert host.arm_row(0) == ""
-
-
-def test_an_unknown_host_says_what_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import cpuinfo
-
-    facts = {"vendor_id_raw": "CentaurHauls", "family": 7, "model": 59}
-    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: facts)
-    monkeypatch.setattr(host.loader, "architecture", lambda: "x86_64")
-    assert cli.main(["analyze", "8", "8", "8", "--cpu", "host"]) == 3
-    message = capsys.readouterr().err
-    assert "CentaurHauls family 7 model 59" in message and "znver4" in message
-
-
-def _host() -> Any:
-    try:
-        return host.find_host()
-    except RuntimeError as error:
-        needs.need(str(error), installable=False)
-        raise
-
-
-def test_on_the_host_the_measured_percent_stands_beside(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    row = _host()
-    reason = cpu.why_not(parse_target(row.target))
-    needs.need(reason or None, installable=False)
-    command = ["analyze", "32", "32", "64", "--batch", "8", "--cpu", "host", "--seconds", "0.05"]
-    assert cli.main([*command, "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)["measured"]
-    assert 0 < measured["percent"] < 110
-    assert measured["flops_a_second"] * measured["seconds"] == pytest.approx(2 * 32 * 32 * 64 * 8)
-    assert cli.main(command) == 0
-    assert re.search(r"^measured +\d+\.\d %", capsys.readouterr().out, re.MULTILINE)
 
 
 # ---- plot ---------------------------------------------------------------------------------------

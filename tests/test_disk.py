@@ -201,7 +201,7 @@ def work(seed):
         shape = rng.randint(1, 3), rng.randint(1, 20), 4
         kernel = jitgen.brgemm(*shape, target="avx2")
         assert kernel.code == jitgen.kernel.generate(kernel.spec, kernel.target).code, shape
-        jitgen.kernel._cache.clear()
+        jitgen.cache.KERNELS.clear()
         if number == 0 and rng.random() < 0.2:
             damage()
     done.append(seed)

@@ -172,6 +172,7 @@ def test_integers_of_numpy_become_ints() -> None:
 PACKED = jitgen.brgemm(3, 40, 4, packed_b=True)
 MEMORY = f32(8)
 FC = FullyConnected(4, 6, 5, **ONE)
+FIT = FC.pack_weights(f32(5, 6)).layout
 CONV = Convolution(1, 2, 5, 5, 2, 3, bias=False, **ONE)
 RNN = Rnn(2, 3, 4, 5, bias=False, **ONE)
 X_RNN, RNN_PACKED = f32(3, 2, 4), RNN.pack_weights(f32(5, 4), f32(5, 5))
@@ -205,13 +206,15 @@ def _records() -> np.ndarray:
         (lambda: FC.backward_weights(f32(4, 5), f32(4, 6), 5), TypeError, "out=5 is no pair"),
         (lambda: FC.forward(Blocked(f32(1, 3, 8), 6), f32(5, 6), f32(5)), ValueError,
          "x has shape"),
-        (lambda: FC.forward(f32(4, 6), PackedWeights(Blocked(f32(1, 5, 16), 5), None), f32(5)),
+        (lambda: FC.forward(f32(4, 6), PackedWeights(Blocked(f32(1, 5, 16), 5), None, FIT), f32(5)),
          ValueError, "w (packed) has shape"),
+        (lambda: PackedWeights(Blocked(f32(1, 5, 16), 5), None, (6, 5)), ValueError,
+         "layout=(6, 5)"),
         (lambda: Blocked(5, "x"), TypeError, "array is int"),
         (lambda: Blocked(f32(4, 6), 6), ValueError, "array has shape (4, 6)"),
         (lambda: Blocked(np.ones((1, 4, 6), np.int32), 6), TypeError, "array has dtype int32"),
         (lambda: Blocked(f32(1, 4, 8), 9), ValueError, "columns=9"),
-        (lambda: PackedWeights(f32(5, 6), None), TypeError, "forward="),
+        (lambda: PackedWeights(f32(5, 6), None, FIT), TypeError, "forward="),
         (lambda: CONV.forward(f32(*CONV.x_shape), PackedFilter(f32(3), None, ((1,), (2,)))),
          ValueError, "w is packed as (1,)"),
         (lambda: RNN.forward(X_RNN, PackedRecurrent([{}], RNN_PACKED.layout, RNN_PACKED.w,
@@ -235,7 +238,7 @@ def test_rates_assigned_later_are_checked_before_anything_changes() -> None:
     sgd, adam = Sgd([parameter], 0.1), Adam([parameter])
     for optimizer, name, value in (
         (sgd, "lr", None), (sgd, "momentum", float("nan")), (adam, "betas", (0.9, 1)),
-        (adam, "eps", 0), (adam, "steps", -1), (adam, "weight_decay", "0"),
+        (adam, "eps", 0), (adam, "weight_decay", "0"),
     ):  # fmt: skip
         right = getattr(optimizer, name)
         setattr(optimizer, name, value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from rig import count
 from jitgen import cpu
 from primitives.elementwise import ACTIVATIONS
 from primitives.fully_connected import FullyConnected
-from primitives.layouts import Blocked
+from primitives.layouts import Blocked, PackedWeights
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
@@ -107,17 +108,17 @@ def test_activations_and_their_gradients(activation: str, dtype: str) -> None:
     z = linear.forward(x, w, b)
     y = layer.forward(x, w, b)
     np.testing.assert_allclose(y, function(z.astype(np.float64)), rtol=1e-5, atol=1e-6)
-    needed = z if activation in ("gelu", "silu") else y
-    dz = layer.backward_activation(dy, needed)
+    name, needed = ("z", z) if activation in ("gelu", "silu") else ("y", y)
+    dz = layer.backward_activation(dy, **{name: needed})
     h, z64 = 1e-6, z.astype(np.float64)
     slope = (function(z64 + h) - function(z64 - h)) / (2 * h)
     if activation == "relu":
         slope = (z64 > 0).astype(np.float64)
     np.testing.assert_allclose(dz, dy * slope, rtol=2e-5, atol=1e-6)
     in_place = dy.copy()
-    assert layer.backward_activation(in_place, needed, out=in_place) is in_place
+    assert layer.backward_activation(in_place, out=in_place, **{name: needed}) is in_place
     np.testing.assert_array_equal(in_place, dz)
-    both = layer.backward_activation(blocked(dy, 16), blocked(needed, 16))
+    both = layer.backward_activation(blocked(dy, 16), **{name: blocked(needed, 16)})
     np.testing.assert_array_equal(both.plain(), dz)
 
 
@@ -184,6 +185,12 @@ BOTH = np.zeros(40, np.float32)
 LAYER = FullyConnected(4, 6, 5) if HERE else None
 
 
+def narrow(packed: PackedWeights, name: str) -> PackedWeights:
+    """Weights whose panels somebody has cut off."""
+    panels = getattr(packed, name)
+    return replace(packed, **{name: Blocked(panels.array[:, :-1].copy(), panels.columns)})
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -212,16 +219,23 @@ LAYER = FullyConnected(4, 6, 5) if HERE else None
         (lambda x: x.backward_activation(Y, Y), ValueError, "activation=None"),
         (lambda x: x.forward(blocked(Y, 8), W, B), ValueError, "x has 5 columns"),
         (lambda x: x.forward(X, FullyConnected(4, 6, 9).pack_weights(np.zeros((9, 6), "f4")), B),
-         ValueError, "w was packed for 9"),
+         ValueError, "w was packed for (6, 9, 'f32')"),
         # as many columns, but panels of another depth or type: read, they would end too early
         (lambda x: x.forward(X, FullyConnected(4, 2, 5).pack_weights(np.zeros((5, 2), "f4")), B),
-         ValueError, "w (packed) has shape"),
+         ValueError, "w was packed for (2, 5, 'f32')"),
         (lambda x: x.backward_data(
             Y, FullyConnected(4, 6, 3).pack_weights(np.zeros((3, 6), "f4"))),
-         ValueError, "w (packed) has shape"),
+         ValueError, "w was packed for (6, 3, 'f32')"),
         (lambda x: x.forward(
             X, FullyConnected(4, 6, 5, dtype="f64").pack_weights(np.zeros((5, 6))), B),
-         TypeError, "w (packed) has dtype float64"),
+         ValueError, "w was packed for (6, 5, 'f64')"),
+        (lambda x: x.forward(X, narrow(x.pack_weights(W), "forward"), B), ValueError,
+         "w (packed) has shape"),
+        (lambda x: x.backward_data(Y, narrow(x.pack_weights(W), "backward")), ValueError,
+         "w (packed) has shape"),
+        (lambda x: x.forward(X, x.pack_weights(W).forward, B), TypeError, "w is Blocked"),
+        (lambda x: FullyConnected(4, 6, 5, bias=False).backward_weights(Y, X, (W.copy(), B)),
+         ValueError, "bias=False"),
     ],
 )  # fmt: skip
 def test_bad_input(call: Any, error: type[Exception], words: str) -> None:

@@ -134,7 +134,7 @@ def test_a_bound_kernel_reads_its_arrays_anew_and_keeps_them_alive() -> None:
         bias[:] = 10 * value
         bound()
         np.testing.assert_array_equal(c, 14 * value)
-    kernel_module._cache.clear()
+    jitgen.cache.KERNELS.clear()
     del kernel
     gc.collect()
     bound()
@@ -189,7 +189,7 @@ def test_eight_threads_generate_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return generate(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kernel_module, "generate", slow)
-    monkeypatch.setattr(kernel_module, "_cache", Cache(8))
+    monkeypatch.setattr(kernel_module, "KERNELS", Cache("kernels", 8))
     barrier = threading.Barrier(8)
 
     def ask(_: int) -> jitgen.Kernel:
@@ -213,8 +213,8 @@ def test_a_failed_request_fails_for_each_thread_and_is_forgotten() -> None:
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache: Cache[jitgen.Kernel] = Cache(4)
-    monkeypatch.setattr(kernel_module, "_cache", cache)
+    cache = Cache("kernels", 4)
+    monkeypatch.setattr(kernel_module, "KERNELS", cache)
     kernels = [jitgen.brgemm(1, 1, k) for k in range(1, 8)]
     assert len(cache) == 4
     assert jitgen.brgemm(1, 1, 7) is kernels[6] and jitgen.brgemm(1, 1, 4) is kernels[3]

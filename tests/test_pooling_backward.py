@@ -283,7 +283,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 def test_errors() -> None:
     layer = MaxPool(1, 4, 6, 6, 2)
-    x, dy = np.zeros((1, 6, 6, 4), np.float32), np.zeros((1, 3, 3, 4), np.float32)
+    x, dy = np.zeros((1, 4, 6, 6), np.float32), np.zeros((1, 4, 3, 3), np.float32)
     for call, error, words in (
         (lambda: layer.backward(dy), TypeError, "x is NoneType"),
         (lambda: layer.backward(x, x), ValueError, "dy has shape"),

@@ -6,6 +6,7 @@ Not here: the kernels (test_pooling).
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,16 +74,16 @@ def test_random_windows(target: str) -> None:
 
 
 def test_padding_is_no_number_and_nan_stays() -> None:
-    x = np.full((1, 5, 5, 3), -np.inf, np.float32)
+    x = np.full((1, 3, 5, 5), -np.inf, np.float32)
     assert (MaxPool(1, 3, 5, 5, 3, padding=1).forward(x) == -np.inf).all()
-    x[0, 0, 0, 1] = np.nan
+    x[0, 1, 0, 0] = np.nan
     y = MaxPool(1, 3, 5, 5, 3, stride=2, padding=1).forward(x)
-    assert np.isnan(y[0, 0, 0, 1]) and np.isnan(y).sum() == 1
+    assert np.isnan(y[0, 1, 0, 0]) and np.isnan(y).sum() == 1
 
 
 def test_global_average() -> None:
     for size, channels in ((7, 2048), (12, 70)):
-        layer = AveragePool(2, channels, size, size, (size, size))
+        layer = AveragePool(2, channels, size, size, (size, size), layout="nhwc")
         x = np.random.default_rng(SEED).standard_normal(layer.x_shape).astype(np.float32)
         out = np.empty((2, 1, 1, channels), np.float32)
         assert layer.forward(x, out) is out
@@ -114,11 +115,62 @@ def test_errors(
 
 def test_wrong_arrays() -> None:
     layer = MaxPool(1, 4, 6, 6, 2)
-    x = np.zeros((1, 6, 6, 4), np.float32)
+    x = np.zeros((1, 4, 6, 6), np.float32)
     with pytest.raises(ValueError, match="x has shape"):
         layer.forward(x[:, 1:])
     with pytest.raises(ValueError, match="out overlaps x"):
-        layer.forward(x, x.reshape(-1)[:36].reshape(1, 3, 3, 4))
+        layer.forward(x, x.reshape(-1)[:36].reshape(1, 4, 3, 3))
+
+
+LAYERS: list[Any] = [
+    partial(MaxPool, kernel=2), partial(AveragePool, kernel=2),
+    partial(Convolution, out_channels=4, kernel=2, stride=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_one_layout_for_all_unless_asked(make: Any) -> None:
+    """Layers that follow one another read what the one before wrote, also where there are as many
+    channels as rows and columns and no shape could tell."""
+    default, nchw = make(1, 4, 4, 4), make(1, 4, 4, 4, layout="nchw")
+    assert default.y_shape == nchw.y_shape == (1, 4, 2, 2)
+    x = np.random.default_rng(SEED).standard_normal((1, 4, 4, 4)).astype(np.float32)
+    more = ()
+    if isinstance(default, Convolution):
+        more = np.ones(default.w_shape, np.float32), np.zeros(4, np.float32)
+    np.testing.assert_array_equal(default.forward(x, *more), nchw.forward(x, *more))
+
+
+@pytest.mark.parametrize("make", LAYERS)
+@pytest.mark.parametrize(("here", "there"), [("nchw", "nhwc"), ("nhwc", "nchw")])
+def test_errors_name_the_layout(make: Any, here: str, there: str) -> None:
+    layer, other = (make(1, 4, 6, 8, layout=layout) for layout in (here, there))
+    x, y, wrong = (np.zeros(s, np.float32) for s in (layer.x_shape, layer.y_shape, (1, 2, 3, 4)))
+    x_there, y_there = (np.zeros(s, np.float32) for s in (other.x_shape, other.y_shape))
+    calls: list[tuple[Any, np.ndarray]]
+    if isinstance(layer, Convolution):
+        w, b = np.zeros(layer.w_shape, np.float32), np.zeros(4, np.float32)
+        calls = [
+            (lambda a: layer.forward(a, w, b), x_there),
+            (lambda a: layer.forward(x, w, b, out=a), y_there),
+            (lambda a: layer.backward_data(a, w), y_there),
+            (lambda a: layer.backward_data(y, w, out=a), x_there),
+            (lambda a: layer.backward_weights(a, x), y_there),
+            (lambda a: layer.backward_weights(y, a), x_there),
+        ]  # fmt: skip
+    else:
+        calls = [
+            (layer.forward, x_there), (lambda a: layer.forward(x, out=a), y_there),
+            (lambda a: layer.backward(a, x), y_there),
+            (lambda a: layer.backward(y, x, out=a), x_there),
+        ]  # fmt: skip
+    for call, array in calls:
+        with pytest.raises(ValueError, match=r"has shape .*; it must be ") as caught:
+            call(array)
+        note = f"(layout='{here}'; with layout='{there}' the shape would be right)"
+        assert str(caught.value).endswith(note)
+        with pytest.raises(ValueError, match=rf"it must be \(1, .*\) \(layout='{here}'\)$"):
+            call(wrong)
 
 
 def test_folded_batch_norm() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import needs
 import numpy as np
+import pages
 import pytest
 
 from jitgen import cpu
@@ -69,22 +70,14 @@ SMALL: dict[str, list[str]] = {"digits_lstm": [], "characters": ["--hidden", "64
 
 
 def test_the_documentation() -> None:
-    """The code in docs/recurrent.md runs; its from_torch gives PyTorch's numbers."""
-    text = (ROOT / "docs" / "recurrent.md").read_text(encoding="utf-8")
-    first, several, from_torch, onnx = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(first, names)
-    exec(several, {})
-    assert names["y"].shape == (50, 16, 128) and names["dx"].shape == names["x"].shape
-    shapes = {"W": (2, 12, 2), "R": (2, 12, 3), "B": (2, 24), "P": (2, 9)}
-    values = {n: np.ones(s, np.float32) for n, s in shapes.items()}
-    # the second line converts a GRU: as many rows as an LSTM of 3 has with 4 hidden units
-    exec(onnx.replace("gru_from_onnx(W, R, B)", "gru_from_onnx(W, np.ones((2, 12, 4), 'f4'), B)"),
-         values | {"np": np})  # fmt: skip
+    """from_torch of docs/recurrent.md gives PyTorch's numbers; that its code runs: test_docs.py."""
+    page = pages.read(ROOT / "docs" / "recurrent.md")
+    (from_torch,) = [block.text for block in page if "def from_torch" in block.text]
+    names: dict[str, Any] = {"np": np}
+    exec(from_torch, names)
     needs.need_torch()
     import torch
 
-    exec(from_torch, names)
     for kind, ours in ((torch.nn.LSTM, Lstm), (torch.nn.GRU, Gru), (torch.nn.RNN, Rnn)):
         for both in (False, True):
             module = kind(7, 9, bidirectional=both)

@@ -1,13 +1,16 @@
 """Teams of threads: with OpenMP, without it, after a fork, under a limit, from many callers.
 
-Not here: what they compute (test_streams).
+Not here: what they compute (test_streams); processes that end, fork or are interrupted
+(test_processes).
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import needs
 import numpy as np
 import pytest
 
-from jitgen import cpu, loader, threads
+from jitgen import cpu, limits, loader, threads
 from primitives.gemm import Product, pack_part, product_part
 from primitives.stream import Stream
 
@@ -80,7 +83,7 @@ def test_a_team(size: int) -> None:
 
 
 def test_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python threads and the C library's barrier give the same."""
+    """Threads and the barrier of the C library give the same."""
     monkeypatch.setattr(threads, "usable_openmp", lambda: None)
     Problem(4).check()
 
@@ -109,6 +112,48 @@ def test_many_callers_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
     test_many_callers_at_once()
 
 
+def test_llvms_runtime() -> None:
+    """LLVM's OpenMP has the GNU interface too."""
+    runtime = next(iter(sorted(glob.glob("/usr/lib/llvm-*/lib/libomp.so.5"))), None)
+    needs.need(None if runtime else "LLVM's OpenMP runtime is not installed (Debian: libomp5)")
+    body = (
+        "from jitgen import threads\n"
+        "assert threads.usable_openmp()\n"
+        "assert ['libomp' in name for name in threads._loaded_runtimes()] == [True]\n" + FORK
+    )
+    assert "fine" in in_a_child(body, LD_PRELOAD=str(runtime))
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_a_thread_that_the_system_refuses(openmp: bool) -> None:
+    """Nothing is computed, nobody waits, and the next call is right."""
+    body = f"""
+    import resource
+    from jitgen import threads
+    if not {openmp}:
+        threads._stale = True
+    many = Problem(64)
+    a = [np.ones(s, np.float32) for s in ((70, 50), (50, 90), (70, 90), many.elements)]
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (80 << 20), limits[1]))
+    for _ in range(3):
+        try:
+            many.team([loader.ffi.from_buffer(x) for x in a])
+            raise SystemExit("no error")
+        except OSError as error:
+            assert "threads=64" in str(error) and "refuses" in str(error), error
+        assert (a[2] == 1).all()
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    many.check()
+    """
+    # GNU's runtime ends the process where the system refuses a thread; so no runtime, or a limit
+    limited = {"OMP_THREAD_LIMIT": "1"} if openmp else {}
+    done = in_a_child("from test_threads import *\n" + textwrap.dedent(body), **limited)
+    assert "fine" in done
+
+
 def test_beside_pytorch() -> None:
     """PyTorch brings an OpenMP runtime of its own."""
     needs.need_torch()
@@ -122,7 +167,58 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.check_threads(None) == 5
     assert threads.check_threads(1) == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads.check_threads(None) == len(os.sched_getaffinity(0))
+    assert threads.check_threads(None) == limits.cpus() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cpus"),
+    [
+        # version 2: the tightest of a group and those above it; in a container the root itself
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, [1.5]),
+        ("0::/gone/../x\n", {"cpu.max": "50000 100000\n"}, [0.5]),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, []),
+        ("0::/\n", {}, []),
+        # version 1, and both beside each other
+        (
+            "4:cpu,cpuacct:/d/1\n2:cpuset:/d\n0::/\n",
+            {"cpu/d/1/cpu.cfs_quota_us": "400000", "cpu/d/1/cpu.cfs_period_us": "100000",
+             "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            [4.0],
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, [2]),
+        # what cannot be read says nothing
+        ("0::/\n", {"cpu.max": "many 0"}, []),
+        ("0::/\n", {"cpu.max": ""}, []),
+        ("nonsense", {"cpu.max": "100000 100000"}, []),
+        ("", {}, []),
+    ],
+)  # fmt: skip
+def test_quotas(
+    membership: str, files: dict[str, str], cpus: list[float], tmp_path: Path
+) -> None:
+    """A limit of a control group counts as cores do."""
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(limits.quotas(str(tmp_path / "membership"), str(tmp_path))) == cpus
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed", "expected"),
+    [([], 8, 8), ([2.5, 6.0], 8, 3), ([0.2], 8, 1), ([64.0], 8, 8), ([1.0], 64, 1)],
+)
+def test_a_quota_counts_as_cores_do(
+    found: list[float], allowed: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "quotas", lambda *_: iter(found))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    limits.cpus.cache_clear()
+    try:
+        assert threads.check_threads(None) == expected
+    finally:
+        limits.cpus.cache_clear()
 
 
 @pytest.mark.parametrize("bad", [0, -1, 100_000, 2.0, "2", True])

@@ -12,7 +12,6 @@ import needs
 import pytest
 
 import jitgen
-from jitgen.analysis.host import find_host
 from tools import bench_analysis, check
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +47,6 @@ def test_bench_refuses_a_bad_shape() -> None:
 
 
 def test_bench_compares_predictions_with_measurements(tmp_path: Path) -> None:
-    try:
-        find_host()
-    except RuntimeError as error:
-        needs.need(str(error), installable=False)
     needs.need(jitgen.targets()["avx512"] or None, installable=False)
     file = tmp_path / "analysis.json"
     done = _run(
@@ -72,6 +67,20 @@ def test_the_list_of_the_comparison_is_the_published_one() -> None:
     assert {(c.isa, c.dtype) for c in cases} == {
         (isa, dtype) for isa in ("avx2", "avx512") for dtype in ("f32", "f64")
     }
+
+
+def test_the_tree_holds_nothing_that_a_run_leaves() -> None:
+    """What git ignores is not in it either."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        needs.need("this is no checkout of git", installable=False)
+    asked = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout
+    ignored = subprocess.run(
+        ["git", "check-ignore", ".coverage", ".coverage.host.1", "htmlcov/index.html"], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(ignored.stdout.split()) == 3
 
 
 def test_house_rules_hold_and_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
     cases = random_cases(args.random, args.seed) if args.random else the_list()
     try:
-        row = find_host()
+        row, note = find_host()
     except RuntimeError as error:
         print(f"cannot compare: {error}", file=sys.stderr)
         return EXIT_CANNOT
@@ -112,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"cannot measure: {'; '.join(filter(None, reasons.values()))}", file=sys.stderr)
         return EXIT_CANNOT
     print(f"{host_cpu.name()}, modelled as {row.title}; percent of the FMA peak")
+    if note:
+        print(note)
     print(f"{'predicted':>9} {'measured':>9} {'difference':>11}  isa     type m x n x k   batch")
     rows = []
     for case, predicted, measured in _compared(cases, row, args.rounds, args.sample_ms * 1e6):
@@ -125,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
         f"{apart[len(apart) // 2]:.1f}, largest {apart[-1]:.1f}"
     )
     if args.json:
-        Path(args.json).write_text(json.dumps({"cpu": row.name, "rows": rows}, indent=1) + "\n")
+        found = {"cpu": row.name, "note": note or None, "rows": rows}
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0 if good * 30 >= GOOD * len(rows) else EXIT_MISSED
 
 

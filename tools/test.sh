@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 packages=(
     qemu-user bochs bochs-term bochsbios llvm-19 binutils python3-peachpy
     gcc g++ libc6-dev clang cmake make pkg-config gcc-aarch64-linux-gnu g++-aarch64-linux-gnu
-    gdb linux-perf chromium
+    gdb linux-perf chromium libomp5
 )
 missing=()
 for package in "${packages[@]}"; do

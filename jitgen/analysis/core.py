@@ -4,7 +4,7 @@ Instructions are dispatched in order, wait for their operands, start in the firs
 their unit and leave in order; the reorder buffer, the schedulers and the renamed registers are
 finite, and an access that crosses a cache line takes two. Branches are predicted, the first-level
 cache holds everything and every front end delivers its full width: bounds that these leave out are
-in `jitgen.analysis.bounds`. Not here: which instructions run (`jitgen.analysis.execution`).
+in `jitgen.analysis.loops`. Not here: which instructions run (`jitgen.analysis.execution`).
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ class Cpu:
         """The widest vectors."""
         return max(self.fma)
 
-    def flops_a_cycle(self, element: int) -> float:
-        """The FMA peak for elements of so many bytes."""
-        return max(2 * n * bits / 8 / element for bits, n in self.fma.items())
+    def flops_a_cycle(self, element: int, bits: int) -> float:
+        """The FMA peak of vectors of so many bits, for elements of so many bytes."""
+        return 2 * rate(self.fma, bits) * bits / 8 / element
 
 
 def rate(rates: Rates, bits: int) -> float:

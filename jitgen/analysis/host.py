@@ -1,18 +1,20 @@
-"""Which CPU of the table this host is, and what a kernel measures on it.
+"""Which CPU of the table this host is, or is most like, and what a kernel measures on it.
 
 Not here: predictions (`jitgen.analysis.report`).
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jitgen import cpu as host_cpu
 from jitgen import loader, measure
 from jitgen.analysis.cpus import CPUS, Cpu
 from jitgen.analysis.report import Measured
 from jitgen.kernel import Kernel
+from jitgen.target import parse_target
 
 #: (vendor, family, model) of x86 -> row: Intel SDM volume 4 table 2-1; AMD revision guides 56683
 #: (family 19h, models 0 to F: Zen 3) and 57095 (models 10 to 1F: Zen 4), and processor references
@@ -23,6 +25,26 @@ _AMD_ZEN4 = (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))
 #: (implementer, part) of MIDR_EL1 -> row: technical reference manuals of the cores
 _ARM = {(0x41, 0xD40): "neoverse-v1", (0x41, 0xD4F): "neoverse-v2", (0x46, 0x001): "a64fx"}
 _MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
+#: Row -> maker (vendor, or implementer), and which of the features that tell generations apart it
+#: has, by the names of Linux (of its server parts, as rows are)
+_ICELAKE = "avx512f avx512_vbmi2 gfni vaes sha_ni"
+_ROWS = {
+    "skylake-avx512": ("GenuineIntel", "avx512f"),
+    "icelake-server": ("GenuineIntel", _ICELAKE),
+    "sapphirerapids": ("GenuineIntel", f"{_ICELAKE} avx512_bf16 avx512_fp16 amx_tile avx_vnni "
+                       "serialize waitpkg movdiri"),
+    "znver3": ("AuthenticAMD", "vaes sha_ni"),
+    "znver4": ("AuthenticAMD", f"{_ICELAKE} avx512_bf16"),
+    "neoverse-v1": ("0x41", "sve"), "neoverse-v2": ("0x41", "sve sve2"), "a64fx": ("0x46", "sve"),
+}  # fmt: skip
+_TOLD_APART = {feature for _, features in _ROWS.values() for feature in features.split()}
+
+
+class Host(NamedTuple):
+    """The row for this host; `note` is "" or says that it is only the nearest one."""
+
+    cpu: Cpu
+    note: str
 
 
 def x86_row(vendor: str, family: int, model: int) -> str:
@@ -39,31 +61,65 @@ def arm_row(midr: int) -> str:
     return _ARM.get((midr >> 24, midr >> 4 & 0xFFF), "")
 
 
-def find_host() -> Cpu:
-    """The row of the CPU that this runs on.
+def find_host() -> Host:
+    """The row of the CPU that this runs on, or the nearest one.
 
-    Raises RuntimeError, with what the CPU says of itself, if it is none of them.
+    Raises RuntimeError if it is neither x86-64 nor AArch64.
     """
-    if loader.architecture() == "aarch64":
+    architecture = loader.architecture()
+    if architecture == "aarch64":
         try:
             midr = int(_MIDR.read_text(), 16)
         except (OSError, ValueError):
             midr = 0
-        name, what = arm_row(midr), f"MIDR_EL1 {midr:#x}"
-    else:
+        row, maker, what = arm_row(midr), f"{midr >> 24:#x}", f"MIDR_EL1 {midr:#x}"
+        features = set(host_cpu.features())
+    elif architecture == "x86_64":
         import cpuinfo
 
         info: dict[str, Any] = cpuinfo.get_cpu_info()
-        vendor = str(info.get("vendor_id_raw") or "unknown vendor")
+        maker = str(info.get("vendor_id_raw") or "unknown vendor")
         family, model = int(info.get("family") or 0), int(info.get("model") or 0)
-        name = x86_row(vendor, family, model)
-        what = f"{vendor} family {family} model {model}"
-    if not name:
+        row, what = x86_row(maker, family, model), f"{maker} family {family} model {model}"
+        features = set(info.get("flags") or ())
+    else:
         raise RuntimeError(
-            f"cpu='host': this CPU ({host_cpu.name()}; {what}) has no row of facts; name one that "
-            f"is like it: {', '.join(CPUS)}"
+            f"cpu='host': this CPU ({host_cpu.name()}) is neither x86-64 nor AArch64; name one of "
+            f"{', '.join(CPUS)}"
         )
-    return CPUS[name]
+    if row:
+        return Host(CPUS[row], "")
+    cpu = _nearest(architecture, maker, features & _TOLD_APART)
+    return Host(
+        cpu,
+        f"host CPU {host_cpu.name()} ({what}) is not in the table: figures are those of "
+        f"{cpu.name}, the nearest by features",
+    )
+
+
+def _nearest(architecture: str, maker: str, features: set[str]) -> Cpu:
+    """The core that is most like a CPU: one that runs what the CPU runs, with vectors of its
+    length, of the same maker (whose cores are more like each other than like those of others),
+    with the same best target, of the same generation; the first in the table of equal ones."""
+
+    def apart(cpu: Cpu) -> tuple[float, ...]:
+        whose, its_features = _ROWS[cpu.name]
+        target = target_here(cpu)
+        length = cpu.vector_bits / (host_cpu.vector_length() or 128)
+        return (
+            bool(host_cpu.why_not(parse_target(target))),
+            abs(math.log2(length)) if architecture == "aarch64" else 0,
+            whose != maker, target != cpu.target, len(features ^ set(its_features.split())),
+        )  # fmt: skip
+
+    alike = [c for c in CPUS.values() if parse_target(c.target).architecture == architecture]
+    return min(alike, key=apart)
+
+
+def target_here(cpu: Cpu) -> str:
+    """The best target of a row that this host can run; the best of all if it can run none."""
+    names = (cpu.target, *cpu.also)
+    return next((name for name in names if not host_cpu.why_not(parse_target(name))), names[0])
 
 
 def run(kernel: Kernel, batch: int, seconds: float) -> Measured:

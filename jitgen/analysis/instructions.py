@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from isa.a64_rows import XZR
 from isa.form import Form, Record
+from isa.x86_rows import IMMEDIATE_BYTES
 
 #: Kinds of instructions, in the order of reports; a multiply-accumulate with a memory operand
 #: counts as FMA and, beside, as a load or broadcast
@@ -20,6 +21,13 @@ FMA, LOAD, BROADCAST, STORE, INTEGER, BRANCH, OTHER = KINDS = (
 #: Numbers of vector and mask registers begin here; general-purpose ones have their own
 VECTOR, MASK = 100, 200
 
+#: Kinds of registers -> where their numbers begin; a kind that is not here is an error
+FIRST = {
+    **dict.fromkeys(("r64", "r32", "r16", "r8", "rax", "x", "xsp", "w"), 0),
+    **dict.fromkeys(("xmm", "ymm", "zmm", "z", "d", "s"), VECTOR), "k": MASK, "p": MASK,
+}  # fmt: skip
+#: Kinds that are none, or that name no register but the one that the instruction always takes
+_OTHERS = (*IMMEDIATE_BYTES, "rel", "rip", "cl", "imm", "label")
 _BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
 _BRANCHES = re.compile(r"j\w+|b(\..*)?|cbn?z|ret|call")
 _FMA = re.compile(r"vfn?madd\w+|fml[as]|fmad")
@@ -86,9 +94,9 @@ def _x86(form: Form, operands: tuple[object, ...]) -> Instruction:
             size = int(base[1:] or 0) // 8 if base[0] in "mb" else 0
             memory = Memory(pointer, displacement, size)
             stores = i == 0
-        elif base in _BITS or base == "k" or (base[0] == "r" and base not in ("rel", "rip")):
+        elif base not in _OTHERS:
             assert isinstance(value, int)
-            number = value + (VECTOR if base in _BITS else MASK if base == "k" else 0)
+            number = value + FIRST[base]
             bits = max(bits, _BITS.get(base, 0))
             if i or "+" in kind or name in _COMPARES or name == "push":
                 reads.append(number)
@@ -111,14 +119,14 @@ def _a64(form: Form, operands: tuple[object, ...], vector_bytes: int) -> Instruc
     vector = False
     bits = 0
     for i, (kind, value) in enumerate(zip(form.kinds, operands, strict=False)):
-        letter = kind[0]
-        if kind.startswith(("imm", "label")) or value == XZR:
+        base = kind.rstrip("+")
+        if base in _OTHERS or value == XZR:
             continue
         assert isinstance(value, int)
-        vector = vector or letter in "zds"
-        if letter == "z":
+        vector = vector or FIRST[base] == VECTOR
+        if base == "z":
             bits = 8 * vector_bytes
-        number = value + (VECTOR if letter in "zds" else MASK if letter == "p" else 0)
+        number = value + FIRST[base]
         written = i == 0 and not store and name not in (*_COMPARES, "cbnz", "cbz", "prfm")
         written = written or (i == 1 and name == "ldp")
         if written:
@@ -126,17 +134,17 @@ def _a64(form: Form, operands: tuple[object, ...], vector_bytes: int) -> Instruc
         if not written or "+" in kind:
             reads.append(number)
     memory = None
-    if "[" in form.signature:
+    if "[xsp" in form.signature:
         registers = list(zip(form.kinds, operands, strict=False))
-        base = next(v for k, v in registers if k.startswith("xsp"))
+        pointer = next(v for k, v in registers if k.startswith("xsp"))
         step = next((v for k, v in registers if k.startswith("imm")), 0)
-        assert isinstance(base, int) and isinstance(step, int)
+        assert isinstance(pointer, int) and isinstance(step, int)
         broadcast = _BROADCAST.fullmatch(name)
         wide = form.kinds[0][0] == "z" and not broadcast
         size = vector_bytes if wide else 16 if name in ("ldp", "stp") else 8
         if name in ("ld1rw",) or form.kinds[0] == "w":
             size = 4
-        memory = Memory(base, step * (vector_bytes if "mul vl" in form.signature else 1), size)
+        memory = Memory(pointer, step * (vector_bytes if "mul vl" in form.signature else 1), size)
     return _finish(name, reads, writes, memory, store, bits or 128 * vector, False)
 
 

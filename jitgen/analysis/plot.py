@@ -8,6 +8,7 @@ for each byte from there. Not here: the figures (`jitgen.analysis.report`). Need
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def roofline(report: Report, file: str) -> None:
     # flops and bytes a cycle become rates by the clock: the one that was measured, or the table's
     ghz = cpu.ghz
     if report.measured:
-        ghz = report.measured.peak_flops_a_second / 1e9 / cpu.flops_a_cycle(spec.element)
-    peak = cpu.flops_a_cycle(spec.element) * ghz
+        ghz = report.measured.peak_flops_a_second / 1e9 / report.peak
+    peak = report.peak * ghz
     levels = [(name, bandwidth * ghz) for name, bandwidth, _ in _levels(report)]
     speed = peak * report.percent / 100
     at = [(name, report.flops / moved) for name, _, moved in _levels(report) if moved]
@@ -80,10 +81,11 @@ def roofline(report: Report, file: str) -> None:
         axes.plot([low, peak / bandwidth], [bandwidth * low, peak], color=_SLOPES, lw=1.4)
     _points(axes, report, at, speed)
     clock = f"{ghz:.1f} GHz, {'as measured' if report.measured else 'from the table'}"
-    axes.set_title(
+    title = (
         f"{spec.m} x {spec.n} x {spec.k}, batch {report.batch}, {spec.dtype}, "
-        f"{report.kernel.target.name} on {cpu.title} ({clock})", fontsize=10,
-    )  # fmt: skip
+        f"{report.kernel.target.name} on {cpu.title} ({clock})"
+    )
+    axes.set_title("\n".join((title, *textwrap.wrap(report.note, 100))), fontsize=10)
     axes.grid(which="major", color="#e4e6ea")
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", frameon=True)

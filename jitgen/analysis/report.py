@@ -83,6 +83,8 @@ class Report:
     traffic: Traffic
     static: int
     measured: Measured | None = None
+    #: "", or whose figures these are where the table does not have the host's CPU
+    note: str = ""
 
     @property
     def flops(self) -> int:
@@ -107,11 +109,16 @@ class Report:
 
     @property
     def _fma_cycles(self) -> float:
-        return self.flops / self.cpu.flops_a_cycle(self.kernel.spec.element)
+        return self.flops / self.peak
+
+    @property
+    def peak(self) -> float:
+        """The CPU's FMA peak with the target's vectors, in flops a cycle."""
+        return self.cpu.flops_a_cycle(self.kernel.spec.element, self.kernel.target.vector_bits)
 
     @property
     def percent(self) -> float:
-        """Predicted percent of the CPU's FMA peak, for the whole kernel."""
+        """Predicted percent of that peak, for the whole kernel."""
         return 100 * self._fma_cycles / self.cycles if self.cycles else 0.0
 
     # ---- text ---------------------------------------------------------------------------------
@@ -126,10 +133,11 @@ class Report:
             f"{spec.m} x {spec.n} x {spec.k}, batch {self.batch}, {spec.dtype}, "
             f"{self.kernel.target.name} on {cpu.title}: {describe(spec)}"
         )
+        if self.note:
+            yield self.note
         yield ""
-        peak = cpu.flops_a_cycle(spec.element)
         yield (
-            f"predicted   {self.percent:.1f} % of the FMA peak of {peak:g} flops a cycle: "
+            f"predicted   {self.percent:.1f} % of the FMA peak of {self.peak:g} flops a cycle: "
             f"{self.cycles:.0f} cycles a call, bound by {self.binding}"
         )
         if self.measured:
@@ -211,9 +219,10 @@ class Report:
             "predicted": {
                 "percent_of_peak": self.percent, "cycles": self.cycles, "binding": self.binding,
                 "bounds": self.bounds, "phases": self.phases,
-                "peak_flops_a_cycle": self.cpu.flops_a_cycle(spec.element),
+                "peak_flops_a_cycle": self.peak,
             },
-            "measured": measured, "flops": self.flops, "lanes_used": self.lanes_used,
+            "measured": measured, "note": self.note or None,
+            "flops": self.flops, "lanes_used": self.lanes_used,
             "executed": self.executed, "bytes_loaded": self.bytes_loaded,
             "bytes_stored": self.bytes_stored, "line_crossings": self.crossings,
             "traffic": asdict(self.traffic),
@@ -244,18 +253,20 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
     """Analyze `kernel` on `cpu`, a name of `jitgen.analysis.CPUS` or "host", for calls with a batch
     of `batch`; `other_models`: ask llvm-mca and OSACA too, where they are installed.
 
-    Raises ValueError if the CPU is unknown or does not run the kernel's target, RuntimeError if
-    "host" is none that is known.
+    A "host" that the table does not have is taken for the core that is nearest, and the report's
+    `note` says so. Raises ValueError if the CPU is unknown or does not run the kernel's target,
+    RuntimeError if "host" is neither x86-64 nor AArch64.
     """
     doors.instance("kernel", kernel, Kernel)
     batch, other_models = doors.size("batch", batch), doors.flag("other_models", other_models)
+    note = ""
     if isinstance(cpu, str) and cpu == "host":
         from jitgen.analysis.host import find_host
 
-        cpu = find_host()
+        cpu, note = find_host()
     row = cpu if isinstance(cpu, Cpu) else find_cpu(cpu)
     check_target(row, kernel.target.name)
-    return _report(kernel, row, batch, other_models)
+    return replace(_report(kernel, row, batch, other_models), note=note)
 
 
 def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:

@@ -18,7 +18,8 @@ SUMMARY = "predict what bounds a kernel on a CPU, and how fast it can be there"
 USAGE = "%(prog)s M N K --cpu CPU [options]"
 NOTES = """\
 The CPU implies the target; --isa asks for another one that it runs. With --cpu host the kernel is
-also measured, and its percent of the FMA peak stands beside the predicted one. Cycles by llvm-mca
+also measured, and its percent of the FMA peak stands beside the predicted one; a host that is not
+among the CPUs is taken for the nearest one, and the analysis says so. Cycles by llvm-mca
 (19 or newer) and OSACA are shown where these are installed. What is modelled, from which sources
 and how well it agrees with measurements: docs/analysis.md.
 
@@ -41,11 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot.check_file(arguments.plot)
     on_host = arguments.cpu == "host"
-    row = host.find_host() if on_host else find_cpu(arguments.cpu)
+    row, note = host.find_host() if on_host else (find_cpu(arguments.cpu), "")
+    target = host.target_here(row) if on_host else row.target
     given = vars(arguments)
-    request = make_request(arguments.size, {**given, "isa": arguments.isa or row.target})
+    request = make_request(arguments.size, {**given, "isa": arguments.isa or target})
     kernel = request.make()
-    report = analyze(kernel, row, request.batch)
+    report = dataclasses.replace(analyze(kernel, row, request.batch), note=note)
     reason = host_cpu.why_not(kernel.target) if on_host else ""
     if on_host and not reason:
         measured = host.run(kernel, request.batch, arguments.seconds)

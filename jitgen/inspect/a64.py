@@ -163,7 +163,8 @@ def _template(form: Form) -> str:
 
 def mask_of(form: Form, operands: Operands) -> str:
     """Name of the mask that says which lanes are active, or ""."""
-    return f"p{operands[1]}" if form.mnemonic.startswith(("ld1", "st1")) else ""
+    masked = form.mnemonic.startswith(("ld1", "st1")) and form.kinds[1][0] == "p"
+    return f"p{operands[1]}" if masked else ""
 
 
 def mask_source(form: Form, operands: Operands) -> tuple[str, int] | None:
@@ -173,7 +174,7 @@ def mask_source(form: Form, operands: Operands) -> tuple[str, int] | None:
 
 def memory_operand(form: Form, operands: Operands, vector: int) -> tuple[Memory, bool] | None:
     """(operand, is it a whole vector) if the instruction has one in memory; `vector`: its bytes."""
-    if "[" not in form.signature:
+    if "[xsp" not in form.signature:
         return None
     base, disp = operands[-2:]
     whole = "mul vl" in form.signature

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from isa import a64, x86
-from isa.x86_vector import REGISTER
 from jitgen.frame import Tile
 from jitgen.plan import tile_split
 
@@ -48,10 +47,8 @@ def general_name(target: Target, number: int) -> str:
 
 def vector_name(kernel: Kernel, number: int) -> str:
     """Name of a whole vector register of a kernel."""
-    if kernel.target.architecture != "x86_64":
-        return f"z{number}"
     machine = kernel.target.machine(kernel.spec.dtype, kernel.spec.n)
-    return f"{REGISTER[machine.vector_bits]}{number}"
+    return f"{machine.register}{number}"
 
 
 def tiles(kernel: Kernel) -> dict[tuple[int, int], Tile]:

@@ -71,7 +71,7 @@ _CHECKS = {
 _FITS = {
     "x86_64": "(cpu & entry->features) == entry->features",
     "aarch64": """(cpu & entry->features) == entry->features
-        && entry->vector_bits == jitgen_vector_bits()""",
+        && (!(entry->features & JITGEN_CPU_SVE) || entry->vector_bits == jitgen_vector_bits())""",
 }
 
 _FIND = """

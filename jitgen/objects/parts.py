@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-import isa
 from isa import a64, x86
 from isa.form import Form
 from isa.program import Line
+from jitgen.cache import lazy
 from jitgen.objects.archive import Member, archive
 from jitgen.objects.elf import (
     CODE,
@@ -31,13 +30,12 @@ from jitgen.objects.elf import (
 from jitgen.objects.shared import shared
 from jitgen.objects.table import Exported, table
 from jitgen.objects.unwind import ARCHITECTURES, Function, Row, eh_frame, rows
+from jitgen.target import ANY_WIDTH, Target
 
 #: Functions begin at multiples of this, as their constants do
 _ALIGN = 64
 #: Between functions: int3 and udf #0
 _FILL = {"x86_64": b"\xcc", "aarch64": b"\0"}
-#: Families whose verbs are those of an architecture
-_FAMILY = {architecture: family for family, (_, architecture) in isa.FAMILIES.items()}
 _FORMS: dict[str, dict[str, Form]] = {"x86_64": x86.FORMS, "aarch64": a64.FORMS}
 
 
@@ -62,10 +60,12 @@ def kernel_code(exported: Exported) -> Code:
     return Code(exported.symbol, kernel.code, constants, described, lines)
 
 
-def table_function(library: str, architecture: str) -> Code:
+def table_function(library: str, target: Target) -> Code:
     """`const struct jitgen_library *<library>_library(void)`: the table lies a distance away that
-    stands behind the code."""
-    machine = isa.open_machine(_FAMILY[architecture], "f32", 256)
+    stands behind the code. `target`: that of any kernel of the library; its scalar verbs are those
+    of its architecture."""
+    architecture = target.architecture
+    machine = target.machine("f32", ANY_WIDTH)
     base = machine.gprs[0]
     machine.use_constants(base)
     offset = machine.program.constant(bytes(8))
@@ -82,17 +82,17 @@ def table_function(library: str, architecture: str) -> Code:
 
 @dataclass(frozen=True)
 class Library:
-    """A library of one architecture."""
+    """A library of one architecture, with one kernel at least."""
 
     name: str
     architecture: str
     kernels: Sequence[Exported]
     generator: str
 
-    @cached_property
+    @lazy
     def functions(self) -> list[Code]:
         """The kernels, then the function that returns the table."""
-        found = table_function(self.name, self.architecture)
+        found = table_function(self.name, self.kernels[0].kernel.target)
         return [*map(kernel_code, self.kernels), found]
 
     def _text(self, functions: Sequence[Code]) -> tuple[Section, list[Symbol]]:

@@ -1,0 +1,247 @@
+"""Memory of layers that are gone comes back: caches bounded in bytes, scratch in a shared pool.
+
+Not here: memory for machine code (test_executable_memory).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from child import run_child
+
+import jitgen
+from jitgen import cpu
+from jitgen.cache import ENTRY_BYTES, Cache
+from jitgen.scratch import Pool
+
+pytestmark = pytest.mark.skipif(
+    not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"
+)
+
+COMMON = """
+import gc, random
+import numpy as np
+import jitgen
+from primitives.convolution import Convolution
+from primitives.fully_connected import FullyConnected
+from primitives.pooling import MaxPool
+from primitives.recurrent import Gru, Lstm
+
+def resident():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+
+def bound():
+    # what is stated: the bounds of all caches, and of idle scratch
+    return sum(held.get("most_bytes", 0) for held in jitgen.cache_info().values()) >> 20
+
+def forward(layer, *shapes):
+    layer.forward(*(np.ones(shape, np.float32) for shape in shapes))
+
+def convolution(batch, channels, height, width, **options):
+    layer = Convolution(batch, channels, height, width, 64, 3, padding=1, threads=2, **options)
+    forward(layer, layer.x_shape, layer.w_shape, (64,))
+"""
+
+
+def test_convolutions_that_are_gone() -> None:
+    run_child(COMMON + """
+convolution(1, 8, 8, 8)
+start = resident()
+for height in range(112, 132):
+    convolution(8, 64, height, 112)
+    # what the last call's arrays took may be there too
+    assert resident() <= start + bound() + 64, resident()
+jitgen.clear_caches()
+assert resident() <= start + 64, resident()
+""")
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_many_layers(count: int) -> None:
+    """Made, used and dropped; all kinds."""
+    run_child(COMMON + """
+random.seed(7)
+convolution(1, 8, 8, 8)
+start = resident()
+for i in range(COUNT):
+    n, c, k, h = (random.randint(1, most) for most in (30, 200, 200, 16))
+    match i % 5:
+        case 0:
+            forward(FullyConnected(n, c, k), (n, c), (k, c), (k,))
+        case 1:
+            convolution(random.randint(1, 4), c, h, random.randint(1, 40), layout="nhwc")
+        case 2:
+            layer = MaxPool(n, c, h + 2, h + 3, 3, stride=2, layout="nchw")
+            forward(layer, layer.x_shape)
+        case 3 | 4:
+            layer = (Lstm if i % 5 == 3 else Gru)(n, h, c, k)
+            forward(layer, *(layer.shapes[name] for name in "xwr"), layer.shapes["b"])
+    assert resident() <= start + bound(), resident()
+held = jitgen.cache_info()
+assert all(each["bytes"] <= each.get("most_bytes", 1 << 40) for each in held.values()), held
+assert any(each["bytes"] for each in held.values())
+jitgen.clear_caches()
+assert resident() <= start + 64, (start, resident())
+held = jitgen.cache_info()
+assert not any(held[name]["bytes"] for name in held if name != "executable"), held
+""".replace("COUNT", str(count)), timeout=300)
+
+
+@pytest.mark.parametrize("mib", ["0", "1", "512"])
+def test_layers_that_take_each_others_memory(mib: str) -> None:
+    """What one layer leaves in it, another must not see: borders are zeros."""
+    run_child(COMMON + """
+from primitives.convolution import PASSES
+random.seed(3)
+layers = [
+    Convolution(2, 16, h, w, 24, taps, padding=taps // 2, stride=stride, bias=False, threads=2,
+                algorithm=algorithm)
+    for h, w, taps, stride, algorithm in (
+        (13, 17, 3, 1, "direct"), (17, 13, 5, 1, None), (14, 16, 3, 2, None),
+        (13, 17, 3, 1, "winograd"), (6, 30, 3, 1, "direct"),
+    )
+]
+ones = {}
+def run(i):
+    layer = layers[i]
+    y = layer.forward(np.ones(layer.x_shape, np.float32), np.ones(layer.w_shape, np.float32))
+    dx = layer.backward_data(np.ones(layer.y_shape, np.float32), np.ones(layer.w_shape, np.float32))
+    return np.append(y.ravel(), dx.ravel())
+for i in range(len(layers)):
+    jitgen.clear_caches()
+    ones[i] = run(i)
+    assert np.abs(ones[i] - np.round(ones[i])).max() < 1e-3
+for _ in range(60):
+    i = random.randrange(len(layers))
+    assert (run(i) == ones[i]).all(), i
+held = jitgen.cache_info()["scratch"]
+assert held["bytes"] <= held["most_bytes"] == MIB << 20, held
+""".replace("MIB", mib), JITGEN_SCRATCH_MIB=mib)  # fmt: skip
+
+
+def test_a_bound_that_is_no_number() -> None:
+    run_child(COMMON + """
+try:
+    convolution(1, 8, 8, 8)
+except ValueError as error:
+    assert "JITGEN_SCRATCH_MIB='plenty'" in str(error), error
+else:
+    raise SystemExit("accepted")
+""", JITGEN_SCRATCH_MIB="plenty")  # fmt: skip
+
+
+class Owner:
+    """Someone who takes blocks."""
+
+    def __init__(self) -> None:
+        self.mine: list[Any] = []
+
+
+def pool_of(most_bytes: int) -> Pool:
+    pool = Pool()
+    pool.__dict__["most_bytes"] = most_bytes
+    return pool
+
+
+def test_a_block_comes_back_as_it_was_left() -> None:
+    pool, owner = pool_of(10_000), Owner()
+    block = pool.take(owner, owner.mine, 1000)
+    assert block.memory is not None and not block.memory.any()
+    assert block.memory.__array_interface__["data"][0] % 64 == 0
+    block.memory[:] = 7
+    pool.give(owner.mine, block)
+    assert pool.info() == {"entries": 1, "bytes": 1000, "most_bytes": 10_000}
+    again = pool.take(owner, owner.mine, 1000)
+    assert again is block and (block.memory == 7).all()
+    other = pool.take(owner, owner.mine, 1000)  # a second call at the same time
+    assert other is not block and pool.bytes == 0
+
+
+def test_another_layer_sees_zeros() -> None:
+    """Memory of one that is gone, or of the one that has waited longest where there is too much."""
+    pool, first, second = pool_of(2500), Owner(), Owner()
+    for owner in (first, second):
+        block = pool.take(owner, owner.mine, 1000)
+        assert block.memory is not None
+        block.memory[:] = 7
+        pool.give(owner.mine, block)
+    third = Owner()
+    taken = pool.take(third, third.mine, 900)
+    assert taken.memory is not None and not taken.memory[:900].any()
+    assert taken.size == 1000 and pool.bytes == 1000
+    # the first one's: its next call finds another block, and knows
+    block = pool.take(first, first.mine, 1000)
+    assert block is not taken and block.memory is not None and not block.memory.any()
+    pool.give(first.mine, block)
+    pool.give(third.mine, taken)
+    del first, third, owner, block
+    fourth = Owner()
+    assert not pool.take(fourth, fourth.mine, 500).memory[:500].any()  # type: ignore[index]
+
+
+def test_the_pool_is_bounded_and_can_be_emptied() -> None:
+    pool, owners = pool_of(3000), [Owner() for _ in range(9)]
+    blocks = [pool.take(owner, owner.mine, 1000) for owner in owners]
+    for owner, block in zip(owners, blocks, strict=True):
+        pool.give(owner.mine, block)
+        assert pool.bytes <= 3000
+    assert [block.memory is None for block in blocks] == [True] * 6 + [False] * 3
+    pool.clear()
+    assert pool.info()["entries"] == pool.bytes == 0
+    assert all(block.memory is None for block in blocks)
+    # a sum that an exception has spoilt mends itself
+    pool.bytes = 10**9
+    pool.give(owners[0].mine, pool.take(owners[0], owners[0].mine, 1000))
+    assert pool.bytes == 1000
+
+
+def test_many_threads_at_the_pool() -> None:
+    """Nobody gets what another one has."""
+    pool, wrong = pool_of(6000), []
+
+    def work(number: int) -> None:
+        owners = [Owner() for _ in range(3)]
+        for i in range(600):
+            owner = owners[i % 3]
+            block = pool.take(owner, owner.mine, 500 + 300 * (i % 4))
+            assert block.memory is not None
+            block.memory[:] = number
+            if not (block.memory == number).all():
+                wrong.append(number)
+            pool.give(owner.mine, block)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and pool.bytes <= 6000
+    assert pool.bytes == sum(block.size for block in pool._idle.values())
+
+
+def test_a_cache_is_bounded_in_bytes() -> None:
+    cache = Cache("texts", most_bytes=10 * (1000 + ENTRY_BYTES))
+    make = cache.of(lambda letter: letter * 1000)
+    for i in range(50):
+        make(bytes([i]))
+        assert cache.bytes <= cache.most_bytes
+    assert len(cache) == 10
+    made = make(bytes([49]))
+    assert make(bytes([49])) is made
+    # the newest one stays even where it alone is too large
+    assert len(make(b"x" * 100)) == 100_000 and len(cache) == 1
+    cache.clear()
+    assert cache.info() == {"entries": 0, "bytes": 0, "most_bytes": cache.most_bytes}
+
+
+def test_what_is_held_has_names() -> None:
+    held = jitgen.cache_info()
+    assert list(held) == ["kernels", "code", "streams", "plans", "scratch", "executable"]
+    before = held["kernels"]["entries"]
+    jitgen.clear_caches()
+    jitgen.brgemm(3, 4, 5)
+    assert jitgen.cache_info()["kernels"]["entries"] == 1 <= before + 1

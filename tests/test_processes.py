@@ -1,0 +1,25 @@
+"""A process with layers ends, forks and is interrupted without a crash, a hang or a wrong number.
+
+A few runs of each; many of them are the soak (test_soak). Not here: the programs (processes).
+"""
+
+from __future__ import annotations
+
+import needs
+import processes
+import pytest
+
+from jitgen import cpu
+
+pytestmark = pytest.mark.skipif(
+    not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"
+)
+
+
+@pytest.mark.parametrize("name", processes.NAMES)
+def test_processes(name: str) -> None:
+    scenario = processes.SCENARIOS[name]
+    if scenario.torch:
+        needs.need_torch()
+    wrong = processes.run(name, scenario.runs)
+    assert not wrong, "\n\n".join(wrong)
