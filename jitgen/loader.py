@@ -308,7 +308,18 @@ def _flush_instruction_cache(code: Code) -> None:
     _flush[0](code.address, code.address + code.size)
 
 
+def _after_fork_in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # an interrupt may have come before the lock was taken
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global lock
+    lock = threading.RLock()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=lock.release, after_in_child=lock.release
-    )
+        before=_before_fork, after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )  # fmt: skip

@@ -2,10 +2,11 @@
 
 A layer takes a block for the time of a call. Which one does not matter, but for one thing: a block
 is zeros when a layer takes it for the first time, and after that what the same layer left in it, so
-that a border of zeros need not be written again. The pool therefore gives a layer its last block
-back, unless another one needed the memory. Not here: who needs scratch, and what for.
+that a border of zeros need not be written again. A layer therefore keeps its idle blocks in a
+`Seat`, from which another layer takes them where a new block would be too much: whoever pops a
+block from a seat has it alone. Not here: who needs scratch, and what for.
 
-The bound is on what lies idle: what running layers need, they get. JITGEN_SCRATCH_MIB sets it.
+The bound, JITGEN_SCRATCH_MIB, is on what lies idle: what running layers need, they get.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import mmap
 import os
 import threading
 import weakref
-from collections import OrderedDict
+from collections import deque
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -32,35 +34,51 @@ WASTE = 4
 
 
 class Block:
-    """Memory that begins at a page; `owner` left its content."""
+    """Memory that begins at a page."""
 
-    __slots__ = ("memory", "owner", "size", "views")
+    __slots__ = ("_freed", "memory", "size", "views")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.owner: weakref.ref[Any] | None = None
+    def __init__(self, size: int, freed: deque[int]) -> None:
+        self._freed = freed
         # from the system, which makes zeros where they are first touched, and gets it back at once:
         # freed memory of the C library's may stay in its heap. Private: a child has its own
         pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= HUGE_BYTES:
             with contextlib.suppress(OSError):  # a system without huge pages
                 pages.madvise(mmap.MADV_HUGEPAGE)
-        #: None once the pool has given the memory back
-        self.memory: np.ndarray | None = np.frombuffer(pages, np.uint8)
-        #: what the owner has made of it, for its next call
+        self.memory = np.frombuffer(pages, np.uint8)
+        self.size = size
+        #: what the layer has made of it, for its next call
         self.views: Any = None
 
-    def drop(self) -> None:
-        """Give the memory back to the system."""
-        self.memory = self.views = None
+    def __del__(self) -> None:
+        # takes no lock: a garbage collection can call this at any point of any thread
+        with contextlib.suppress(AttributeError):
+            self._freed.append(self.size)
+
+
+class Seat:
+    """The blocks of one layer that no call of it is using: pop one before a call, `Pool.take` one
+    if there is none, append it after the call unless the pool is `full`."""
+
+    __slots__ = ("__weakref__", "blocks", "used")
+
+    def __init__(self, pool: Pool) -> None:
+        self.blocks: list[Block] = []
+        #: when the layer was last called, by the pool's clock
+        self.used = 0
+        pool.seats.add(self)
 
 
 class Pool:
-    """Blocks that no call is using, the longest idle first."""
+    """The seats of all layers, and how much memory their blocks have."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self._idle: OrderedDict[int, Block] = OrderedDict()
+        self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
+        self.clock = count(1)
+        #: bytes of all blocks, in use or not, but for what was freed since
+        self._bytes = 0
+        self._freed: deque[int] = deque()
         self._lock = threading.RLock()
 
     @lazy
@@ -71,72 +89,66 @@ class Pool:
             raise ValueError(f"JITGEN_SCRATCH_MIB={text!r} is no whole number of MiB")
         return int(text or DEFAULT_MIB) * MIB
 
-    def take(self, owner: Any, mine: list[Block], size: int) -> Block:
-        """A block of `size` bytes for a call of `owner`, whose earlier blocks are in `mine`."""
+    @property
+    def full(self) -> bool:
+        """Whether there is more than the bound, so that a block should rather go than be kept."""
+        return self._bytes > self.most_bytes and self.bytes > self.most_bytes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks."""
         with self._lock:
-            while mine:
-                block = mine.pop()
-                if self._remove(block) and block.owner is not None and block.owner() is owner:
-                    return block
-            found = self._other(size)
-        if found is None:
-            found = Block(size)
-        else:
-            assert found.memory is not None
-            found.memory[:size] = 0
-            found.views = None
-        found.owner = weakref.ref(owner)
-        return found
+            while self._freed:
+                self._bytes -= self._freed.popleft()
+            return self._bytes
 
-    def give(self, mine: list[Block], block: Block) -> None:
-        """Give a block back after a call."""
+    def take(self, size: int) -> Block:
+        """A block of `size` bytes or more for a layer whose seat is empty; all zeros."""
         with self._lock:
-            self.bytes += block.size
-            self._idle[id(block)] = block
-            mine.append(block)
-            if self.bytes > self.most_bytes:
-                self._shrink()
+            block = None
+            if self.bytes + size > self.most_bytes:
+                block = self._another(size)
+            if block is None:
+                self._bytes += size
+                return Block(size, self._freed)
+        block.memory[:size] = 0
+        block.views = None
+        return block
 
-    def _remove(self, block: Block) -> bool:
-        """Take a block out if it is still there."""
-        if block.memory is None or self._idle.pop(id(block), None) is None:
-            return False
-        self.bytes -= block.size
-        return True
-
-    def _other(self, size: int) -> Block | None:
-        """Another layer's block: one that nobody waits for, or the longest idle one if a new one
-        would be too much."""
-        full = self.bytes + size > self.most_bytes
-        for block in list(self._idle.values()):
-            nobody = block.owner is None or block.owner() is None
-            if size <= block.size <= WASTE * size and (nobody or full) and self._remove(block):
-                return block
+    def _another(self, size: int) -> Block | None:
+        """The block of the layer that has waited longest and has one that suits; if there is none,
+        blocks are freed until a new one fits."""
+        seats = sorted(self.seats, key=lambda seat: seat.used)
+        for seat in seats:
+            for block in list(seat.blocks):
+                if size <= block.size <= WASTE * size:
+                    with contextlib.suppress(ValueError):  # its layer has just taken it
+                        seat.blocks.remove(block)
+                        return block
+        for seat in seats:
+            while self.bytes + size > self.most_bytes and seat.blocks:
+                _drop(seat)
         return None
-
-    def _shrink(self) -> None:
-        # anew: an exception at the wrong moment may have left the sum too large
-        self.bytes = sum(block.size for block in self._idle.values())
-        for block in list(self._idle.values()):
-            if self.bytes <= self.most_bytes:
-                break
-            if self._remove(block):
-                block.drop()
 
     def clear(self) -> None:
         """Give all idle memory back."""
-        with self._lock:
-            for block in list(self._idle.values()):
-                if self._remove(block):
-                    block.drop()
+        for seat in list(self.seats):
+            while seat.blocks:
+                _drop(seat)
 
     def info(self) -> dict[str, int]:
-        """Idle blocks and bytes, and how many there may be at most."""
-        return {"entries": len(self._idle), "bytes": self.bytes, "most_bytes": self.most_bytes}
+        """Idle blocks and their bytes, and how many there may be at most."""
+        sizes = [block.size for seat in list(self.seats) for block in list(seat.blocks)]
+        return {"entries": len(sizes), "bytes": sum(sizes), "most_bytes": self.most_bytes}
 
     def after_fork(self) -> None:
         """In a forked child: the lock may be held by a thread that is not there."""
         self._lock = threading.RLock()
+
+
+def _drop(seat: Seat) -> None:
+    with contextlib.suppress(IndexError):
+        seat.blocks.pop(0)
 
 
 #: The pool of this process

@@ -29,7 +29,7 @@ class _Context:
     """What one call in flight needs: base addresses, a job for each thread, the table of
     `jitgen.crew`."""
 
-    __slots__ = ("_barrier", "_mutex", "address", "bases", "jobs", "words")
+    __slots__ = ("_barrier", "_mutex", "_runtime", "address", "bases", "jobs", "words")
 
     def __init__(self, streams: Sequence[int], bases: int, driver: int) -> None:
         self.bases = ffi.new(loader.ADDRESSES, max(bases, 1))
@@ -38,6 +38,8 @@ class _Context:
         self.address = ffi.cast(loader.ADDRESS, self.words)
         self._mutex = ffi.new(loader.BYTES, _MUTEX_BYTES)
         self._barrier: threads.Barrier | None = None
+        #: the OpenMP runtime that all words are set for
+        self._runtime: Any = None
         for i, stream in enumerate(streams):
             self.jobs[_JOB_WORDS * i + replay.STREAM // 8] = stream
             self.jobs[_JOB_WORDS * i + replay.BASES // 8] = number(self.bases)
@@ -53,24 +55,25 @@ class _Context:
 
     def use_openmp(self, library: Any) -> None:
         """Before threads of a runtime."""
-        self.words[crew.THREAD_NUMBER // 8] = number(library.omp_get_thread_num)
-        self.words[crew.TEAM_SIZE // 8] = number(library.omp_get_num_threads)
         self.words[crew.MISMATCH // 8] = 0
-        self._use_barrier(number(library.GOMP_barrier), 0)
+        if self._runtime is not library:
+            self.words[crew.THREAD_NUMBER // 8] = number(library.omp_get_thread_num)
+            self.words[crew.TEAM_SIZE // 8] = number(library.omp_get_num_threads)
+            self._use_barrier(number(library.GOMP_barrier), 0)
+            self._runtime = library
 
     def use_crew(self, helper: int) -> None:
         """Before threads of our own."""
+        self._runtime = None
         barrier = self._barrier = self._barrier or threads.Barrier(len(self.jobs) // _JOB_WORDS)
         self.words[crew.HELPER // 8] = helper
         self.words[crew.GO // 8] = self.words[crew.REFUSED // 8] = 0
         self._use_barrier(barrier.function, barrier.argument)
 
     def _use_barrier(self, function: int, argument: int) -> None:
-        if self.jobs[replay.BARRIER_FUNCTION // 8] != function:
-            # the first job's last: it tells whether all have it
-            for at in range(len(self.jobs) - _JOB_WORDS, -1, -_JOB_WORDS):
-                self.jobs[at + replay.BARRIER_ARGUMENT // 8] = argument
-                self.jobs[at + replay.BARRIER_FUNCTION // 8] = function
+        for at in range(0, len(self.jobs), _JOB_WORDS):
+            self.jobs[at + replay.BARRIER_FUNCTION // 8] = function
+            self.jobs[at + replay.BARRIER_ARGUMENT // 8] = argument
 
 
 class Team:
@@ -93,6 +96,7 @@ class Team:
         self._replay = ffi.cast(loader.FUNCTION, self._code.address)
         self._streams = [int(s.__array_interface__["data"][0]) for s in self._slices]
         self._target = target
+        self._enter = _functions(target) if len(slices) > 1 else None
         #: contexts that no call is using: a call takes one, so that calls may overlap
         self._free: list[_Context] = []
 
@@ -136,17 +140,17 @@ class Team:
     __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _parallel(self, context: _Context) -> int:
-        library, size = threads.usable_openmp(), len(self._streams)
-        functions = _functions(self._target)
+        library, size, enter = threads.usable_openmp(), len(self._streams), self._enter
+        assert enter is not None
         done = False
         if library is not None:
             context.use_openmp(library)
-            library.GOMP_parallel(functions.member, context.address, size, 0)
+            library.GOMP_parallel(enter.member, context.address, size, 0)
             # it may give fewer threads than asked for: a limit, a nested region
             done = not context.words[crew.MISMATCH // 8]
         if not done:
-            context.use_crew(functions.helper)
-            functions.crew(context.address)
+            context.use_crew(enter.helper)
+            enter.crew(context.address)
             refused = context.words[crew.REFUSED // 8]
             if refused:
                 raise OSError(refused, f"threads={size}: the system refuses a thread "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jitgen.frozen import uncopied
-from jitgen.scratch import POOL, Block
+from jitgen.scratch import POOL, Seat
 from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.team import Team
@@ -47,7 +47,7 @@ class Run:
             end = self._size + elements * DTYPES[dtype].element
             self._places.append(slice(self._size, end))
             self._size = -(-end // ALIGN) * ALIGN
-        self._blocks: list[Block] = []
+        self._seat = Seat(POOL)
 
     @property
     def nbytes(self) -> int:
@@ -61,13 +61,17 @@ class Run:
         if not self._size:
             self._team((*buffers, *self._tables))
             return
-        block = POOL.take(self, self._blocks, self._size)
+        seat = self._seat
+        try:
+            block = seat.blocks.pop()
+        except IndexError:
+            block = POOL.take(self._size)
         if block.views is None:
-            memory = block.memory
-            assert memory is not None, "a block in use keeps its memory"
-            block.views = [buffer_of(memory[place]) for place in self._places]
+            block.views = [buffer_of(block.memory[place]) for place in self._places]
         self._team((*buffers, *block.views, *self._tables))
-        POOL.give(self._blocks, block)
+        seat.used = next(POOL.clock)
+        if not POOL.full:
+            seat.blocks.append(block)
 
     __reduce_ex__ = uncopied("copy the layer")
 

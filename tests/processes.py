@@ -122,6 +122,38 @@ for _ in range(RUNS):
 """
 
 
+#: Another library makes a team, as PyTorch does: GNU's runtime, called past jitgen
+OTHERS_TEAM = """
+import ctypes, os, signal, sys
+def others_team():
+    try:
+        library = ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return  # there is no runtime that could be in the way
+    seen = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    library.GOMP_parallel(kind(lambda _: seen.append(1)), None, 2, 0)
+    assert len(seen) == 2
+"""
+
+FORK_AFTER_OTHERS = OTHERS_TEAM + """
+for _ in range(RUNS):
+    others_team()
+    assert in_a_child(lambda: right(layer())) == 0
+made = layer()
+assert right(made)
+others_team()
+assert in_a_child(lambda: right(made)) == 0
+"""
+
+FORK_FIRST = """
+child = os.fork()
+if child:
+    sys.stdout.flush()
+    os._exit(0 if os.waitpid(child, 0)[1] == 0 else 1)
+signal.alarm(30)
+"""
+
 FORK_WHILE_OTHERS_RUN = """
 made, arrays = layer(), data()
 stop = threading.Event()
@@ -324,19 +356,12 @@ SCENARIOS: dict[str, Scenario] = {
     "fork after jitgen used threads": Scenario(FORK_AFTER_JITGEN),
     "fork after torch used threads": Scenario(FORK_AFTER_TORCH, torch=True),
     "fork after torch, before jitgen": Scenario(
-        FORK_BEFORE, True, torch=True,
-        before="""
-        import os, signal, sys
-        import torch
-        torch.set_num_threads(2)
-        a = torch.rand(500, 500)
-        a @ a
-        child = os.fork()
-        if child:
-            sys.stdout.flush()
-            os._exit(0 if os.waitpid(child, 0)[1] == 0 else 1)
-        signal.alarm(30)
-        """,
+        FORK_BEFORE, True, torch=True, before="import os, signal, sys, torch\n"
+        "a = torch.rand(500, 500)\na @ a\n(a + 1).sum()\n" + FORK_FIRST,
+    ),
+    "fork after another library used threads": Scenario(FORK_AFTER_OTHERS),
+    "fork after another library used threads, before jitgen": Scenario(
+        FORK_BEFORE, True, before=OTHERS_TEAM + "others_team()\n" + FORK_FIRST
     ),
     "fork while others run": Scenario(FORK_WHILE_OTHERS_RUN),
     "fork while others run, threads of our own": Scenario(

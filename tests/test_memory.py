@@ -5,8 +5,8 @@ Not here: memory for machine code (test_executable_memory).
 
 from __future__ import annotations
 
+import gc
 import threading
-from typing import Any
 
 import pytest
 from child import run_child
@@ -14,7 +14,7 @@ from child import run_child
 import jitgen
 from jitgen import cpu
 from jitgen.cache import ENTRY_BYTES, Cache
-from jitgen.scratch import Pool
+from jitgen.scratch import Block, Pool, Seat
 
 pytestmark = pytest.mark.skipif(
     not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"
@@ -134,93 +134,101 @@ else:
 """, JITGEN_SCRATCH_MIB="plenty")  # fmt: skip
 
 
-class Owner:
-    """Someone who takes blocks."""
-
-    def __init__(self) -> None:
-        self.mine: list[Any] = []
-
-
 def pool_of(most_bytes: int) -> Pool:
     pool = Pool()
     pool.__dict__["most_bytes"] = most_bytes
     return pool
 
 
-def test_a_block_comes_back_as_it_was_left() -> None:
-    pool, owner = pool_of(10_000), Owner()
-    block = pool.take(owner, owner.mine, 1000)
-    assert block.memory is not None and not block.memory.any()
-    assert block.memory.__array_interface__["data"][0] % 64 == 0
-    block.memory[:] = 7
-    pool.give(owner.mine, block)
+def use(pool: Pool, seat: Seat, size: int, leave: int = 7) -> Block:
+    """What a layer does in a call."""
+    block = seat.blocks.pop() if seat.blocks else pool.take(size)
+    block.memory[:] = leave
+    seat.used = next(pool.clock)
+    if not pool.full:
+        seat.blocks.append(block)
+    return block
+
+
+def test_a_block_begins_with_zeros_and_comes_back_as_it_was_left() -> None:
+    pool = pool_of(10_000)
+    seat = Seat(pool)
+    block = pool.take(1000)
+    assert not block.memory.any() and block.memory.__array_interface__["data"][0] % 4096 == 0
+    assert pool.bytes == 1000 and pool.info()["bytes"] == 0
+    seat.blocks.append(block)
+    assert use(pool, seat, 1000) is block
     assert pool.info() == {"entries": 1, "bytes": 1000, "most_bytes": 10_000}
-    again = pool.take(owner, owner.mine, 1000)
-    assert again is block and (block.memory == 7).all()
-    other = pool.take(owner, owner.mine, 1000)  # a second call at the same time
-    assert other is not block and pool.bytes == 0
+    # what an exception loses is not lost to the pool
+    seat.blocks.pop()
+    del block
+    assert pool.bytes == 0
 
 
 def test_another_layer_sees_zeros() -> None:
-    """Memory of one that is gone, or of the one that has waited longest where there is too much."""
-    pool, first, second = pool_of(2500), Owner(), Owner()
-    for owner in (first, second):
-        block = pool.take(owner, owner.mine, 1000)
-        assert block.memory is not None
-        block.memory[:] = 7
-        pool.give(owner.mine, block)
-    third = Owner()
-    taken = pool.take(third, third.mine, 900)
-    assert taken.memory is not None and not taken.memory[:900].any()
-    assert taken.size == 1000 and pool.bytes == 1000
-    # the first one's: its next call finds another block, and knows
-    block = pool.take(first, first.mine, 1000)
-    assert block is not taken and block.memory is not None and not block.memory.any()
-    pool.give(first.mine, block)
-    pool.give(third.mine, taken)
-    del first, third, owner, block
-    fourth = Owner()
-    assert not pool.take(fourth, fourth.mine, 500).memory[:500].any()  # type: ignore[index]
+    """It takes the memory of the one that has waited longest, where a new block is too much."""
+    pool = pool_of(2500)
+    first, second, third = (Seat(pool) for _ in range(3))
+    longest = use(pool, first, 1000)
+    use(pool, second, 1000)
+    use(pool, second, 1000)
+    taken = pool.take(900)
+    assert taken is longest and not taken.memory[:900].any() and not first.blocks
+    assert taken.views is None and pool.bytes == 2000
+    third.blocks.append(taken)
+    del longest, taken
+    # nobody has one that suits: others go until a new one fits
+    large = pool.take(2400)
+    assert pool.bytes == 2400 and not second.blocks and not large.memory.any()
 
 
 def test_the_pool_is_bounded_and_can_be_emptied() -> None:
-    pool, owners = pool_of(3000), [Owner() for _ in range(9)]
-    blocks = [pool.take(owner, owner.mine, 1000) for owner in owners]
-    for owner, block in zip(owners, blocks, strict=True):
-        pool.give(owner.mine, block)
-        assert pool.bytes <= 3000
-    assert [block.memory is None for block in blocks] == [True] * 6 + [False] * 3
+    pool = pool_of(3000)
+    seats = [Seat(pool) for _ in range(9)]
+    # nine calls at the same time get what they need; afterwards three blocks stay
+    blocks = [pool.take(1000) for _ in seats]
+    assert pool.bytes == 9000
+    while blocks:
+        block, seat = blocks.pop(), seats[len(blocks)]
+        if not pool.full:
+            seat.blocks.append(block)
+        del block
+    assert pool.info()["entries"] == 3 and pool.bytes == 3000
     pool.clear()
     assert pool.info()["entries"] == pool.bytes == 0
-    assert all(block.memory is None for block in blocks)
-    # a sum that an exception has spoilt mends itself
-    pool.bytes = 10**9
-    pool.give(owners[0].mine, pool.take(owners[0], owners[0].mine, 1000))
-    assert pool.bytes == 1000
+    # a layer that is gone leaves nothing
+    use(pool, seats[0], 500)
+    assert pool.bytes == 500
+    del seats, seat
+    gc.collect()
+    assert pool.bytes == 0
 
 
 def test_many_threads_at_the_pool() -> None:
     """Nobody gets what another one has."""
     pool, wrong = pool_of(6000), []
+    seats = [Seat(pool) for _ in range(4)]
 
     def work(number: int) -> None:
-        owners = [Owner() for _ in range(3)]
-        for i in range(600):
-            owner = owners[i % 3]
-            block = pool.take(owner, owner.mine, 500 + 300 * (i % 4))
-            assert block.memory is not None
+        for i in range(1500):
+            seat = seats[i % 4]
+            try:
+                block = seat.blocks.pop()
+            except IndexError:
+                block = pool.take(500 + 300 * (i % 4))
             block.memory[:] = number
             if not (block.memory == number).all():
                 wrong.append(number)
-            pool.give(owner.mine, block)
+            seat.used = next(pool.clock)
+            if not pool.full:
+                seat.blocks.append(block)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and pool.bytes <= 6000
-    assert pool.bytes == sum(block.size for block in pool._idle.values())
+    assert not wrong and pool.bytes == pool.info()["bytes"] <= 6000
 
 
 def test_a_cache_is_bounded_in_bytes() -> None:
