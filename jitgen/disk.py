@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import isa
+from jitgen import doors
 from jitgen.spec import KernelSpec
 from jitgen.target import Target
 
@@ -34,8 +35,8 @@ DIGEST = 32
 RECENT = 3600.0
 #: Modules of `jitgen` that shape code, beside all of `isa`
 SHAPING = frozenset((
-    "copying", "epilogue", "frame", "functions", "generator", "kernel", "plan", "spec", "target",
-    "tiles",
+    "copying", "doors", "epilogue", "frame", "functions", "generator", "kernel", "plan", "spec",
+    "target", "tiles",
 ))  # fmt: skip
 #: Sources that changed after this time may not be the ones that run here: when this module was
 #: imported, less what importing the others before it may have taken
@@ -273,13 +274,8 @@ def enable(directory: str | os.PathLike[str] | None = None, limit: int = LIMIT) 
     ValueError for arguments that make no sense.
     """
     global _store, _decided
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit={limit!r} is no integer")
-    if limit < FOLDERS * PAGE:
-        raise ValueError(f"limit={limit} bytes; the cache needs {FOLDERS * PAGE} or more")
-    path = default_directory() if directory is None else os.fspath(directory)
-    if not isinstance(path, str):
-        raise TypeError(f"directory={directory!r} is no path of text")
+    limit = doors.size("limit", limit, FOLDERS * PAGE, None)
+    path = default_directory() if directory is None else doors.path("directory", directory)
     _store, _decided = None, True
     path = os.path.abspath(path)
     if not hasattr(os, "geteuid"):

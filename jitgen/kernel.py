@@ -12,12 +12,14 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 import isa
-from jitgen import cpu, disk, generator, loader
+from jitgen import cpu, disk, doors, generator, loader
 from jitgen.cache import KERNELS, PLANS
 from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
-from jitgen.plan import Plan, make_plan
+from jitgen.plan import Plan, check_overrides, make_plan
 from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
 from jitgen.target import ANY_WIDTH, Target
 
@@ -256,13 +258,9 @@ def brgemm(
     2048
     """
     chosen = cpu.choose(target)
-    if type(epilogue) is not tuple:
+    if type(epilogue) is not tuple or not all(type(step) is str for step in epilogue):
         epilogue = make_epilogue(epilogue)
-    overrides: tuple[tuple[str, Any], ...] = ()
-    if plan is not None:
-        if not isinstance(plan, Mapping):
-            raise TypeError(f"plan={plan!r} is no mapping from option to value")
-        overrides = tuple(sorted(plan.items(), key=lambda item: str(item[0])))
+    overrides = () if plan is None else check_overrides(plan)
     values = (
         m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a,
         trans_b, packed_b,
@@ -271,6 +269,7 @@ def brgemm(
     key = (values, tuple(map(type, values)), epilogue, chosen, overrides, assembler)
 
     def make() -> Kernel:
+        doors.one_of("assembler", assembler, ("jitgen", "peachpy"))
         panel = _panel(m, n, k, dtype, packed_b, epilogue, chosen)
         spec = make_spec(
             m, n, k, dtype, lda=lda, ldb=ldb, ldc=ldc, ldr=ldr, batch=batch, stride_a=stride_a,
@@ -279,11 +278,11 @@ def brgemm(
         )  # fmt: skip
         if assembler == "jitgen":
             return _load_or_generate(spec, chosen, overrides)
-        return _assemble_elsewhere(generate(spec, chosen, overrides), assembler)
+        return _assemble_elsewhere(generate(spec, chosen, overrides))
 
     try:
         cached = KERNELS.peek(key)
-    except TypeError:
+    except (TypeError, ValueError):  # some of NumPy's scalars raise ValueError
         # an argument of a type that cannot be hashed: let the spec name it
         return make()
     return cached or KERNELS.get(key, make)
@@ -292,28 +291,32 @@ def brgemm(
 def _panel(
     m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, epilogue: Any, target: Target
 ) -> int:
+    if isinstance(packed_b, np.bool_):
+        packed_b = bool(packed_b)
     if packed_b is True:
         masked = make_spec(m, n, k, dtype, epilogue=epilogue).has("relu_mask")
-        return panel_width(int(m), int(n), int(k), dtype, target, masked)
+        m, n, k = doors.sizes(m=m, n=n, k=k)
+        return panel_width(m, n, k, str(dtype), target, masked)
     if packed_b is False:
         return 0
-    lanes = target.machine(dtype if dtype in DTYPES else "f32", ANY_WIDTH).lanes
-    if type(packed_b) is not int or packed_b < 1 or packed_b % lanes:
-        raise ValueError(
-            f"packed_b={packed_b!r} is neither a bool nor a panel width, a multiple of {lanes} "
-            f"for {dtype} on {target.name}"
-        )
-    return packed_b
+    dtype = doors.one_of("dtype", dtype, DTYPES)
+    lanes = target.machine(dtype, ANY_WIDTH).lanes
+    rule = f"neither a bool nor a panel width, a multiple of {lanes} for {dtype} on {target.name}"
+    try:
+        width = doors.integer("packed_b", packed_b)
+    except TypeError:
+        raise TypeError(f"packed_b={doors.shown(packed_b)} is {rule}") from None
+    if width < 1 or width % lanes:
+        raise ValueError(f"packed_b={doors.shown(width)} is {rule}")
+    return doors.size("packed_b", width)
 
 
-def _assemble_elsewhere(kernel: Kernel, assembler: str) -> Kernel:
-    if assembler != "peachpy":
-        raise ValueError(f"assembler={assembler!r} is neither 'jitgen' nor 'peachpy'")
+def _assemble_elsewhere(kernel: Kernel) -> Kernel:
     from jitgen.peachpy import assemble
 
     code = assemble(kernel.program, kernel.target)
     return Kernel(
-        kernel.spec, kernel.target, kernel.plan, code, kernel.roles, kernel._overrides, assembler
+        kernel.spec, kernel.target, kernel.plan, code, kernel.roles, kernel._overrides, "peachpy"
     )
 
 

@@ -21,8 +21,10 @@ import numpy as np
 
 import jitgen.kernel
 from isa.program import Program
+from jitgen import doors
+from jitgen.doors import NUMPY
 from jitgen.kernel import Bound, Kernel
-from jitgen.operands import NUMPY
+from jitgen.plan import check_overrides
 from jitgen.spec import Step
 from jitgen.target import ANY_WIDTH, Target
 
@@ -96,9 +98,7 @@ class Problem:
     """Random arrays for a kernel and a batch of `count`, uniform in [-1, 1]."""
 
     def __init__(self, kernel: Kernel, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"batch={count} is smaller than 1")
-        spec = kernel.spec
+        spec, count = doors.instance("kernel", kernel, Kernel).spec, doors.size("count", count)
         self.kernel = kernel
         self.count = count
         self._random = np.random.default_rng(1)
@@ -139,6 +139,7 @@ class Problem:
 
     def bind(self, kernel: Kernel) -> Bound:
         """`kernel`, of the same spec, bound to the arrays."""
+        doors.instance("kernel", kernel, Kernel)
         return kernel.bind(*self._arguments, self.c, **self._extra)
 
     def check(self) -> Check:
@@ -200,6 +201,7 @@ class Problem:
 
 def empty_kernel(kernel: Kernel) -> Kernel:
     """A kernel of the same face that returns at once: what a call costs without the work."""
+    doors.instance("kernel", kernel, Kernel)
     machine = kernel.target.machine(kernel.spec.dtype, ANY_WIDTH)
     machine.begin(())
     machine.end()
@@ -208,6 +210,7 @@ def empty_kernel(kernel: Kernel) -> Kernel:
 
 def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
     """A kernel of the same face that does `peak_program`; and its floating-point operations."""
+    doors.instance("kernel", kernel, Kernel)
     program, flops = peak_program(kernel.target, kernel.spec.dtype)
     return _stand_in(kernel, program), flops
 
@@ -215,7 +218,7 @@ def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
 def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
     """Nothing but independent multiply-accumulates on the widest registers of the target; and its
     floating-point operations."""
-    machine = target.machine(dtype, ANY_WIDTH)
+    machine = doors.instance("target", target, Target).machine(dtype, ANY_WIDTH)
     chains, passes = machine.vectors - 2, machine.gprs[0]
     machine.begin((passes,))
     for v in range(machine.vectors):
@@ -242,6 +245,11 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time callables in turns for about `seconds` altogether (longer if single calls are): seconds
     of a call in each round."""
+    for name, call in doors.mapping("contestants", contestants).items():
+        doors.function(f"contestants[{doors.shown(name)}]", call)
+    if not contestants:
+        raise ValueError(f"contestants={doors.shown(contestants)} is empty; there must be some")
+    seconds = doors.number("seconds", seconds, above=0, high=3600)
     sample = seconds / ROUNDS / len(contestants)
     timers = {name: timeit.Timer(call) for name, call in contestants.items()}
     calls = {name: _calls(timer, sample) for name, timer in timers.items()}
@@ -266,7 +274,9 @@ def _calls(timer: timeit.Timer, seconds: float) -> int:
 def generation(kernel: Kernel, make: functools.partial[Kernel]) -> dict[str, float]:
     """Seconds to generate a kernel: `cold` with all caches empty, `warm` with cached instruction
     bytes. `make` is the call of `jitgen.brgemm` that gives the kernel."""
-    overrides = tuple((make.keywords.get("plan") or {}).items())
+    doors.instance("kernel", kernel, Kernel)
+    doors.instance("make", make, functools.partial)
+    overrides = check_overrides(make.keywords.get("plan") or {})
     again = functools.partial(jitgen.kernel.generate, kernel.spec, kernel.target, overrides)
     cold = timeit.repeat(make, jitgen.clear_caches, repeat=TRIES, number=1)
     warm = timeit.repeat(again, repeat=TRIES, number=1)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import doors
+from jitgen.doors import NUMPY
 from jitgen.frame import ARGUMENTS
 from jitgen.loader import WORDS, ffi
 from jitgen.spec import KernelSpec
 
-NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
-#: Effort to tell interleaved views apart from overlapping ones; beyond it they count as overlapping
-SEARCH_LIMIT: Any = 100_000
+_BYTES, _OFFSETS = np.dtype(np.uint8), np.dtype(np.int64)
 #: Keyword of a run-time operand -> the epilogue step that takes it
 STEP_OF = {
     "bias": "bias", "bias_row": "bias_row", "residual": "residual", "mask": "relu_mask",
@@ -55,9 +55,8 @@ def make_arguments(
         count = _offset(spec, a, b, extra, inputs, words, keep)
     for name in ("a_offsets", "b_offsets"):
         if spec.batch != "offset" and extra[name] is not None:
-            raise ValueError(f"{name}: batch={spec.batch!r} takes none")
-    shape = (spec.m, spec.n)
-    _matrix("c", c, shape, spec.ldc, spec, "ldc")
+            raise ValueError(f"{name} is given; batch={spec.batch!r} takes none")
+    _matrix("c", c, spec.ldc, spec, "ldc")
     outputs = [("c", c)]
     for name, step in STEP_OF.items():
         value = extra[name]
@@ -68,13 +67,14 @@ def make_arguments(
         if value is None:
             raise ValueError(f"{name} is missing: the epilogue has a step {step!r}")
         if name == "mask":
-            _plain(name, value, (spec.m, spec.mask_bytes), np.dtype(np.uint8))
+            doors.array(name, value, (spec.m, spec.mask_bytes), _BYTES)
             outputs.append((name, value))
         elif name == "residual":
-            _matrix(name, value, shape, spec.ldr, spec, "ldr")
+            _matrix(name, value, spec.ldr, spec, "ldr")
             inputs.append((name, value))
         else:
-            _plain(name, value, (spec.n if name == "bias" else spec.m,), NUMPY[spec.dtype])
+            shape = (spec.n if name == "bias" else spec.m,)
+            doors.array(name, value, shape, NUMPY[spec.dtype])
             inputs.append((name, value))
         words[name] = address(value)
     words["c"] = address(c)
@@ -89,26 +89,8 @@ def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _array(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a numpy.ndarray")
-    if value.dtype != dtype or not value.dtype.isnative:
-        raise TypeError(f"{name} has dtype {value.dtype}; the kernel wants {dtype}")
-    return value
-
-
-def _plain(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    array = _array(name, value, dtype)
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; the kernel wants {shape}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {array.strides}; it must be contiguous")
-
-
-def _matrix(
-    name: str, value: Any, shape: tuple[int, ...], leading: int, spec: KernelSpec, what: str
-) -> None:
-    array = _array(name, value, NUMPY[spec.dtype])
+def _matrix(name: str, value: Any, leading: int, spec: KernelSpec, what: str) -> None:
+    array, shape = doors.typed(name, value, NUMPY[spec.dtype]), (spec.m, spec.n)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; the kernel wants {shape}")
     _strides(name, array, (leading,), what, spec)
@@ -135,7 +117,7 @@ def _strided(
         ("a", a, spec.a_shape, (spec.lda,), spec.stride_a),
         ("b", b, spec.b_shape, _b_leading(spec), spec.stride_b),
     ):
-        array = _array(name, value, NUMPY[spec.dtype])
+        array = doors.typed(name, value, NUMPY[spec.dtype])
         if array.ndim == len(shape):
             array = array[np.newaxis]
         if array.shape[1:] != shape:
@@ -173,7 +155,7 @@ def _addressed(
         ("b", b, spec.b_shape, _b_leading(spec)),
     ):
         for i, value in enumerate(arrays):
-            array = _array(f"{name}[{i}]", value, NUMPY[spec.dtype])
+            array = doors.typed(f"{name}[{i}]", value, NUMPY[spec.dtype])
             if array.shape != shape:
                 raise ValueError(
                     f"{name}[{i}] has shape {array.shape}; the kernel wants {shape}"
@@ -195,14 +177,13 @@ def _offset(
         ("a", a, spec.a_shape, spec.lda),
         ("b", b, spec.b_shape, spec.panel or spec.ldb),
     ):
-        array = _array(name, value, NUMPY[spec.dtype])
+        array = doors.typed(name, value, NUMPY[spec.dtype])
         if not array.flags.c_contiguous:
-            raise ValueError(f"{name} has strides {array.strides}; it must be contiguous")
+            raise ValueError(f"{name} has strides {array.strides}; it must be C-contiguous")
         offsets = extra[f"{name}_offsets"]
         if offsets is None:
             raise ValueError(f"{name}_offsets is missing: batch='offset' wants element offsets")
-        if not isinstance(offsets, np.ndarray) or offsets.dtype != np.int64:
-            raise TypeError(f"{name}_offsets must be a numpy.ndarray of dtype int64")
+        doors.typed(f"{name}_offsets", offsets, _OFFSETS)
         if offsets.ndim != 1:
             raise ValueError(f"{name}_offsets has shape {offsets.shape}; it must have one axis")
         span = (int(np.prod(shape[:-1])) - 1) * leading + shape[-1]
@@ -211,7 +192,8 @@ def _offset(
             if low < 0 or high + span > array.size:
                 raise ValueError(
                     f"{name}_offsets reach from {low} to {high}; with {span} elements a matrix, "
-                    f"they must lie from 0 to {array.size - span} ({name} has {array.size})"
+                    f"they must lie from 0 to {array.size - span} ({name} has {array.size}, "
+                    f"shape {array.shape})"
                 )
         # a copy, so that nobody can move the offsets out of the array after this check
         offsets = np.array(offsets, np.int64)
@@ -231,14 +213,5 @@ def _no_overlap(
     inputs: list[tuple[str, np.ndarray]], outputs: list[tuple[str, np.ndarray]]
 ) -> None:
     for i, (name, out) in enumerate(outputs):
-        if not out.flags.writeable:
-            raise ValueError(f"{name} is read-only; the kernel writes it")
-        for other, array in (*inputs, *outputs[:i]):
-            if not np.may_share_memory(out, array):
-                continue
-            try:
-                shared = np.shares_memory(out, array, max_work=SEARCH_LIMIT)
-            except np.exceptions.TooHardError:
-                shared = True
-            if shared:
-                raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")
+        doors.writable(name, out)
+        doors.apart(name, out, (*inputs, *outputs[:i]))

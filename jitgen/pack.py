@@ -10,17 +10,19 @@ beyond n are zero. Not here: kernels that read panels (`jitgen.brgemm(..., packe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from jitgen import cpu, loader
+from jitgen import cpu, doors, loader
 from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated
+from jitgen.doors import NUMPY
 from jitgen.frame import ARGUMENTS, Frame
 from jitgen.kernel import Kernel
 from jitgen.layout import LOOP_ROLES, transpose_loops
-from jitgen.operands import NUMPY, address
+from jitgen.operands import address
 from jitgen.spec import MATRIX_BYTES
 from jitgen.target import ANY_WIDTH, TARGETS, Target
 
@@ -36,38 +38,34 @@ def pack_b(
     """Pack B for a kernel with `packed_b`.
 
     b: (count, k, n) or (k, n), rows contiguous; with `trans` (count, n, k) or (n, k), which is
-    transposed on the way. `panel` is the kernel, or its panel width in columns, a multiple of the
-    vector length. Returns (count, ceil(n / panel), k, panel), without count if b has none; `out`
-    may give that array.
+    transposed on the way. `panel` is the kernel, whose k, n and dtype b must have, or its panel
+    width in columns, a multiple of the vector length. Returns (count, ceil(n / panel), k, panel),
+    without count if b has none; `out` may give that array.
 
     Raises TypeError or ValueError that names argument, value and rule.
     """
-    if not isinstance(b, np.ndarray) or b.dtype not in NUMPY.values() or not b.dtype.isnative:
-        what = getattr(b, "dtype", type(b).__name__)
-        raise TypeError(f"b is {what}; it must be an array of float32 or float64")
+    dtype, trans = doors.floats("b", b), doors.flag("trans", trans)
     if b.ndim not in (2, 3) or 0 in b.shape[-2:]:
         raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")
-    dtype = next(name for name, kind in NUMPY.items() if kind == b.dtype)
-    width = panel.spec.panel if isinstance(panel, Kernel) else panel
-    target = _target(width, dtype)
     batch = b if b.ndim == 3 else b[np.newaxis]
     rows, columns = batch.shape[1:]
     k, n = (columns, rows) if trans else (rows, columns)
+    width, target = _width(panel, k, n, dtype, trans)
     if columns > 1 and batch.strides[2] != b.itemsize:
         raise ValueError(f"b has strides {b.strides}; its rows must be contiguous")
-    leading = batch.strides[1] // b.itemsize if rows > 1 else columns
-    stride = batch.strides[0] // b.itemsize if len(batch) > 1 else 0
-    extent = max(rows * leading, stride, panel_shape(k, n, width)[0] * k * width) * b.itemsize
+    leading = _elements(b, batch, 1, columns)
+    stride = _elements(b, batch, 0, 0)
+    panels = panel_shape(k, n, width)
+    extent = max(rows * leading, stride, math.prod(panels)) * b.itemsize
     if min(leading, stride) < 0 or extent >= MATRIX_BYTES:
         raise ValueError(f"b has strides {b.strides}, shape {b.shape}; 0 to 2 GiB are allowed")
-    panels = panel_shape(k, n, width)
     shape = (len(batch), *panels) if b.ndim == 3 else panels
     if out is None:
         out = np.empty(shape, b.dtype)
-    elif not isinstance(out, np.ndarray) or out.dtype != b.dtype or out.shape != shape:
-        raise ValueError(f"out must be an array of shape {shape} and dtype {b.dtype}")
-    elif not (out.flags.c_contiguous and out.flags.writeable) or np.may_share_memory(out, b):
-        raise ValueError("out must be contiguous, writable and apart from b")
+    else:
+        doors.array("out", out, shape, b.dtype)
+        doors.writable("out", out)
+        doors.apart("out", out, [("b", b)])
     if len(batch):
         function = _packer(k, n, leading, stride, width, dtype, trans, target)
         struct = loader.ffi.new(loader.WORDS, len(ARGUMENTS))
@@ -78,14 +76,37 @@ def pack_b(
     return out
 
 
-def _target(width: Any, dtype: str) -> Target:
-    """The widest target of this host whose vectors fill panels of `width` columns."""
+def _width(panel: Any, k: int, n: int, dtype: str, trans: bool) -> tuple[int, Target]:
+    """The width of the panels of a k x n matrix, and what packs it: the widest target of this host
+    whose vectors fill them."""
+    width = panel
+    if isinstance(panel, Kernel):
+        spec = panel.spec
+        width = spec.panel
+        if not width:
+            raise ValueError(f"panel={doors.shown(panel)} was made without packed_b")
+        if (k, n, dtype) != (spec.k, spec.n, spec.dtype):
+            raise ValueError(
+                f"b is k x n = {k} x {n} of {NUMPY[dtype]} with trans={trans}; panel, the kernel, "
+                f"multiplies {spec.k} x {spec.n} of {NUMPY[spec.dtype]}"
+            )
     usable = [cpu.host(), *(TARGETS[name] for name, reason in cpu.targets().items() if not reason)]
     lanes = [target.machine(dtype, ANY_WIDTH).lanes for target in usable]
-    for target, n in zip(usable, lanes, strict=True):
-        if type(width) is int and width > 0 and width % n == 0:
-            return target
-    raise ValueError(f"panel={width!r} is no multiple of {min(lanes)}, the {dtype} lanes here")
+    width = doors.size("panel", width)
+    for target, wanted in zip(usable, lanes, strict=True):
+        if width % wanted == 0:
+            return width, target
+    raise ValueError(f"panel={width} is no multiple of {min(lanes)}, the {dtype} lanes here")
+
+
+def _elements(b: np.ndarray, batch: np.ndarray, axis: int, default: int) -> int:
+    """The elements from one row (or matrix) to the next; `default` if there is no next one."""
+    if batch.shape[axis] < 2:
+        return default
+    elements, rest = divmod(batch.strides[axis], b.itemsize)
+    if rest:
+        raise ValueError(f"b has strides {b.strides}; they must be multiples of {b.itemsize}")
+    return elements
 
 
 def _packer(*shape: Any) -> Any:

@@ -8,10 +8,11 @@ for tiles (`jitgen.tiles`) and emission (`jitgen.generator`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from jitgen import doors
 from jitgen.spec import MATRIX_BYTES, KernelSpec
 from jitgen.tiles import Facts, Search, Segment, best_split, registers_needed
 
@@ -41,6 +42,8 @@ class Plan:
 
 #: Fields of a plan that a caller may override, besides rows and columns of the register tile.
 TUNABLE = ("order", "hold", "k_unroll", "k_split", "k_block", "batch_chunk", "prefetch", "pack")
+#: Those of them that are names
+NAMED = {"order": ("nm", "mn"), "hold": ("auto", "a", "b")}
 #: Multiply-accumulates in one unrolled pass: enough to hide the loop, few enough to emit quickly.
 UNROLL_MACS = 60
 #: Multiply-accumulates in line that anyone may ask for
@@ -55,23 +58,29 @@ PACK_NEAR = 16384
 PACK_STRIDE, SAME_SET, PACK_ROWS = 2048, 4096, (32, 12)
 
 
-def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], ...] = ()) -> Plan:
-    """The plan for `spec`, with `overrides` (rows, columns or any of TUNABLE) taken as given.
+def check_overrides(plan: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Overrides (rows, columns or any of TUNABLE) as plain values, in order of their names; ranges
+    are `make_plan`'s to check. TypeError, ValueError."""
+    given: dict[str, Any] = {}
+    for name, value in doors.mapping("plan", plan).items():
+        if not isinstance(name, str) or name not in (*TUNABLE, "rows", "columns"):
+            known = f"rows, columns, {', '.join(TUNABLE)}"
+            raise ValueError(f"plan option {doors.shown(name)} is not one of {known}")
+        what = f"plan option {name}"
+        if name in NAMED:
+            given[name] = doors.one_of(what, value, NAMED[name])
+        else:
+            given[name] = doors.size(what, value, 0)
+    return tuple(sorted(given.items()))
 
-    Raises ValueError if an override is unknown, out of range or needs too many registers.
+
+def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], ...] = ()) -> Plan:
+    """The plan for `spec`, with `overrides` (from `check_overrides`) taken as given.
+
+    Raises ValueError if an override is out of range or needs too many registers.
     """
     given = dict(overrides)
-    for name, value in given.items():
-        if name not in (*TUNABLE, "rows", "columns"):
-            known = f"rows, columns, {', '.join(TUNABLE)}"
-            raise ValueError(f"plan option {name!r} is not one of {known}")
-        if name not in ("order", "hold") and type(value) is not int:
-            raise TypeError(f"plan option {name}={value!r} is no integer")
     order = given.get("order", "")
-    if order not in ("nm", "mn", ""):
-        raise ValueError(f"plan option order={order!r} is neither 'nm' nor 'mn'")
-    if given.get("hold", "auto") not in ("auto", "a", "b"):
-        raise ValueError(f"plan option hold={given['hold']!r} is not 'auto', 'a' or 'b'")
     search = Search(spec, facts, given)
     columns, reason = search.choose_columns()
     demand = _demand(spec, facts, columns[0].size, search.choose_rows(columns[0])[0].size)

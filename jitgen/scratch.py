@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import threading
 import weakref
 from collections import deque
@@ -85,7 +86,7 @@ class Pool:
     def most_bytes(self) -> int:
         """The bound, read at the first use. Raises ValueError."""
         text = os.environ.get("JITGEN_SCRATCH_MIB", "").strip()
-        if text and not text.isdigit():
+        if text and not re.fullmatch("[0-9]{1,9}", text):
             raise ValueError(f"JITGEN_SCRATCH_MIB={text!r} is no whole number of MiB")
         return int(text or DEFAULT_MIB) * MIB
 

@@ -13,11 +13,10 @@ elements. A spec is a frozen value and the key of the kernel cache. Not here: ho
 
 from __future__ import annotations
 
-import math
-import operator
-import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from jitgen import doors
 
 
 class DType(NamedTuple):
@@ -33,7 +32,7 @@ class DType(NamedTuple):
 DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
 BATCH_KINDS = ("stride", "offset", "address")
 #: largest size of one matrix, and of one stride, in bytes: displacements have 32 bits
-MATRIX_BYTES = 1 << 31
+MATRIX_BYTES = doors.MOST + 1
 
 #: Epilogue steps: name -> the parameters it takes
 EPILOGUES: dict[str, tuple[str, ...]] = {
@@ -113,6 +112,7 @@ class KernelSpec:
 
     def flops(self, count: int) -> int:
         """Floating-point operations of the products of a batch of `count`."""
+        count = doors.size("count", count, 0, None)
         return 2 * self.m * self.n * self.k * count
 
 
@@ -140,16 +140,15 @@ def make_spec(
 
     Raises ValueError or TypeError that names the argument, its value and the rule.
     """
-    m, n, k = (_size(name, value) for name, value in (("m", m), ("n", n), ("k", k)))
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if not isinstance(batch, str) or batch not in BATCH_KINDS:
-        raise ValueError(f"batch={batch!r} is not one of {', '.join(BATCH_KINDS)}")
-    for name, flag in (("trans_a", trans_a), ("trans_b", trans_b)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}={flag!r} is no bool")
+    m, n, k = doors.sizes(m=m, n=n, k=k)
+    dtype = doors.one_of("dtype", dtype, DTYPES)
+    batch = doors.one_of("batch", batch, BATCH_KINDS)
+    trans_a, trans_b = doors.flag("trans_a", trans_a), doors.flag("trans_b", trans_b)
+    panel = doors.size("panel", panel, 0)
     if panel and (trans_b or ldb is not None):
-        raise ValueError("packed_b: panels have their own layout; trans_b and ldb do not apply")
+        raise ValueError(
+            f"packed_b, panel={panel}: panels have their own layout; trans_b and ldb do not apply"
+        )
     element, result, ku = DTYPES[dtype]
     if k % ku or (ku > 1 and trans_a):
         raise ValueError(
@@ -158,13 +157,12 @@ def make_spec(
         )
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
-    alpha, beta = _finite("alpha", alpha), _finite("beta", beta)
-    _representable("alpha", alpha, dtype)
-    _representable("beta", beta, dtype)
+    alpha = doors.number("alpha", alpha, dtype=dtype)
+    beta = doors.number("beta", beta, dtype=dtype)
     steps = make_epilogue(epilogue)
     for step, *parameters in steps:
         for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
-            _representable(f"{step} {parameter}", value, dtype)
+            doors.number(f"epilogue step {step} {parameter}", value, infinite=True, dtype=dtype)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -201,23 +199,28 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
     (('bias',), ('clip', 0.0, 6.0))
     """
     if isinstance(steps, str):
-        raise TypeError(f"epilogue={steps!r} is a string; give a sequence such as ({steps!r},)")
-    try:
-        steps = tuple(steps)
-    except TypeError:
-        raise TypeError(f"epilogue={steps!r} is no sequence of steps") from None
+        shown = doors.shown(steps)
+        raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
     result: list[Step] = []
-    for step in steps:
+    for step in doors.items("epilogue", steps):
         name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
         if not isinstance(name, str):
-            raise TypeError(f"epilogue step {step!r} is neither a name nor (name, parameter, ...)")
+            raise TypeError(
+                f"epilogue step {doors.shown(step)} is neither a name nor (name, parameter, ...)"
+            )
         if name not in EPILOGUES:
-            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(EPILOGUES)}")
+            raise ValueError(
+                f"epilogue step {doors.shown(name)} is not one of {', '.join(EPILOGUES)}"
+            )
+        name = str.__str__(name)
         wanted = EPILOGUES[name]
         if len(values) != len(wanted):
             takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
-            raise ValueError(f"epilogue step {name!r} {takes}; got {tuple(values)}")
-        parameters = [_finite(f"{name} {w}", v, True) for w, v in zip(wanted, values, strict=True)]
+            raise ValueError(f"epilogue step {name!r} {takes}; got {doors.shown(values)}")
+        parameters = [
+            doors.number(f"epilogue step {name} {w}", v, infinite=True)
+            for w, v in zip(wanted, values, strict=True)
+        ]
         if name == "clip" and not parameters[0] <= parameters[1]:
             raise ValueError(f"epilogue step clip: low={parameters[0]} is above {parameters[1]}")
         if name in OPERAND_STEPS and any(name == s[0] for s in result):
@@ -226,29 +229,10 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
     return tuple(result)
 
 
-def _size(name: str, value: Any) -> int:
-    size = _integer(name, value)
-    if size < 1:
-        raise ValueError(f"{name}={size} is smaller than 1")
-    if size >= MATRIX_BYTES:
-        raise ValueError(f"{name}={size} is larger than {MATRIX_BYTES - 1}")
-    return size
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} is no integer") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is no integer")
-    return number
-
-
 def _leading(name: str, value: Any, columns: int, what: str) -> int:
     if value is None:
         return columns
-    size = _size(name, value)
+    size = doors.size(name, value)
     if size < columns:
         raise ValueError(f"{name}={size} is smaller than {columns} ({what})")
     return size
@@ -257,32 +241,14 @@ def _leading(name: str, value: Any, columns: int, what: str) -> int:
 def _stride(name: str, value: Any, default: int, batch: str, element: int) -> int:
     if batch != "stride":
         if value is not None:
-            raise ValueError(f"{name}={value!r}: batch={batch!r} has no strides")
+            raise ValueError(f"{name}={doors.shown(value)}: batch={batch!r} has no strides")
         return 0
     if value is None:
         value = default
-    stride = _integer(name, value)
+    stride = doors.integer(name, value)
     if stride < 0 or stride * element >= MATRIX_BYTES:
         raise ValueError(
-            f"{name}={stride} elements; a stride is from 0 to {(MATRIX_BYTES - 1) // element}"
+            f"{name}={doors.shown(stride)} elements; a stride is from 0 to "
+            f"{(MATRIX_BYTES - 1) // element}"
         )
     return stride
-
-
-def _representable(name: str, number: float, dtype: str) -> None:
-    try:
-        struct.pack("<f" if dtype == "f32" else "<d", number)
-    except OverflowError:
-        raise ValueError(f"{name}={number} is too large for {dtype}") from None
-
-
-def _finite(name: str, value: Any, infinite: bool = False) -> float:
-    try:
-        if isinstance(value, (str, bytes, bytearray)):
-            raise TypeError("text is no number, though float() would read it")
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name}={value!r} is no real number") from None
-    if math.isnan(number) or (math.isinf(number) and not infinite):
-        raise ValueError(f"{name}={number} is not finite")
-    return number + 0.0

@@ -17,6 +17,7 @@ from typing import Any
 
 import isa
 from isa.machine import Machine
+from jitgen import doors
 from jitgen.tiles import Facts, Rates
 
 
@@ -31,9 +32,25 @@ class Target:
     features: tuple[str, ...]
     rates: Rates
 
+    def __post_init__(self) -> None:
+        name = doors.text("name", self.name)
+        known = isa.FAMILIES[doors.one_of("family", self.family, isa.FAMILIES)][1]
+        if doors.text("architecture", self.architecture) != known:
+            raise ValueError(f"architecture={doors.shown(self.architecture)} is not {known}, that "
+                             f"of family={self.family!r}")  # fmt: skip
+        wanted = {"avx2": (256,), "avx512": (512,)}.get(self.family, range(128, 2049, 128))
+        if doors.integer("vector_bits", self.vector_bits) not in wanted:
+            raise ValueError(f"vector_bits={doors.shown(self.vector_bits)} is none that "
+                             f"{self.family} has")  # fmt: skip
+        given = enumerate(doors.items("features", self.features))
+        features = tuple(doors.text(f"features[{i}]", feature) for i, feature in given)
+        doors.settle(self, name=name, features=features)
+        doors.instance("rates", self.rates, Rates)
+
     def machine(self, dtype: str, n: int) -> Machine:
         """A machine for kernels of n columns: the narrowest registers that hold them, if the
-        family has several widths."""
+        family has several widths. TypeError, ValueError."""
+        n, dtype = doors.size("n", n), doors.one_of("dtype", dtype, doors.NUMPY)
         bits = self.vector_bits
         if self.family == "avx512":
             wanted = n * (32 if dtype == "f32" else 64)
@@ -81,7 +98,7 @@ def sve(bits: int) -> Target:
     128 bits is Neoverse V2 and N2 (four pipes), 256 Neoverse V1, 512 and above A64FX.
     """
     if bits not in range(128, 2049, 128):
-        raise ValueError(f"sve{bits}: SVE has 128 to 2048 bits in steps of 128")
+        raise ValueError(f"target='sve{bits}': SVE has 128 to 2048 bits in steps of 128")
     cache = {"l1": 64 * _KIB, "l2_bytes": 24}
     if bits == 128:
         rates = Rates(fma=4, loads=3, issue=8, latency=4, **cache)
@@ -99,10 +116,10 @@ TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512))}
 def parse_target(name: str) -> Target:
     """The target of that name. Raises ValueError that lists the names."""
     if not isinstance(name, str):
-        raise TypeError(f"target={name!r} is neither a Target nor its name")
+        raise TypeError(f"target={doors.shown(name)} is neither a Target nor its name")
     if name in TARGETS:
         return TARGETS[name]
     match = re.fullmatch(r"sve([0-9]{1,5})", name)
     if match:
         return sve(int(match[1]))
-    raise ValueError(f"target={name!r} is not one of {', '.join(TARGETS)}, sve<bits>")
+    raise ValueError(f"target={doors.shown(name)} is not one of {', '.join(TARGETS)}, sve<bits>")

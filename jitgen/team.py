@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitgen import cpu, crew, loader, replay, threads
+from jitgen import cpu, crew, doors, loader, replay, threads
 from jitgen.frozen import uncopied
 from jitgen.loader import ffi, number
 from jitgen.target import Target
@@ -116,14 +116,18 @@ class Team:
         """Replay all slices, or these in their place (contiguous, of 32-bit words), on the base
         addresses (cffi pointers); returns when all are done.
 
-        Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length), and
-        OSError if the system refuses a thread; nothing was done then.
+        Raises RuntimeError if a kernel refused (a thread's SVE vectors have another length),
+        OSError if the system refuses a thread, and TypeError or ValueError for bases of another
+        type or number; nothing was done then.
         """
         try:
             context = self._free.pop()
         except IndexError:
             context = _Context(self._streams, self._count, self._code.address)
-        context.bases[0 : self._count] = bases
+        try:
+            context.bases[0 : self._count] = bases
+        except (TypeError, ValueError):
+            raise self._wrong(bases) from None
         if slices is not None:
             context.use_streams([_address(s) for s in slices])
         status = self._replay(context.jobs) if len(self._streams) == 1 else self._parallel(context)
@@ -135,6 +139,15 @@ class Team:
                 f"a thread's SVE vectors have another length than {self._target.name} says; the "
                 "result is not valid"
             )
+
+    def _wrong(self, bases: Any) -> Exception:
+        """What is wrong with base addresses."""
+        given = doors.items("bases", bases)
+        for i, base in enumerate(given):
+            if not isinstance(base, ffi.CData):
+                return TypeError(f"bases[{i}]={doors.shown(base)} is no cffi pointer")
+        return ValueError(f"bases={doors.shown(bases)} has {len(given)} addresses; the stream has "
+                          f"{self._count} tensors")  # fmt: skip
 
     __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 

@@ -14,7 +14,7 @@ import re
 from functools import cache
 from typing import Any
 
-from jitgen import limits
+from jitgen import doors, limits
 from jitgen.loader import BYTES, ffi, libc, number
 
 ffi.cdef(
@@ -62,11 +62,11 @@ def check_threads(threads: int | None) -> int:
         text = os.environ.get(name, "").split(",")[0].strip()
         if not text:
             return min(limits.cpus(), MOST_THREADS)
-        value = int(text) if text.isdigit() else text
-    elif type(value) is not int:
-        raise TypeError(f"threads={threads!r} is no int")
+        value = int(text) if re.fullmatch("[0-9]{1,9}", text) else text
+    else:
+        value = doors.integer("threads", value)
     if not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
-        raise ValueError(f"{name}={value!r} is not from 1 to {MOST_THREADS}")
+        raise ValueError(f"{name}={doors.shown(value)} is not from 1 to {MOST_THREADS}")
     return value
 
 

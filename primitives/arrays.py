@@ -1,6 +1,6 @@
-"""Arrays at the door of a primitive: checked, and turned into addresses.
+"""Arrays of a primitive as addresses: checked by the rules of `jitgen.doors`, quickly.
 
-An error names the argument, its value and the rule. Not here: what the arrays mean.
+Not here: the rules, what the arrays mean.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import doors
+from jitgen.doors import NUMPY
 from jitgen.loader import ffi
-from jitgen.operands import NUMPY
 
 ALIGN = 64
 DTYPES = {kind: name for name, kind in NUMPY.items()}
@@ -26,8 +27,7 @@ def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
             return buffer_of(array)
         except ValueError:
             pass  # not contiguous
-    _check(name, array, shape, dtype)
-    return buffer_of(array)
+    return buffer_of(doors.array(name, array, shape, NUMPY[dtype]))
 
 
 def check_output(
@@ -35,11 +35,8 @@ def check_output(
 ) -> Any:
     """The buffer of an output array, which must be writable and overlap none of `inputs`."""
     buffer = check(name, array, shape, dtype)
-    if not array.flags.writeable:
-        raise ValueError(f"{name} is read-only; it is written")
-    for other, value in inputs.items():
-        if value is not None and np.may_share_memory(array, value):
-            raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")
+    doors.writable(name, array)
+    doors.apart(name, array, inputs.items())
     return buffer
 
 
@@ -51,17 +48,6 @@ def output(
         out = np.empty(shape, NUMPY[dtype])
         return out, buffer_of(out)
     return out, check_output("out", out, shape, dtype, inputs)
-
-
-def _check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is {type(array).__name__}; it must be a numpy.ndarray")
-    if array.dtype != NUMPY[dtype]:
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be {NUMPY[dtype]}")
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; it must be {shape}")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {array.strides}; it must be C-contiguous")
 
 
 def realigned(array: np.ndarray) -> np.ndarray:

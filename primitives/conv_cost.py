@@ -83,8 +83,6 @@ def letters(conv: Conv, which: str) -> str:
 def check_order(order: str, wanted: str) -> None:
     """Raises ValueError if `order` is no order of exactly these loops, or shares among threads one
     that sums into the same result."""
-    if not isinstance(order, str):
-        raise TypeError(f"order={order!r} is no str")
     levels = parse_order(order)
     if sorted("".join(level.letters for level in levels)) != sorted(wanted):
         raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")

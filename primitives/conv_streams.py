@@ -15,9 +15,9 @@ from math import prod
 import numpy as np
 
 from jitgen.cache import STREAMS
+from jitgen.doors import NUMPY
 from jitgen.dot import possible
 from jitgen.kernel import brgemm
-from jitgen.operands import NUMPY
 from jitgen.spec import Step
 from primitives import conv_depthwise as depthwise
 from primitives import conv_weights as weights

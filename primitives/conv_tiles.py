@@ -208,10 +208,8 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
 
     Costs are multiply-accumulates of whole vectors: those of the products; TRANSFORM for each
     element of a plane of pixels or results; WEIGHTS for each element of a plane of weights.
-    ValueError if `algorithm` is none, or impossible.
+    ValueError if `algorithm` is impossible.
     """
-    if algorithm not in (None, "direct", "winograd"):
-        raise ValueError(f"algorithm={algorithm!r} is not 'direct', 'winograd' or None")
     if algorithm == "winograd" and not possible(conv):
         raise ValueError(
             "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1 and less than "

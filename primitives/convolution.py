@@ -14,30 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu
+from jitgen import cpu, doors
+from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, Step
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
-from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, realigned
 from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
-from primitives.elementwise import activation_gradient, derived_from
+from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
 from primitives.images import check_images, output_images, windows_text
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Stream
 from primitives.tuning import tuned
-from primitives.windows import Pair, border, out_size, pair
+from primitives.windows import LAYOUTS, Pair, border, out_size, pair
 
 #: Elements of the longest vector
 MOST_LANES = 64
 PASSES = ("forward", "backward_data", "backward_weights")
+ALGORITHMS = ("direct", "winograd")
 
 
 def _by_pass(name: str, value: Any) -> dict[str, Any]:
@@ -45,14 +45,15 @@ def _by_pass(name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     given = value if isinstance(value, dict) else dict.fromkeys(PASSES[:2], value)
+    found: dict[str, Any] = {}
     for which, each in given.items():
-        if which not in PASSES:
-            raise ValueError(f"{name}: {which!r} is not one of {', '.join(PASSES)}")
-        if name == "blocks" and (
-            type(each) is not tuple or [type(b) for b in each] != [int, int] or min(each) < 1
-        ):
-            raise ValueError(f"blocks={each!r} is not a pair of positive sizes: pixels, channels")
-    return given
+        which = doors.one_of(f"{name}: pass", which, PASSES)
+        what = f"{name}[{which!r}]" if isinstance(value, dict) else name
+        if name == "blocks":
+            found[which] = doors.pair(what, each, " of sizes: pixels, channels")
+        else:
+            found[which] = doors.text(what, each)
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +64,13 @@ class PackedFilter:
     forward: np.ndarray
     backward: np.ndarray | None
     layouts: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        doors.floats("forward", self.forward)
+        if self.backward is not None:
+            doors.floats("backward", self.backward)
+        for i, layout in enumerate(doors.items("layouts", self.layouts, 2)):
+            doors.instance(f"layouts[{i}]", layout, tuple)
 
     def __repr__(self) -> str:
         passes = "forward" if self.backward is None else "forward and backward"
@@ -110,17 +118,21 @@ class Convolution(Frozen):
         algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        positive(
+        batch, in_channels, height, width, out_channels, groups = doors.sizes(
             batch=batch, in_channels=in_channels, height=height, width=width,
             out_channels=out_channels, groups=groups,
         )  # fmt: skip
+        bias, residual = doors.flag("bias", bias), doors.flag("residual", residual)
+        tune = doors.flag("tune", tune)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={value}")
         if activation is not None:
-            one_of("activation", activation, ACTIVATIONS)
-        one_of("dtype", dtype, DTYPES)
-        one_of("layout", layout, LAYOUTS)
+            activation = doors.one_of("activation", activation, ACTIVATIONS)
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        layout = doors.one_of("layout", layout, LAYOUTS)
+        if algorithm is not None:
+            algorithm = doors.one_of("algorithm", algorithm, ALGORITHMS)
         size = (height, width)
         taps, steps, spread = pair("kernel", kernel), pair("stride", stride), pair(
             "dilation", dilation
@@ -133,10 +145,10 @@ class Convolution(Frozen):
         chosen = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
-            out, spread, groups, bool(bias), epilogue, dtype, layout == "nhwc",
+            out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
-        self.residual = bool(residual)
+        self.residual = residual
         self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
@@ -145,7 +157,7 @@ class Convolution(Frozen):
         self._runs = Runs()
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self._tune = bool(tune)
+        self._tune = tune
         self._choices: dict[str, Choice | None] = {}
         self._algorithm = algorithm
         self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
@@ -200,8 +212,8 @@ class Convolution(Frozen):
 
     def choice(self, which: str) -> Choice | None:
         """How a pass is cut, or `WINOGRAD` (None: a depthwise one, which leaves no choice)."""
+        which = doors.one_of("which", which, PASSES)
         if which not in self._choices:
-            one_of("which", which, PASSES)
             self._choices[which] = None if self.conv.depthwise else self._choose(which)
         return self._choices[which]
 
@@ -245,13 +257,13 @@ class Convolution(Frozen):
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
         "backward_weights"; print its `text()`."""
-        one_of("name", name, PASSES)
+        name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
         return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
         """w as the passes read it; without `backward` for the forward pass only."""
         conv = self.conv
-        buffer = check("w", w, self.w_shape, conv.dtype)
+        buffer, backward = check("w", w, self.w_shape, conv.dtype), doors.flag("backward", backward)
         packed = []
         for way in (False, True)[: 1 + backward]:
             array = aligned(self._layout(way)[1], conv.dtype)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from primitives.arguments import positive
+from jitgen import doors
 from primitives.convolution import Convolution
+from primitives.windows import border, out_size, pair
 
 
 class _Signals(Convolution):
@@ -30,17 +31,23 @@ def convolution_1d(
     channels of x and y come last.
 
     padding: a number, a pair (left, right), or "same". options: all others of `Convolution`
-    (algorithm "winograd" is not possible). Raises TypeError or ValueError that names
-    argument, value and rule (where no window fits, length is called width).
+    (algorithm "winograd" is not possible). Raises TypeError or ValueError that names argument,
+    value and rule.
 
     >>> import numpy as np
     >>> layer = convolution_1d(1, 1, 5, 1, 3, padding=1, bias=False)
     >>> layer.forward(np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)).tolist()
     [[[2.0, 3.0, 3.0, 3.0, 2.0]]]
     """
-    positive(length=length, kernel=kernel, stride=stride, dilation=dilation)
+    length, kernel, stride, dilation = doors.sizes(
+        length=length, kernel=kernel, stride=stride, dilation=dilation
+    )
+    size, taps, steps, spread = (1, length), (1, kernel), (1, stride), (1, dilation)
+    if not isinstance(padding, str):
+        padding = (0, pair("padding", padding, 0, ": left, right"))
+    around = border(padding, size, taps, steps, spread)
+    out_size(size, around, taps, steps, spread, names=("height", "length"))
     return _Signals(
-        batch, in_channels, 1, length, out_channels, (1, kernel), stride=(1, stride),
-        padding=padding if isinstance(padding, str) else (0, padding), dilation=(1, dilation),
-        **options,
+        batch, in_channels, *size, out_channels, taps, stride=steps, padding=around,
+        dilation=spread, **options,
     )  # fmt: skip

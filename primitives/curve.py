@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from jitgen import doors
 from jitgen.cache import PLANS
 
 Vector = tuple[int, int]
 
 
-@PLANS.of
 def curve(rows: int, columns: int) -> np.ndarray:
     """The points (row, column) of a rows x columns rectangle along the curve: (rows * columns, 2).
 
     Consecutive points are neighbours, but for one diagonal step where the longer side is odd.
+    TypeError, ValueError: a size is no integer or negative.
     """
+    return _curve(doors.size("rows", rows, 0), doors.size("columns", columns, 0))
+
+
+@PLANS.of
+def _curve(rows: int, columns: int) -> np.ndarray:
     points: list[Vector] = []
     if columns >= rows:
         _walk(points, (0, 0), (0, columns), (rows, 0))

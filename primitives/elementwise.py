@@ -16,6 +16,8 @@ from jitgen.team import Team
 from primitives.loops import Loop
 from primitives.stream import Part, Ref, Stream
 
+#: Activations whose gradients are known here
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 #: Activations whose output does not tell their derivative
 OF_INPUT = ("gelu", "silu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly

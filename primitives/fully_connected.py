@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu
+from jitgen import cpu, doors
+from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.threads import check_threads
 from primitives import fc_streams as streams
-from primitives.arguments import ACTIVATIONS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, check_output, output
-from primitives.elementwise import activation_gradient, derived_from
+from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
 from primitives.runs import Runs
@@ -52,17 +51,19 @@ class FullyConnected(Frozen):
         blocks: tuple[int, int] | None = None, order: str | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        positive(batch=batch, in_features=in_features, out_features=out_features)
+        batch, in_features, out_features = doors.sizes(
+            batch=batch, in_features=in_features, out_features=out_features
+        )
         if activation is not None:
-            one_of("activation", activation, ACTIVATIONS)
-        one_of("dtype", dtype, DTYPES)
-        if blocks is not None and (
-            type(blocks) is not tuple or [type(b) for b in blocks] != [int, int] or min(blocks) < 1
-        ):
-            raise ValueError(f"blocks={blocks!r} is not a pair of positive sizes: rows, columns")
+            activation = doors.one_of("activation", activation, ACTIVATIONS)
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        if blocks is not None:
+            blocks = doors.pair("blocks", blocks, " of sizes: rows, columns")
+        if order is not None:
+            order = doors.text("order", order)
         chosen = cpu.choose(target)
         self.layer = Layer(
-            batch, in_features, out_features, bool(bias), activation, dtype,
+            batch, in_features, out_features, doors.flag("bias", bias), activation, dtype,
             check_threads(threads), chosen, blocks, order,
         )  # fmt: skip
         self._x_shape = (batch, in_features)
@@ -86,8 +87,8 @@ class FullyConnected(Frozen):
         layer = self.layer
         n, c, k = layer.batch, layer.in_features, layer.out_features
         sizes = {"forward": (n, k, c), "backward_data": (n, c, k), "backward_weights": (k, c, n)}
-        one_of("name", name, sizes)
-        width = panels_for(layer, *sizes[name]) if packed else 0
+        name = doors.one_of("name", name, sizes)
+        width = panels_for(layer, *sizes[name]) if doors.flag("packed", packed) else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
         return self._runs.use(getattr(streams, name), layer, *layout).stream
 
@@ -98,6 +99,7 @@ class FullyConnected(Frozen):
         pass only."""
         layer = self.layer
         n, c, k = layer.batch, layer.in_features, layer.out_features
+        backward = doors.flag("backward", backward)
         buffer = check("w", w, self._w_shape, layer.dtype)
         packed = []
         for is_backward, size in ((False, (n, k, c)), (True, (n, c, k)))[: 1 + backward]:
@@ -268,15 +270,15 @@ class FullyConnected(Frozen):
             db = np.empty(layer.out_features, dw.dtype) if layer.bias else None
             third, fourth = buffer_of(dw), buffer_of(db) if db is not None else None
         else:
-            dw, db = out
+            dw, db = doors.items("out", out, 2, ": dw, db")
             inputs = {"dz": getattr(dz, "array", dz), "x": getattr(x, "array", x)}
-            third = check_output("dw", dw, self._w_shape, layer.dtype, inputs)
+            third = check_output("out[0]", dw, self._w_shape, layer.dtype, inputs)
             fourth = None
             if layer.bias:
                 shape = (layer.out_features,)
-                fourth = check_output("db", db, shape, layer.dtype, {**inputs, "dw": dw})
+                fourth = check_output("out[1]", db, shape, layer.dtype, {**inputs, "out[0]": dw})
             elif db is not None:
-                raise ValueError("db is given, but the layer was made with bias=False")
+                raise ValueError("out[1] is given, but the layer was made with bias=False")
         run = self._runs.use(streams.backward_weights, layer, a_width, b_width)
         run((first, second, third, *([fourth] if layer.bias else [])))
         return dw, db

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import doors
 from primitives.arrays import realigned
 
 
@@ -20,6 +21,20 @@ class Blocked:
 
     array: np.ndarray
     columns: int
+
+    def __post_init__(self) -> None:
+        doors.floats("array", self.array)
+        if self.array.ndim != 3 or 0 in self.array.shape:
+            rule = "(panels, rows, width), none zero"
+            raise ValueError(f"array has shape {self.array.shape}; it must be {rule}")
+        columns = doors.size("columns", self.columns)
+        panels = self.array.shape[0]
+        if panels != -(-columns // self.width):
+            raise ValueError(
+                f"columns={columns} take {-(-columns // self.width)} panels of width "
+                f"{self.width}; array has shape {self.array.shape}"
+            )
+        doors.settle(self, columns=columns)
 
     def __repr__(self) -> str:
         panels, rows, width = self.array.shape
@@ -48,6 +63,18 @@ class PackedWeights:
     forward: Blocked
     backward: Blocked | None
     layout: tuple[int, int, str]
+
+    def __post_init__(self) -> None:
+        doors.instance("forward", self.forward, Blocked)
+        if self.backward is not None:
+            doors.instance("backward", self.backward, Blocked)
+        inputs, outputs, dtype = doors.items("layout", self.layout, 3)
+        doors.settle(
+            self, layout=(
+                *doors.pair("layout", (inputs, outputs)),
+                doors.one_of("layout[2]", dtype, doors.NUMPY),
+            ),
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         inputs, outputs, dtype = self.layout

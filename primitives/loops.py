@@ -19,15 +19,20 @@ pieces of equal work. Nothing runs here: the result is arrays. Not here: kernels
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from jitgen import doors
+from jitgen.threads import check_threads
 from primitives.curve import curve
 
 Array = np.ndarray
+#: Characters of an order
+LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,15 @@ class Loop:
     blocks: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.extent < 0:
-            raise ValueError(f"extent={self.extent} is negative")
-        if not self.blocks or any(b < 1 for b in self.blocks):
-            raise ValueError(f"blocks={self.blocks} are not positive sizes")
-        if any(b % c for b, c in zip(self.blocks, self.blocks[1:], strict=False)):
-            raise ValueError(f"blocks={self.blocks}: each must be a multiple of the next")
+        extent = doors.size("extent", self.extent, 0)
+        given = enumerate(doors.items("blocks", self.blocks))
+        blocks = tuple(doors.size(f"blocks[{i}]", block) for i, block in given)
+        if not blocks or any(b % c for b, c in itertools.pairwise(blocks)):
+            raise ValueError(
+                f"blocks={doors.shown(self.blocks)}: there is at least one, and each is a multiple "
+                "of the next"
+            )
+        doors.settle(self, extent=extent, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,16 @@ class _Level:
 
 
 def parse_order(order: str) -> list[_Level]:
-    """The levels of an order string. Raises ValueError that names what is wrong."""
+    """The levels of an order string. Raises TypeError or ValueError that names what is wrong."""
+    order = doors.text("order", order)
+    if len(order) > LONGEST:
+        raise ValueError(
+            f"order={doors.shown(order)} has {len(order)} characters; at most {LONGEST}"
+        )
     if not re.fullmatch(r"((\[[A-Za-z]{2}\]|[A-Za-z])\|?)*", order):
         raise ValueError(
-            f"order={order!r}: letters, [two letters] for a curve, | after one for a barrier"
+            f"order={doors.shown(order)}: letters, [two letters] for a curve, | after one for a "
+            "barrier"
         )
     levels = []
     for letters, bar in re.findall(r"(\[\w\w\]|\w)(\|?)", order):
@@ -92,9 +106,11 @@ def parse_order(order: str) -> list[_Level]:
 def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:
     """All innermost iterations of the loops in `order`.
 
-    Raises ValueError if order and loops do not fit each other.
+    Raises TypeError or ValueError if order and loops do not fit each other.
     """
-    levels = parse_order(order)
+    levels, threads = parse_order(order), check_threads(threads)
+    for name, loop in doors.mapping("loops", loops).items():
+        doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
     depth = dict.fromkeys(loops, 0)
     start = {name: np.zeros(1, np.int64) for name in loops}
     size = {name: np.array([loop.extent], np.int64) for name, loop in loops.items()}
@@ -105,7 +121,10 @@ def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:
         blocks = []
         for name in level.letters:
             if name not in loops or depth[name] == len(loops[name].blocks):
-                raise ValueError(f"order={order!r}: no (more) blocks for loop {name!r}")
+                raise ValueError(
+                    f"order={order!r}: no (more) blocks for loop {name!r}; loops="
+                    f"{doors.shown(dict(loops))}"
+                )
             blocks.append(loops[name].blocks[depth[name]])
             depth[name] += 1
         counts = [-(-size[n] // b) for n, b in zip(level.letters, blocks, strict=True)]

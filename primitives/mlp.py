@@ -12,20 +12,26 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import doors
+from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.operands import NUMPY
-from primitives.arguments import one_of
+from jitgen.spec import DTYPES
 from primitives.fully_connected import FullyConnected
-from primitives.optimizers import Adam, Sgd
+from primitives.optimizers import Adam, Optimizer, Sgd
 
 #: Activations whose derivative needs no more than their output
 ACTIVATIONS = ("relu", "sigmoid", "tanh")
 
 
 def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean loss of a batch and its gradient by the logits (batch x classes); labels (batch,) are
-    integers."""
-    batch = len(logits)
+    """Mean loss of a batch and its gradient by the logits (batch x classes, float32 or float64, any
+    strides); labels (batch,) are integers below `classes`. TypeError, ValueError: argument, value
+    and rule."""
+    doors.floats("logits", logits)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits has shape {logits.shape}; it must be (batch, classes), none zero")
+    batch, classes = logits.shape
+    labels = doors.indices("labels", labels, batch, classes - 1)
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     sums = exponentials.sum(axis=1, keepdims=True)
@@ -49,9 +55,14 @@ class Mlp(Frozen):
         self, batch: int, sizes: Sequence[int], *, activation: str = "relu", dtype: str = "f32",
         threads: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
+        given = enumerate(doors.items("sizes", sizes))
+        sizes = tuple(doors.size(f"sizes[{i}]", c) for i, c in given)
         if len(sizes) < 2:
-            raise ValueError(f"sizes={sizes!r}: a network has at least two, inputs and outputs")
-        one_of("activation", activation, ACTIVATIONS)
+            shown = doors.shown(sizes)
+            raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
+        activation = doors.one_of("activation", activation, ACTIVATIONS)
+        dtype, batch = doors.one_of("dtype", dtype, DTYPES), doors.size("batch", batch)
+        seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
         self.layers = tuple(
             FullyConnected(
@@ -112,14 +123,6 @@ class Mlp(Frozen):
 
         x: batch x inputs; labels: (batch,) integers below `classes`.
         """
-        labels = np.asarray(labels)
-        if labels.shape != (self.batch,) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
-                f"({self.batch},) integers"
-            )
-        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise ValueError(f"labels must lie from 0 to {self.classes - 1}")
         logits = self.forward(x)
         loss, delta = softmax_cross_entropy(logits, labels)
         for i in range(len(self.layers) - 1, -1, -1):
@@ -134,6 +137,7 @@ class Mlp(Frozen):
     def train_step(self, x: np.ndarray, labels: np.ndarray, optimizer: Sgd | Adam) -> float:
         """One step of training on a batch; returns its loss before the step. The optimizer is one
         of `parameters`."""
+        doors.instance("optimizer", optimizer, Optimizer)
         own = self.parameters
         if [id(p) for p in optimizer.parameters] != [id(p) for p in own]:
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu
+from jitgen import cpu, doors
 from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_map
 from jitgen.frozen import Frozen
@@ -25,14 +25,13 @@ from jitgen.spec import DTYPES
 from jitgen.target import Target
 from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
-from primitives.arguments import LAYOUTS, one_of, positive
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.images import check_images, output_images, windows_text
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Part, Ref
-from primitives.windows import Pair, border, out_size, pair
+from primitives.windows import LAYOUTS, Pair, border, out_size, pair
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,23 @@ class _Pool(Frozen):
         stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nchw",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        positive(batch=batch, channels=channels, height=height, width=width)
-        one_of("dtype", dtype, DTYPES)
-        one_of("layout", layout, LAYOUTS)
+        batch, channels, height, width = doors.sizes(
+            batch=batch, channels=channels, height=height, width=width
+        )
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        layout = doors.one_of("layout", layout, LAYOUTS)
         taps = pair("kernel", kernel)
         steps = taps if stride is None else pair("stride", stride)
         if max(taps) > MOST_TAPS:
-            raise ValueError(f"kernel={kernel!r}: a side has at most {MOST_TAPS} taps")
+            raise ValueError(f"kernel={doors.shown(kernel)}: a side has at most {MOST_TAPS} taps")
         size = (height, width)
         around = border(padding, size, taps, steps, (1, 1))
         for side, k in zip(around, taps, strict=True):
             if max(side) > k // 2:
-                raise ValueError(f"padding={padding!r} is more than half of kernel={kernel!r}")
+                raise ValueError(
+                    f"padding={doors.shown(padding)} is more than half of "
+                    f"kernel={doors.shown(kernel)}"
+                )
         out = out_size(size, around, taps, steps)
         chosen = cpu.choose(target)
         # a depthwise convolution without weights
@@ -103,7 +107,8 @@ class _Pool(Frozen):
         given = {name: array for name, (array, _) in inputs.items()}
         result: np.ndarray
         result, last = output_images(out, shape, dtype, given, nhwc)
-        self._runs.use(make, self.conv, self.kind)((*buffers, last))
+        read = buffers if self.kind == "max" else buffers[:1]
+        self._runs.use(make, self.conv, self.kind)((*read, last))
         return result
 
     def backward(
@@ -112,7 +117,7 @@ class _Pool(Frozen):
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
         it, a mean does not look at its numbers."""
         inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
-        if self.kind == "max":
+        if self.kind == "max" or x is not None:
             inputs["x"] = (x, self.x_shape)
         elif x is not None:
             check_images("x", x, self.x_shape, self.conv.dtype, self.conv.nhwc)

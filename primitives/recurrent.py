@@ -13,21 +13,19 @@ theirs along a first axis. ONNX's tensors: `primitives.recurrent_onnx`. Not here
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from jitgen import cpu
+from jitgen import cpu, doors
+from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
 from jitgen.loader import ffi
-from jitgen.operands import NUMPY
 from jitgen.spec import DTYPES, MATRIX_BYTES
 from jitgen.target import Target
 from jitgen.threads import check_threads
-from primitives.arguments import one_of, positive
 from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_kept import Kept, PackedRecurrent
@@ -57,17 +55,20 @@ class _Recurrent(Frozen):
         bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
         forget_bias: float = 0.0,
     ) -> None:  # fmt: skip
-        positive(batch=batch, steps=steps, in_features=in_features, hidden=hidden)
-        one_of("direction", direction, DIRECTIONS)
-        one_of("dtype", dtype, DTYPES)
+        batch, steps, in_features, hidden = doors.sizes(
+            batch=batch, steps=steps, in_features=in_features, hidden=hidden
+        )
+        direction = doors.one_of("direction", direction, DIRECTIONS)
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        bias, peephole = doors.flag("bias", bias), doors.flag("peephole", peephole)
         chosen = cpu.choose(target)
         both = direction == "bidirectional"
         self.layer = Layer(
-            kind, batch, steps, in_features, hidden, 1 + both, bool(peephole), dtype,
+            kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
-        self.bias = bool(bias)
-        self.forget_bias = forget_bias
+        self.bias = bias
+        self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
         lead, rows = (2,) if both else (), self.layer.gates * hidden
         self._shapes = {
@@ -139,17 +140,20 @@ class _Recurrent(Frozen):
         lengths: Any, training: bool,
     ) -> list[Any]:  # fmt: skip
         """y and the last states."""
-        layer = self.layer
+        layer, training = self.layer, doors.flag("training", training)
         packed = w if isinstance(w, PackedRecurrent) else None
         if packed is not None:
             if r is not None:
                 raise ValueError("r is given, but w holds both packed weights; it must be None")
-            if packed.layout != self._layout:
-                raise ValueError(f"w is packed for {packed.layout}; this layer is {self._layout}")
+            if packed.layout != self._layout or len(packed.panels) != len(self._reversed):
+                raise ValueError(
+                    f"w is packed for {packed.layout}, {len(packed.panels)} directions; this layer "
+                    f"is {self._layout}, {len(self._reversed)} directions"
+                )
             w, r = packed.w, packed.r
             for panels in packed.panels:
                 for name, size in self._packed.items():
-                    check(f"w (packed, {name})", panels[name], (size,), layer.dtype)
+                    check(f"w (packed, {name})", panels.get(name), (size,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
             check(name, array, self._shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
@@ -338,13 +342,9 @@ class Lstm(_Recurrent):
         peephole: bool = False, dtype: str = "f32", threads: int | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(forget_bias, (int, float)):
-            raise TypeError(f"forget_bias={forget_bias!r} is no number")
-        if not math.isfinite(forget_bias):
-            raise ValueError(f"forget_bias={forget_bias} is not finite")
         super().__init__(
             "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
-            target, float(forget_bias),
+            target, forget_bias,
         )  # fmt: skip
 
     def forward(
@@ -395,7 +395,7 @@ class Gru(_WithoutCell):
         direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
-        one_of("reset", reset, RESETS)
+        reset = doors.one_of("reset", reset, RESETS)
         super().__init__(
             "gru" if reset == "after" else "gru_before", batch, steps, in_features, hidden,
             direction, bias, False, dtype, threads, target,

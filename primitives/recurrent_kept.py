@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import doors
 from primitives.arrays import realigned
 from primitives.recurrent_lengths import Lengths, Whole
 
@@ -23,6 +24,15 @@ class PackedRecurrent:
     layout: tuple[Any, ...]
     w: np.ndarray
     r: np.ndarray
+
+    def __post_init__(self) -> None:
+        doors.settle(self, panels=list(doors.items("panels", self.panels)))
+        for d, panels in enumerate(self.panels):
+            for name, array in doors.mapping(f"panels[{d}]", panels).items():
+                doors.floats(f"panels[{d}][{doors.shown(name)}]", array)
+        doors.instance("layout", self.layout, tuple)
+        doors.floats("w", self.w)
+        doors.floats("r", self.r)
 
     def __repr__(self) -> str:
         kind, features, hidden, directions, _, dtype = self.layout

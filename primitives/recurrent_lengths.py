@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jitgen.operands import NUMPY
+from jitgen import doors
+from jitgen.doors import NUMPY
 from primitives.recurrent_streams import Layer
 
 
@@ -78,15 +79,7 @@ class Lengths(Whole):
     mask: np.ndarray
 
     def __init__(self, layer: Layer, lengths: Any) -> None:
-        array = np.asarray(lengths)
-        if array.shape != (layer.batch,) or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"lengths has shape {array.shape} and dtype {array.dtype}; it must be "
-                f"({layer.batch},) integers"
-            )
-        if not 0 <= int(array.min()) <= int(array.max()) <= layer.steps:
-            raise ValueError(f"lengths={array.tolist()}: each must be 0 .. steps={layer.steps}")
-        array = array.astype(np.int64)
+        array = doors.indices("lengths", lengths, layer.batch, layer.steps).astype(np.int64)
         self._empty = array == 0
         self._sorted = bool((array[:-1] >= array[1:]).all())
         self._order = np.argsort(-array, kind="stable")

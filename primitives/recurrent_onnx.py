@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitgen.operands import NUMPY
-from primitives.arrays import check
+from jitgen import doors
 
-_DTYPES = {kind: name for name, kind in NUMPY.items()}
 #: Where ONNX has the gates, in the order of the layers
 _LSTM, _GRU, _RNN, _PEEPHOLES = (0, 2, 3, 1), (1, 0, 2), (0,), (0, 2, 1)
 
@@ -44,9 +42,7 @@ def rnn_from_onnx(w: np.ndarray, r: np.ndarray, b: np.ndarray | None = None) -> 
 
 def _weights(w: np.ndarray, r: np.ndarray, b: np.ndarray | None, order: tuple[int, ...]) -> Weights:
     gates = len(order)
-    if not isinstance(w, np.ndarray) or w.dtype not in _DTYPES:
-        kind = getattr(w, "dtype", type(w).__name__)
-        raise TypeError(f"w is {kind}; it must be a numpy.ndarray of float32 or float64")
+    doors.floats("w", w)
     if w.ndim != 3 or w.shape[0] not in (1, 2) or w.shape[1] % gates or 0 in w.shape:
         rule = f"(1 or 2, {gates} * hidden, in_features)"
         raise ValueError(f"w has shape {w.shape}; it must be {rule}")
@@ -66,7 +62,7 @@ def _stack(
     """For each direction, `given` with gates in ONNX's order -> `wanted` with those of the
     layers; one direction has no axis."""
     ways = len(w)
-    check(name, array, (ways, *given), _DTYPES[w.dtype])
+    array = np.asarray(doors.array(name, array, (ways, *given), w.dtype))
     copies = 2 if name == "b" else 1
     gates = array.reshape(ways, copies, len(order), -1)[:, :, order]
     return np.ascontiguousarray(gates.reshape((ways, *wanted) if ways == 2 else wanted))

@@ -8,21 +8,26 @@ for a shape. Not here: the driver that replays it (`jitgen.replay`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from jitgen import cpu, doors
+from jitgen.frame import ARGUMENTS
 from jitgen.frozen import Frozen, uncopied
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
+from jitgen.threads import check_threads
 from primitives.loops import Loop, Nest, iterate
 
 #: A kernel's machine code for a block, and the words of its argument struct that are the same in
 #: every call: made from sizes by loop, and whether the block is the first and the last one of the
 #: reduction
 MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
+#: Elements that no tensor has
+_FAR = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,28 @@ class Ref:
     start: int = 0
     #: loop -> elements to add at each position of the loop
     table: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        element = doors.integer("element", self.element)
+        if element not in (1, 2, 4, 8):
+            raise ValueError(f"element={doors.shown(self.element)} is not 1, 2, 4 or 8 bytes")
+        doors.settle(
+            self, element=element, tensor=doors.text("tensor", self.tensor),
+            per_thread=doors.size("per_thread", self.per_thread, 0, _FAR),
+            start=doors.size("start", self.start, -_FAR, _FAR),
+        )  # fmt: skip
+        for name, step in doors.mapping("steps", self.steps).items():
+            doors.size(f"steps[{doors.shown(name)}]", step, -_FAR, _FAR)
+        for name, elements in doors.mapping("table", self.table).items():
+            _check_table(f"table[{doors.shown(name)}]", elements)
+
+
+def _check_table(name: str, value: np.ndarray) -> None:
+    """A number for each position of a loop."""
+    if doors.plain(name, value).dtype.kind not in "iu" or value.ndim != 1:
+        error = ValueError if value.dtype.kind in "iu" else TypeError
+        raise error(f"{name} has shape {value.shape} and dtype {value.dtype}; it must be a vector "
+                    "of integers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,55 @@ class Part:
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     when: Ref | None = None
+
+    def __post_init__(self) -> None:
+        doors.function("code", self.code)
+        doors.settle(
+            self, title=doors.text("title", self.title), order=doors.text("order", self.order),
+            reduction=doors.text("reduction", self.reduction),
+            before=doors.items("before", self.before), after=doors.items("after", self.after),
+        )  # fmt: skip
+        for name, loop in doors.mapping("loops", self.loops).items():
+            doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
+        for name in self.reduction:
+            if name not in self.loops:
+                raise ValueError(
+                    f"reduction={doors.shown(self.reduction)}: {name!r} is not in loops="
+                    f"{doors.shown(self.loops)}"
+                )
+        for name, ref in doors.mapping("words", self.words).items():
+            doors.one_of("words: word", name, ARGUMENTS)
+            doors.instance(f"words[{name!r}]", ref, Ref)
+            for loop_name in (*ref.steps, *ref.table):
+                doors.one_in(f"words[{name!r}]: loop", loop_name, "loops", self.loops)
+            for loop_name, elements in ref.table.items():
+                self._check_extent(f"words[{name!r}].table[{loop_name!r}]", loop_name, elements)
+        for name, variant in doors.mapping("variants", self.variants).items():
+            what = f"variants[{doors.shown(name)}]"
+            loop_name, values = doors.items(what, variant, 2)
+            doors.one_in(f"{what}: loop", loop_name, "loops", self.loops)
+            _check_table(what, values)
+            self._check_extent(what, loop_name, values)
+        if self.when is not None:
+            doors.instance("when", self.when, Ref)
+            for loop_name in (*self.when.steps, *self.when.table):
+                doors.one_in("when: loop", loop_name, "loops", self.loops)
+        for name, others in (("before", self.before), ("after", self.after)):
+            for i, other in enumerate(others):
+                doors.instance(f"{name}[{i}]", other, Part)
+
+    def _check_extent(self, name: str, loop: str, values: np.ndarray) -> None:
+        if len(values) < self.loops[loop].extent:
+            raise ValueError(
+                f"{name} has {len(values)} numbers; loop {loop!r} has {self.loops[loop].extent} "
+                "positions"
+            )
+
+    def _refs(self) -> Iterator[Ref]:
+        """Those of its words, and of the parts beside it."""
+        yield from self.words.values()
+        for other in (*self.before, *self.after):
+            yield from other._refs()
 
 
 @dataclass(frozen=True)
@@ -99,8 +175,16 @@ class Stream(Frozen):
     """
 
     def __init__(self, parts: Sequence[Part], tensors: Sequence[str], threads: int = 1) -> None:
-        self.tensors = tuple(tensors)
-        self.threads = threads
+        names = enumerate(doors.items("tensors", tensors))
+        self.tensors = tuple(doors.text(f"tensors[{i}]", name) for i, name in names)
+        threads = self.threads = check_threads(threads)
+        parts = [
+            doors.instance(f"parts[{i}]", part, Part)
+            for i, part in enumerate(doors.items("parts", parts))
+        ]
+        for i, part in enumerate(parts):
+            for ref in part._refs():
+                doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
         self._found: list[Call] = []
         self.parts = tuple(
             self._part(part, iterate(part.order, part.loops, threads)) for part in parts
@@ -120,13 +204,17 @@ class Stream(Frozen):
 
     def team(self, target: Target) -> Team:
         """The stream, ready to run."""
-        return Team(self.calls, self.slices, len(self.tensors), target)
+        return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target))
 
     __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
 
     def chosen(self, flags: np.ndarray) -> list[np.ndarray]:
         """The slices without the calls whose flag (`Part.when`) is not set, and without the
-        barriers before phases that have no call left."""
+        barriers before phases that have no call left. `flags` are booleans."""
+        least = max(int(flag.max()) for _, flag in self._cuts) + 1
+        doors.typed("flags", flags, np.dtype(bool))
+        if flags.ndim != 1 or len(flags) < least:
+            raise ValueError(f"flags has shape {flags.shape}; it must be ({least},), or longer")
         known = np.append(flags, True)  # -1: no flag
         result = []
         for words, (edges, flag) in zip(self.slices, self._cuts, strict=True):
@@ -186,7 +274,13 @@ class Stream(Frozen):
         kinds = []
         for *sizes, is_first, is_last in shapes.tolist():
             sized = dict(zip(names, sizes, strict=True))
-            code, fixed = part.code(sized, bool(is_first), bool(is_last))
+            code, fixed = doors.items(
+                "result of code", part.code(sized, bool(is_first), bool(is_last)), 2
+            )
+            doors.instance("result of code[0]", code, bytes)
+            for name, value in doors.mapping("result of code[1]", fixed).items():
+                doors.one_of("result of code[1]: word", name, ARGUMENTS)
+                doors.integer(f"result of code[1][{name!r}]", value)
             call = Call(code, words, tuple(fixed.items()))
             if call not in self._found:
                 self._found.append(call)
@@ -194,8 +288,11 @@ class Stream(Frozen):
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
             offsets[:, w] = _offsets(ref, nest)
-        if offsets.size and offsets.max() >= 1 << 32:
-            raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
+        if offsets.size and (offsets.max() >= 1 << 32 or offsets.min() < 0):
+            raise ValueError(
+                f"{part.title}: words reach elements {offsets.min()} to {offsets.max()} of their "
+                "tensors; they must be from 0 to 2**32 - 1"
+            )
         kind = np.array(kinds, np.int64)[index]
         flags = np.full(len(nest), -1) if part.when is None else _offsets(part.when, nest)
         return Calls(part, nest, kind, offsets, flags)
@@ -220,6 +317,7 @@ class Stream(Frozen):
 
     def text(self, most: int = 40) -> str:
         """Which thread does what, in what order: at most `most` calls of each thread and part."""
+        most = doors.size("most", most, 0)
         words = sum(map(len, self.slices))
         total = sum(len(calls.nest) for calls in self.parts)
         size = sum(len(call.code) for call in self.calls)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from jitgen import cpu, disk
+from jitgen import cpu, disk, doors
 
 FORMAT = "jitgen winners 1"
 #: Bytes of a file that is worth reading
@@ -44,8 +44,12 @@ def tuned(key: str, candidates: Mapping[str, T], seconds: Callable[[T], float]) 
     `seconds` measures a candidate once; it is called several times, in turns. A file that cannot be
     used is left alone, with a warning.
     """
+    key = doors.text("key", key)
+    for name in doors.mapping("candidates", candidates):
+        doors.text("candidates: name", name)
     if not candidates:
-        raise ValueError("candidates is empty; there must be one or more")
+        raise ValueError(f"candidates={doors.shown(candidates)} is empty; there must be some")
+    doors.function("seconds", seconds)
     key = f"{cpu.name()}, {key}"
     where = path()
     known, why = _read(where)
@@ -72,7 +76,8 @@ def _fastest(candidates: Mapping[str, T], seconds: Callable[[T], float]) -> str:
     with _progress(total) as step:
         for turn in range(ROUNDS):
             for name in names:
-                best[name] = min(best.get(name, float("inf")), seconds(candidates[name]))
+                taken = doors.number("result of seconds", seconds(candidates[name]))
+                best[name] = min(best.get(name, float("inf")), taken)
                 step()
             if turn == 0:
                 names = sorted(names, key=best.__getitem__)[:finalists]

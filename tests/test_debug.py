@@ -49,7 +49,7 @@ assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("'perff'", "tool 'perff' is not one of perf, jitdump, gdb"),
+        ("'perff'", "tool='perff' is not one of perf, jitdump, gdb"),
         ("", "name at least one tool: perf, jitdump, gdb"),
         ("'gdb', directory='/nowhere'", "directory='/nowhere' is no directory"),
     ],

@@ -91,7 +91,7 @@ def test_wrong_kernels(
 @pytest.mark.parametrize("name", ["", "a-b", "1a", "_a", "jitgen", "ä", "a" * 101, "../a", None, 3])
 def test_wrong_names(tmp_path: Path, name: Any) -> None:
     """A library's name becomes a part of C names and files."""
-    with pytest.raises(ValueError, match=r"^name="):
+    with pytest.raises((TypeError, ValueError), match=r"^name="):
         jitgen.export([small()], tmp_path, name)
     assert not list(tmp_path.iterdir())
 
@@ -123,7 +123,7 @@ def test_wrong_names(tmp_path: Path, name: Any) -> None:
         ('[{"m": 1, "n": 1, "k": 1, "plan": 3}]', "plan=3 is no mapping"),
         ('[{"m": 1, "n": 1, "k": 1, "plan": {"rows": {}}}]', "rows={} is no integer"),
         ('[{"m": 1, "n": 1, "k": 1, "epilogue": "relu"}]', "is a string"),
-        ('[{"m": 1, "n": 1, "k": 1, "epilogue": {"a": 1}}]', "'a' is not one of"),
+        ('[{"m": 1, "n": 1, "k": 1, "epilogue": {"a": 1}}]', "epilogue={'a': 1} is no sequence"),
         ('[{"m": 1, "n": 1, "k": 1, "epilogue": [["clip", NaN, 1]]}]', "is not finite"),
         ('[{"m": 99999999, "n": 99999999, "k": 1}]', "at most"),
         ("[" * 100000, "recursion"), ("\udce9", "utf-8"),
@@ -168,7 +168,7 @@ def test_command_errors(capsys: Captured, tmp_path: Path, monkeypatch: Any) -> N
         ([str(SPECS), "-o", str(tmp_path / "file" / "x")], "Not a directory"),
         ([str(SPECS), "-o", "/proc/none"], "/proc/none: No such file"),
         ([str(SPECS), "-o", out, "--targets", "avx2,,"], "target='' is not one of"),
-        ([str(SPECS), "-o", out, "--targets", "sve100"], "sve100: SVE has"),
+        ([str(SPECS), "-o", out, "--targets", "sve100"], "target='sve100': SVE has"),
         ([str(SPECS), "-o", out, "--targets", "avx2,sve256"], "two libraries"),
         ([str(SPECS), "-o", out, "--name", "a-b"], "name='a-b'"),
         ([str(SPECS)], "required: -o/--output"),

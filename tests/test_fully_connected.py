@@ -17,7 +17,7 @@ from random_cases import SEED
 from rig import count
 
 from jitgen import cpu
-from primitives.arguments import ACTIVATIONS
+from primitives.elementwise import ACTIVATIONS
 from primitives.fully_connected import FullyConnected
 from primitives.layouts import Blocked, PackedWeights
 
@@ -200,7 +200,7 @@ def narrow(packed: PackedWeights, name: str) -> PackedWeights:
         (lambda x: FullyConnected(4, 6, 5, activation="softmax"), ValueError, "softmax"),
         (lambda x: FullyConnected(4, 6, 5, dtype="bf16"), ValueError, "bf16"),
         (lambda x: FullyConnected(4, 6, 5, threads=0), ValueError, "threads=0"),
-        (lambda x: FullyConnected(4, 6, 5, blocks=(0, 16)), ValueError, "blocks="),
+        (lambda x: FullyConnected(4, 6, 5, blocks=(0, 16)), ValueError, "blocks[0]=0"),
         (lambda x: FullyConnected(4, 6, 5, order="xy").forward(X, W, B), ValueError, "order="),
         (lambda x: x.forward([[1.0]], W, B), TypeError, "x is list"),
         (lambda x: x.forward(X.astype(np.float64), W, B), TypeError, "float64"),
@@ -215,7 +215,7 @@ def narrow(packed: PackedWeights, name: str) -> PackedWeights:
         (lambda x: x.backward_data(X, W), ValueError, "dz has shape"),
         (lambda x: x.backward_data(Y, x.pack_weights(W, backward=False)), ValueError, "backward="),
         (lambda x: x.backward_weights(Y, Y), ValueError, "x has shape"),
-        (lambda x: x.backward_weights(Y, X, (W, B[:3])), ValueError, "db has shape"),
+        (lambda x: x.backward_weights(Y, X, (W, B[:3])), ValueError, "out[1] has shape"),
         (lambda x: x.backward_activation(Y, Y), ValueError, "activation=None"),
         (lambda x: x.forward(blocked(Y, 8), W, B), ValueError, "x has 5 columns"),
         (lambda x: x.forward(X, FullyConnected(4, 6, 9).pack_weights(np.zeros((9, 6), "f4")), B),

@@ -103,5 +103,5 @@ def test_bad_orders(order: str, word: str) -> None:
 
 @pytest.mark.parametrize(("extent", "blocks"), [(-1, (1,)), (4, ()), (4, (0,)), (4, (3, 2))])
 def test_bad_loops(extent: int, blocks: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"extent=|blocks="):
+    with pytest.raises(ValueError, match=r"extent=|blocks(\[0\])?="):
         Loop(extent, blocks)

@@ -14,8 +14,8 @@ from copied import numbers
 from random_cases import SEED
 
 from jitgen import cpu
-from primitives.arguments import ACTIVATIONS
 from primitives.convolution import Convolution
+from primitives.elementwise import ACTIVATIONS
 from primitives.fully_connected import FullyConnected
 from primitives.mlp import Mlp
 from primitives.optimizers import Adam, Sgd

@@ -78,8 +78,8 @@ B = np.zeros((5, 20), np.float32)
         ((B[:0], 16), ValueError, "shape"),
         ((B, 0), ValueError, "panel=0"),
         ((B, 7), ValueError, "panel=7"),
-        ((B, 16.0), ValueError, "panel=16.0"),
-        ((B, True), ValueError, "panel=True"),
+        ((B, 16.0), TypeError, "panel=16.0"),
+        ((B, True), TypeError, "panel=True"),
         ((B[:, ::2], 16), ValueError, "strides"),
         ((B[::-1], 16), ValueError, "strides"),
     ],
@@ -98,11 +98,11 @@ def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], words: st
     ],
 )  # fmt: skip
 def test_bad_out(out: Any) -> None:
-    with pytest.raises(ValueError, match="out must be"):
+    with pytest.raises((TypeError, ValueError), match=r"out (has|is)"):
         jitgen.pack_b(B, 16, out=out)
 
 
 def test_out_may_not_overlap_b() -> None:
     memory = np.zeros(5 * 32, np.float32)
-    with pytest.raises(ValueError, match="apart from b"):
+    with pytest.raises(ValueError, match="out overlaps b"):
         jitgen.pack_b(memory[:100].reshape(5, 20), 16, out=memory.reshape(2, 5, 16))

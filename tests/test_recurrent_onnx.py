@@ -178,7 +178,7 @@ W, R, B, P = (np.zeros(s, np.float32) for s in ((1, 12, 2), (1, 12, 3), (1, 24),
     ("call", "error", "words"),
     [
         (lambda: lstm_from_onnx(W.tolist(), R), TypeError, "w is list"),
-        (lambda: lstm_from_onnx(W.astype("f2"), R), TypeError, "w is float16"),
+        (lambda: lstm_from_onnx(W.astype("f2"), R), TypeError, "w has dtype float16"),
         (lambda: lstm_from_onnx(W[0], R), ValueError, "w has shape (12, 2); it must be (1 or 2, 4"),
         (lambda: lstm_from_onnx(W[:, :11], R), ValueError, "w has shape (1, 11, 2)"),
         (lambda: lstm_from_onnx(np.zeros((3, 12, 2)), R), ValueError, "w has shape (3, 12, 2)"),

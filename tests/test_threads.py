@@ -227,7 +227,7 @@ def test_bad_numbers(bad: object) -> None:
         threads.check_threads(bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", ["0", "many", "-2"])
+@pytest.mark.parametrize("bad", ["0", "many", "-2", "²", "9" * 5000])
 def test_bad_variable(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", bad)
     with pytest.raises(ValueError, match="OMP_NUM_THREADS="):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jitgen import doors
 from jitgen.analysis.instructions import BROADCAST, Instruction
 
 #: Short names of sources
@@ -224,9 +225,10 @@ CPUS = {
 
 
 def find_cpu(name: str) -> Cpu:
-    """The row of that name. Raises ValueError that lists the names."""
+    """The row of that name. Raises TypeError or ValueError that lists the names."""
     if not isinstance(name, str) or name not in CPUS:
-        raise ValueError(f"cpu={name!r} is not one of {', '.join(CPUS)}, host")
+        error = ValueError if isinstance(name, str) else TypeError
+        raise error(f"cpu={doors.shown(name)} is not one of {', '.join(CPUS)}, host")
     return CPUS[name]
 
 

@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from jitgen import doors
 from jitgen.analysis.report import Report
 
 FORMATS = (".png", ".svg")
@@ -25,11 +26,11 @@ def check_file(file: str) -> None:
 
     Errors name the extra of the package that brings it.
     """
-    path = Path(file)
+    path = Path(doors.path("file", file))
     if path.suffix not in FORMATS:
-        raise ValueError(f"plot file {file!r} does not end in {' or '.join(FORMATS)}")
+        raise ValueError(f"plot file={doors.shown(file)} does not end in {' or '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"plot file {file!r}: its folder does not exist")
+        raise ValueError(f"plot file={doors.shown(file)}: its folder does not exist")
     _matplotlib()
 
 
@@ -47,6 +48,7 @@ def _matplotlib() -> Any:
 
 def roofline(report: Report, file: str) -> None:
     """Draw the report's roofline to `file`, PNG or SVG by its ending; see `check_file`."""
+    doors.instance("report", report, Report)
     check_file(file)
     from matplotlib.figure import Figure
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from jitgen import doors
 from jitgen.analysis import mca
 from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED, Core
 from jitgen.analysis.cpus import SOURCES, Cpu, check_target, find_cpu
@@ -256,14 +257,14 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
     `note` says so. Raises ValueError if the CPU is unknown or does not run the kernel's target,
     RuntimeError if "host" is neither x86-64 nor AArch64.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch} is smaller than 1")
+    doors.instance("kernel", kernel, Kernel)
+    batch, other_models = doors.size("batch", batch), doors.flag("other_models", other_models)
     note = ""
-    if cpu == "host":
+    if isinstance(cpu, str) and cpu == "host":
         from jitgen.analysis.host import find_host
 
         cpu, note = find_host()
-    row = find_cpu(cpu) if isinstance(cpu, str) else cpu
+    row = cpu if isinstance(cpu, Cpu) else find_cpu(cpu)
     check_target(row, kernel.target.name)
     return replace(_report(kernel, row, batch, other_models), note=note)
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import jitgen
+from jitgen import doors
 from jitgen.cli import analyze, export, kernel, show, targets
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN
 from jitgen.loader import ExecutableMemoryError
@@ -62,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command; returns the exit code. TypeError: argv holds no text."""
+    if argv is not None:
+        argv = [doors.text(f"argv[{i}]", x) for i, x in enumerate(doors.items("argv", argv))]
     try:
         arguments = _parser().parse_args(argv)
         if argv is None and arguments.command == "kernel":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jitgen
+from jitgen import doors
 from jitgen.kernel import Kernel
 
 
@@ -83,7 +84,7 @@ def make_request(size: list[Any], asked: dict[str, Any], name: str = "", times: 
     if len(size) != 3:
         raise ValueError(f"a kernel has three sizes, M N K; got {len(size)}")
     given = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
-    count, kind = given.pop("batch", 1), given.pop("batch_kind", "stride")
+    count, kind = doors.size("batch", given.pop("batch", 1)), given.pop("batch_kind", "stride")
     make = functools.partial(jitgen.brgemm, *size, batch=kind, target=asked["isa"], **given)
     return Request(name, times, count, make)
 
@@ -117,7 +118,7 @@ def read_shapes(file: str, asked: dict[str, Any]) -> Iterator[Request]:
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{name}={text!r} is no whole number")
     return int(text)
 

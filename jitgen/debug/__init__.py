@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
+from jitgen import doors, loader
 from jitgen import kernel as kernels
-from jitgen import loader
 from jitgen.debug.image import Image
 
 #: tool -> module, class
@@ -61,11 +61,10 @@ def enable(*tools: str, directory: str | os.PathLike[str] | None = None) -> None
     Raises ValueError for another name, or a directory that is none.
     """
     for name in tools:
-        if name not in TOOLS:
-            raise ValueError(f"tool {name!r} is not one of {', '.join(TOOLS)}")
+        doors.one_of("tool", name, TOOLS)
     if not tools:
         raise ValueError(f"name at least one tool: {', '.join(TOOLS)}")
-    if directory is not None and not os.path.isdir(directory):
+    if directory is not None and not os.path.isdir(doors.path("directory", directory)):
         raise ValueError(f"directory={os.fspath(directory)!r} is no directory")
     with loader.lock:
         new = [name for name in dict.fromkeys(tools) if name not in _tools]

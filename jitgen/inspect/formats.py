@@ -6,10 +6,9 @@ Not here: what each of them holds (`listing`, `asm`, `html` of this package).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+from jitgen import doors
+from jitgen.kernel import Kernel
 
 #: all of them are text but "bytes"
 FORMATS = ("text", "asm", "bytes", "json", "html")
@@ -25,14 +24,19 @@ def render(
     Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
     target has not.
     """
-    if format not in FORMATS or format == "bytes":
+    doors.instance("kernel", kernel, Kernel)
+    syntax = doors.text("syntax", syntax)
+    if analysis is not None:
+        given = enumerate(doors.items("analysis", analysis))
+        analysis = [doors.text(f"analysis[{i}]", line) for i, line in given]
+    if doors.text("format", format) not in FORMATS or format == "bytes":
         texts = ", ".join(name for name in FORMATS if name != "bytes")
         raise ValueError(
-            f"format={format!r} is not one of {texts}"
+            f"format={doors.shown(format)} is not one of {texts}"
             + ("; the bytes are kernel.code" if format == "bytes" else "")
         )
     if syntax != "intel" and format != "asm":
-        raise ValueError(f"syntax={syntax!r} is for the format 'asm', not {format!r}")
+        raise ValueError(f"syntax={doors.shown(syntax)} is for the format 'asm', not {format!r}")
     if format == "asm":
         from jitgen.inspect.asm import assembly
         from jitgen.objects.names import symbol_name

@@ -14,7 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import jitgen
+from jitgen import doors
 from jitgen.inspect.listing import describe
 from jitgen.kernel import Kernel
 from jitgen.objects.assembly import source
@@ -31,6 +34,8 @@ from jitgen.objects.table import (
     name_kernels,
 )  # fmt: skip
 
+#: What is no sequence of kernels, though it may be iterated
+_ONE = (Kernel, str, np.generic)
 #: The manifest's own version: raised when a field changes its meaning or goes away
 MANIFEST = 1
 
@@ -42,7 +47,10 @@ def write_library(
 ) -> dict[str, Any]:
     """See `jitgen.export`."""
     _check_name(name)
+    directory = doors.path("directory", directory)
     products = group(_named(kernels))
+    if not products:
+        raise ValueError(f"kernels={doors.shown(kernels)}: there are none; a library has some")
     exported = name_kernels(name, products)
     architecture = _architecture(exported)
     generator = f"jitgen {jitgen.__version__}"
@@ -68,14 +76,14 @@ def write_library(
 
 
 def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", doors.text("name", name)):
         raise ValueError(
-            f"name={name!r}: it begins with a letter and has letters, digits and underscores (A-Z, "
-            "a-z, 0-9, _), because it becomes a part of C names"
+            f"name={doors.shown(name)}: it begins with a letter and has letters, digits and "
+            "underscores (A-Z, a-z, 0-9, _), because it becomes a part of C names"
         )
     if len(name) > LONGEST_NAME or name.lower() == "jitgen":
         raise ValueError(
-            f"name={name!r}: it has at most {LONGEST_NAME} characters, and is not jitgen"
+            f"name={doors.shown(name)}: it has at most {LONGEST_NAME} characters, and is not jitgen"
         )
 
 
@@ -84,26 +92,24 @@ def _named(
 ) -> Iterator[tuple[str, Kernel]]:
     """Kernels with their names, "" for none."""
     if isinstance(kernels, Kernel):
-        raise TypeError(f"kernels={kernels!r} is one kernel; give a list, [kernel]")
+        raise TypeError(f"kernels={doors.shown(kernels)} is one kernel; give a list, [kernel]")
     named: Iterable[tuple[Any, Any]]
-    named = kernels.items() if isinstance(kernels, Mapping) else (("", k) for k in kernels)
+    if isinstance(kernels, Mapping):
+        named = kernels.items()
+    else:
+        named = (("", kernel) for kernel in doors.items("kernels", kernels))
     for name, value in named:
         if not isinstance(name, str):
-            raise TypeError(f"kernels: {name!r} is no name")
-        try:
-            several = [value] if isinstance(value, Kernel) else list(value)
-        except TypeError:
-            raise TypeError(f"kernels: {value!r} is no jitgen.Kernel") from None
+            raise TypeError(f"kernels: {doors.shown(name)} is no name")
+        several = [value] if isinstance(value, _ONE) or not np.iterable(value) else value
         for kernel in several:
             if not isinstance(kernel, Kernel):
-                raise TypeError(f"kernels: {kernel!r} is no jitgen.Kernel")
+                raise TypeError(f"kernels: {doors.shown(kernel)} is no jitgen.Kernel")
             yield name, kernel
 
 
 def _architecture(exported: Sequence[Exported]) -> str:
     targets = {each.kernel.target.architecture: each.kernel.target.name for each in exported}
-    if not targets:
-        raise ValueError("kernels: there are none; a library has at least one")
     if len(targets) > 1:
         found = " and ".join(f"{a} ({target})" for a, target in targets.items())
         raise ValueError(

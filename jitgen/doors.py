@@ -1,0 +1,301 @@
+"""The door of every public function: arguments checked and normalised by one set of rules.
+
+A value of a wrong type raises TypeError, a wrong value ValueError, before anything is touched; the
+message names argument, value and rule. What comes back is a plain value (int, float, bool, str),
+since arguments become keys of caches.
+
+- Sizes: what has `__index__` (ints, NumPy integers, integer arrays of no dimension), but no bool;
+  no float, not even 4.0; below 2**31 unless another bound is told.
+- Numbers: real (ints, floats, fractions, NumPy's, arrays of no dimension), finite unless the rule
+  allows infinities, within the range told; no bool, no text, no complex number.
+- Flags: bool or `np.bool_`; 0, 1, None and text are none.
+- Names: str, one of those told. Sequences: what can be iterated but text, bytes, mappings and sets;
+  their elements are named argument[i].
+- Arrays: numpy.ndarray of the one dtype in native byte order and of the one shape, C-contiguous
+  unless strides are told; any alignment. Outputs are writable and overlap no other array. Masked
+  arrays (their mask would be lost) and np.matrix (its operators differ) are refused; other
+  subclasses count as the arrays that they are.
+
+Not here: what the values mean; cffi buffers of arrays (`primitives.arrays`).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+import reprlib
+import struct
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, TypeVar
+
+import numpy as np
+
+NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+#: Displacements have 32 bits
+MOST = (1 << 31) - 1
+#: Effort to tell interleaved views apart from overlapping ones; beyond it they count as overlapping
+SEARCH_LIMIT: Any = 100_000
+#: Bytes that no path has, with its end
+PATH_BYTES = 4096
+#: Characters of a value, bits of an integer, elements of an array that a message shows
+LONGEST, BITS, ELEMENTS = 60, 200, 8
+
+T = TypeVar("T")
+_repr = reprlib.Repr()
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = 2 * ELEMENTS
+_repr.maxstring = _repr.maxother = _repr.maxlong = LONGEST
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr if that is short, of a large array shape and dtype."""
+    if isinstance(value, np.ndarray) and value.size > ELEMENTS:
+        return f"<{type(value).__name__} {value.shape} {value.dtype}>"
+    if isinstance(value, int) and value.bit_length() > BITS:
+        return f"<an integer of {value.bit_length()} bits>"
+    try:
+        text = _repr.repr(value)
+    except Exception:  # the caller's class has a faulty __repr__
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+# ---- sizes, numbers, flags ----------------------------------------------------------------------
+
+
+def integer(name: str, value: Any) -> int:
+    """The int that `value` is."""
+    try:
+        if not isinstance(value, (bool, np.ma.MaskedArray)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name}={shown(value)} is no integer")
+
+
+def size(name: str, value: Any, least: int = 1, most: int | None = MOST) -> int:
+    """An integer from `least` to `most` (None: no bound)."""
+    number = integer(name, value)
+    if number < least:
+        raise ValueError(f"{name}={shown(number)} is smaller than {least}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={shown(number)} is larger than {most}")
+    return number
+
+
+def sizes(**values: Any) -> list[int]:
+    """Sizes from 1 on, by name, in their order."""
+    return [size(name, value) for name, value in values.items()]
+
+
+def number(
+    name: str, value: Any, *, low: float | None = None, above: float | None = None,
+    high: float | None = None, below: float | None = None, infinite: bool = False,
+    dtype: str | None = None,
+) -> float:  # fmt: skip
+    """A real number with low <= value <= high, above < value < below, that `dtype` can hold."""
+    given = value
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = plain(name, value)[()]
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
+        raise TypeError(f"{name}={shown(given)} is no real number")
+    try:
+        result = float(value)
+        if dtype is not None:
+            struct.pack("<f" if dtype == "f32" else "<d", result)
+    except OverflowError:
+        kind = "a float" if dtype is None else dtype
+        raise ValueError(f"{name}={shown(given)} is too large for {kind}") from None
+    if math.isnan(result) or (math.isinf(result) and not infinite):
+        raise ValueError(f"{name}={result} is not finite")
+    for bad, rule in (
+        (low is not None and result < low, f"smaller than {low}"),
+        (above is not None and result <= above, f"not above {above}"),
+        (high is not None and result > high, f"larger than {high}"),
+        (below is not None and result >= below, f"not below {below}"),
+    ):
+        if bad:
+            raise ValueError(f"{name}={shown(given)} is {rule}")
+    return result + 0.0  # no -0.0: it equals 0.0 as a key of caches
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={shown(value)} is no bool")
+    return bool(value)
+
+
+# ---- names, sequences, objects ------------------------------------------------------------------
+
+
+def text(name: str, value: Any) -> str:
+    """A str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={shown(value)} is no str")
+    return str.__str__(value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """One of the names `allowed`."""
+    if isinstance(value, str) and value in allowed:
+        return str.__str__(value)
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name}={shown(value)} is not one of {', '.join(allowed)}")
+
+
+def one_in(name: str, value: Any, among: str, known: Iterable[str]) -> str:
+    """One of the names in the argument `among`."""
+    if text(name, value) not in known:
+        raise ValueError(f"{name}={shown(value)} is not in {among}={shown(known)}")
+    return str.__str__(value)
+
+
+def settle(self: Any, **values: Any) -> None:
+    """Set fields of a frozen dataclass to plain values."""
+    for name, value in values.items():
+        object.__setattr__(self, name, value)
+
+
+def path(name: str, value: Any) -> str:
+    """A file or folder: str or os.PathLike, not empty."""
+    try:
+        found = os.fspath(value)
+    except TypeError:
+        found = b""
+    if not isinstance(found, str):
+        raise TypeError(f"{name}={shown(value)} is neither a str nor an os.PathLike of one")
+    try:
+        right = 0 < len(os.fsencode(found)) < PATH_BYTES and "\0" not in found
+    except UnicodeEncodeError:
+        right = False
+    if not right:
+        raise ValueError(f"{name}={shown(value)} is no path")
+    return found
+
+
+def items(name: str, value: Any, count: int | None = None, what: str = "") -> tuple[Any, ...]:
+    """The elements of a sequence, `count` of them if told; `what` says of what."""
+    rule = f"{name}={shown(value)} is no {'sequence' if count is None else 'pair'}{what}"
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set)):
+        raise TypeError(rule)
+    try:
+        found = tuple(value)
+    except TypeError:
+        raise TypeError(rule) from None
+    if count is not None and len(found) != count:
+        raise ValueError(rule)
+    return found
+
+
+def pair(name: str, value: Any, what: str = "", least: int = 1) -> tuple[int, int]:
+    """Two sizes."""
+    first, second = items(name, value, 2, what)
+    return size(f"{name}[0]", first, least), size(f"{name}[1]", second, least)
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """A mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}={shown(value)} is no mapping")
+    return value
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """What can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}={shown(value)} cannot be called")
+    result: Callable[..., Any] = value
+    return result
+
+
+def instance(name: str, value: Any, kind: type[T]) -> T:
+    """An object of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={shown(value)} is no {kind.__module__.split('.')[0]}"
+                        f".{kind.__name__}")  # fmt: skip
+    return value
+
+
+# ---- arrays -------------------------------------------------------------------------------------
+
+
+def plain(name: str, value: Any, of: str = "") -> np.ndarray:
+    """An array of whatever dtype, shape and strides; `of` says of what."""
+    if type(value) is np.ndarray:
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be a numpy.ndarray{of}")
+    for kind, rule in (
+        (np.ma.MaskedArray, "its mask would be lost: fill it"), (np.matrix, "give an array"),
+    ):  # fmt: skip
+        if isinstance(value, kind):
+            raise TypeError(f"{name} is {type(value).__name__}; {rule}")
+    return value
+
+
+def typed(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """An array of a dtype."""
+    array = value if type(value) is np.ndarray else plain(name, value, f" of {dtype}")
+    if array.dtype != dtype:
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be {dtype}")
+    return array
+
+
+def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """A C-contiguous array."""
+    found = typed(name, value, dtype)
+    if found.shape != shape:
+        raise ValueError(f"{name} has shape {found.shape}; it must be {shape}")
+    if not found.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {found.strides}; it must be C-contiguous")
+    return found
+
+
+def floats(name: str, value: Any) -> str:
+    """The name of the element type of an array of any shape and strides: a key of NUMPY."""
+    found = plain(name, value).dtype
+    for dtype, kind in NUMPY.items():
+        if found == kind:
+            return dtype
+    raise TypeError(f"{name} has dtype {found}; it must be {' or '.join(map(str, NUMPY.values()))}")
+
+
+def indices(name: str, value: Any, count: int, high: int) -> np.ndarray:
+    """`count` integers from 0 to `high`: an array, or a sequence."""
+    found = plain(name, value) if isinstance(value, np.ndarray) else _listed(name, value)
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        error = TypeError if found.dtype.kind not in "iu" else ValueError
+        raise error(
+            f"{name} has shape {found.shape} and dtype {found.dtype}; it must be ({count},) "
+            "integers"
+        )
+    low, top = int(found.min()), int(found.max())
+    if low < 0 or top > high:
+        raise ValueError(f"{name}={shown(value)}, from {low} to {top}: each must be 0 .. {high}")
+    return found.astype(np.int64)
+
+
+def _listed(name: str, value: Any) -> np.ndarray:
+    found = [size(f"{name}[{i}]", each, 0) for i, each in enumerate(items(name, value))]
+    return np.array(found, np.int64)
+
+
+def writable(name: str, array: np.ndarray) -> None:
+    """An output may be written."""
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only; it is written")
+
+
+def apart(name: str, array: np.ndarray, others: Iterable[tuple[str, Any]]) -> None:
+    """An output shares no memory with any of `others` (None: no array)."""
+    for other, value in others:
+        if value is None or not np.may_share_memory(array, value):
+            continue
+        try:
+            shared = np.shares_memory(array, value, max_work=SEARCH_LIMIT)
+        except np.exceptions.TooHardError:
+            shared = True
+        if shared:
+            raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")

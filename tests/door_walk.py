@@ -1,0 +1,238 @@
+"""Finds every public function, and tries bad values at every argument of each.
+
+A case is right if it is refused by TypeError or ValueError with argument and value in its message,
+or gives what the plain value gives. Run as a child process (`main`), which tells each case before
+it tries it. Not here: the calls (`door_calls`, `door_layers`), the values (`door_values`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import json
+import os
+import pkgutil
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import door_layers  # noqa: F401 (adds to CALLS)
+import numpy as np
+from door_calls import CALLS, Call
+from door_values import NO, VALUES, Array, variants
+
+import jitgen
+import primitives
+from jitgen import doors
+
+#: Modules of `primitives` that only layers use, which have checked what they pass on
+INSIDE = (
+    "arrays", "conv_cost", "conv_depthwise", "conv_layouts", "conv_streams", "conv_tiles",
+    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "images",
+    "recurrent_backward", "recurrent_lengths", "recurrent_streams", "run", "runs", "windows",
+)  # fmt: skip
+#: What is public but in no module that is walked: docs name it
+DOCUMENTED = (
+    "jitgen.debug.enable", "jitgen.debug.disable", "jitgen.debug.enable_from_environment",
+    "jitgen.disk.enable", "jitgen.disk.disable", "jitgen.analysis.analyze",
+    "jitgen.analysis.plot.check_file", "jitgen.analysis.plot.roofline",
+    "jitgen.inspect.formats.render", "jitgen.cli.main", "jitgen.cpu.choose",
+    "jitgen.spec.make_spec", "jitgen.spec.make_epilogue", "jitgen.target.parse_target",
+    "jitgen.threads.check_threads", "jitgen.measure.Problem", "jitgen.measure.empty_kernel",
+    "jitgen.measure.peak_kernel", "jitgen.measure.peak_program", "jitgen.measure.interleave",
+    "jitgen.measure.generation",
+)  # fmt: skip
+_INNER = "made by the module itself, which knows what it holds"
+#: Public callables that are not tried, each with its reason
+LEFT_OUT = {
+    "jitgen.Bound": "made by Kernel.bind, which has checked the arrays",
+    "jitgen.Kernel": "holds machine code, of which nobody can say whether it is right: brgemm",
+    "jitgen.KernelSpec": "the result of make_spec, which checks; no public function takes one",
+    "jitgen.KernelSpec.has": "any name that no step has is rightly in no epilogue",
+    "jitgen.Plan": "the result of make_plan, to be read; no public function takes one",
+    "jitgen.Plan.tiles": "of a Plan",
+    "jitgen.Target.facts": "takes a Machine, which is no public class",
+    "primitives.loops.Nest": "the result of iterate, to be read",
+    "primitives.optimizers.Optimizer": "the base of Sgd and Adam",
+    "primitives.recurrent_kept.Kept": _INNER, "primitives.recurrent_kept.Kept.check": _INNER,
+    "primitives.pooling.Stretch": _INNER, "primitives.pooling.Pass": _INNER,
+    "primitives.pooling.stream": _INNER, "primitives.pooling.backward_stream": _INNER,
+    "primitives.pooling.stretches": _INNER,
+    "primitives.stream.Calls": _INNER,
+}  # fmt: skip
+#: What stands for a value in a message, of which no more needs to be said
+WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")
+
+
+# ---- the walk -----------------------------------------------------------------------------------
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public callable by name: functions, classes (their making), methods."""
+    for name in jitgen.__all__:
+        yield from _of(f"jitgen.{name}", getattr(jitgen, name))
+    for key in DOCUMENTED:
+        module, _, name = key.rpartition(".")
+        yield from _of(key, getattr(importlib.import_module(module), name))
+    for found in pkgutil.iter_modules(primitives.__path__):
+        if found.name in INSIDE:
+            continue
+        module = importlib.import_module(f"primitives.{found.name}")
+        for name, value in vars(module).items():
+            if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__:
+                yield from _of(f"{module.__name__}.{name}", value)
+
+
+def _of(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if inspect.ismodule(value) or not callable(value):
+        return
+    yield key, value
+    if not inspect.isclass(value):
+        return
+    for name, method in inspect.getmembers(value, callable):
+        ours = (getattr(method, "__module__", None) or "").split(".")[0] in ("jitgen", "primitives")
+        if ours and (not name.startswith("_") or name == "__call__") and inspect.isroutine(method):
+            yield f"{key}.{name}", method
+
+
+def faults_of_the_table() -> list[str]:
+    """What is public and has neither call nor reason, and the other way round."""
+    known = dict(public())
+    faults = [f"{key}: no call and no reason" for key in known if key not in (*CALLS, *LEFT_OUT)]
+    faults += [f"{key}: left out, but it is not there" for key in LEFT_OUT if key not in known]
+    faults += [f"{name}: inside, but it is not there" for name in INSIDE
+               if importlib.util.find_spec(f"primitives.{name}") is None]  # fmt: skip
+    for key, value in known.items():
+        if key in CALLS:
+            wanted = {
+                p.name for p in inspect.signature(value).parameters.values()
+                if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            }  # fmt: skip
+            missing = wanted - set(CALLS[key].arguments())
+            faults += [f"{key}: argument {name} is not tried" for name in sorted(missing)]
+    return faults
+
+
+# ---- cases --------------------------------------------------------------------------------------
+
+
+def cases(call: Call) -> Iterator[tuple[str, str, dict[str, Any], Any]]:
+    """Argument, name of the value, arguments, plain value (NO: the value is never right)."""
+    for argument, kind in call.kinds.items():
+        if argument in call.left_out:
+            continue
+        for name, make in VALUES.items():
+            arguments = call.arguments()
+            arguments[argument] = make()
+            yield argument, name, arguments, kind(make())
+        right = call.arguments()[argument]
+        if isinstance(kind, Array) and isinstance(right, np.ndarray):
+            for name, value, fine in variants(right, kind.output):
+                plain = np.array(value) if fine or name in kind.also else NO
+                yield argument, name, {**call.arguments(), argument: value}, plain
+        if isinstance(kind, Array) and kind.output and isinstance(right, np.ndarray):
+            for other, given in call.arguments().items():
+                # offsets are copied when a kernel is bound
+                if isinstance(given, np.ndarray) and other != argument and "offset" not in other:
+                    yield argument, f"overlaps {other}", *_overlapping(call, argument, other)
+
+
+def _overlapping(call: Call, argument: str, other: str) -> tuple[dict[str, Any], Any]:
+    """Arguments of which two share some bytes."""
+    arguments = call.arguments()
+    memory = np.zeros(arguments[argument].nbytes + arguments[other].nbytes, np.uint8)
+    for name, begin in ((other, 0), (argument, arguments[other].itemsize)):
+        array = arguments[name]
+        part = memory[begin : begin + array.nbytes].view(array.dtype)
+        arguments[name] = part.reshape(array.shape)
+    return arguments, NO
+
+
+def facts(value: Any) -> Any:
+    """What two equal results have in common."""
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), np.asarray(value).tobytes()
+    if isinstance(value, (tuple, list)):
+        return [facts(each) for each in value]
+    if isinstance(value, dict):
+        return {key: facts(each) for key, each in value.items()}
+    if isinstance(value, jitgen.Kernel):
+        return repr(value.spec), value.code
+    if dataclasses.is_dataclass(value) and type(value).__module__.split(".")[0] != "isa":
+        return [facts(getattr(value, f.name)) for f in dataclasses.fields(value)]
+    if type(value).__module__.split(".")[0] == "primitives":
+        return {key: facts(each) for key, each in vars(value).items() if key[0] != "_"}
+    if isinstance(value, int):
+        return type(value).__name__, hex(value)  # repr has a limit
+    plain = isinstance(value, (float, str, bytes, type(None), np.generic))
+    return repr(value) if plain else type(value).__name__
+
+
+def told(error: Exception, words: list[str], value: Any) -> str:
+    """What the message lacks, or ""."""
+    message = str(error)
+    if not any(re.search(rf"(?<![A-Za-z_]){re.escape(w)}(?![A-Za-z_])", message) for w in words):
+        return "the argument's name"
+    forms = [doors.shown(value), type(value).__name__, *WORDS]
+    if isinstance(value, np.ndarray):
+        forms += [str(value.shape), str(value.dtype), *map(str, value.strides)]
+        forms += [str(value)] if value.size < 9 else []
+    elif isinstance(value, (int, str, float, np.generic)):
+        forms += [str(value)] if str is not type(value) and _short(value) else []
+    if isinstance(value, (tuple, list, range, np.ndarray)) and np.iterable(value):
+        forms += [f" {len(value)}", f"({len(value)},", doors.shown(tuple(value))]
+        for each in list(value)[:9]:
+            forms += [doors.shown(each), type(each).__name__]
+            forms += [str(each)] if isinstance(each, np.generic) else []
+    if inspect.isgenerator(value):
+        forms += ["0", "1", "(2,"]  # its elements and their number
+    return "" if any(form in message for form in forms if form) else "the value"
+
+
+def _short(value: Any) -> bool:
+    return not isinstance(value, int) or value.bit_length() < 200
+
+
+def attempt(call: Call, argument: str, arguments: dict[str, Any], plain: Any) -> str:
+    """Try a case; "" if it is right, else a word on what is wrong."""
+    value = arguments[argument]
+    words = [argument, *call.alias.get(argument, argument).split()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = call.function(**arguments)
+    except (TypeError, ValueError) as error:
+        lacks = told(error, words, value)
+        return f"inner: {type(error).__name__}: {error} (lacks {lacks})" if lacks else ""
+    except Exception as error:
+        return f"inner: {type(error).__name__}: {error}"
+    if plain is NO:
+        return "silent: accepted"
+    if type(plain) is type(value) and not isinstance(value, np.ndarray):
+        return ""
+    want = call.function(**{**call.arguments(), argument: plain})
+    return "" if facts(result) == facts(want) else "silent: another result than the plain value's"
+
+
+def main(keys: list[str]) -> None:
+    """Try the calls of these names; a line for each case before it, and one for each fault."""
+    out = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def tell(**line: Any) -> None:
+        os.write(out, json.dumps(line).encode() + b"\n")
+
+    for key in keys:
+        call = CALLS[key]
+        arguments = call.arguments()
+        facts(call.function(**arguments))  # works as it is
+        for argument, name, given, plain in cases(call):
+            tell(case=f"{key}({argument}={name})")
+            wrong = attempt(call, argument, given, plain)
+            if wrong:
+                tell(wrong=wrong)
+    tell(done=True)
