@@ -23,7 +23,6 @@ from math import ceil, prod
 from jitgen.target import ANY_WIDTH
 from primitives.conv_layouts import Conv, Taps, even
 from primitives.gemm import L2_BYTES
-from primitives.loops import parse_order
 
 #: Bytes of L2 that data may take and still be there when it is read again
 KEPT = 3 * L2_BYTES // 4
@@ -78,20 +77,6 @@ class Work:
 def letters(conv: Conv, which: str) -> str:
     """The loops of a pass."""
     return LETTERS["flat weights" if which == "backward_weights" and conv.one_sum else which]
-
-
-def check_order(order: str, wanted: str) -> None:
-    """Raises ValueError if `order` is no order of exactly these loops, or shares among threads one
-    that sums into the same result."""
-    if not isinstance(order, str):
-        raise TypeError(f"order={order!r} is no str")
-    levels = parse_order(order)
-    if sorted("".join(level.letters for level in levels)) != sorted(wanted):
-        raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")
-    for level in levels:
-        if level.parallel and set(level.letters) & set(SUMS[wanted]):
-            shared = level.letters.upper()
-            raise ValueError(f"order={order!r}: threads cannot share a sum ({shared})")
 
 
 def candidates(

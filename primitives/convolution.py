@@ -23,10 +23,11 @@ from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
 from primitives.arguments import ACTIVATIONS, LAYOUTS, one_of, positive
 from primitives.arrays import aligned, buffer_of, check, output
-from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
+from primitives.conv_cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import activation_gradient
+from primitives.loops import check_order
 from primitives.run import Run
 from primitives.stream import Stream
 from primitives.tuning import tuned
@@ -146,7 +147,8 @@ class Convolution:
             raise ValueError(f"blocks, order: {min(cut, key=PASSES.index)} of a depthwise "
                              "convolution has none")  # fmt: skip
         for which, text in self._order.items():
-            check_order(text, letters(streams.subject(self.conv, which)[0], which))
+            names = letters(streams.subject(self.conv, which)[0], which)
+            check_order(text, names, SUMS[names])
 
     def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
         conv = self.conv

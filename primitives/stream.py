@@ -16,7 +16,7 @@ import numpy as np
 from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
-from primitives.loops import Loop, Nest, iterate
+from primitives.loops import Loop, Nest, check_sums, iterate
 
 #: A kernel's machine code for a block, and the words of its argument struct that are the same in
 #: every call: made from sizes by loop, and whether the block is the first and the last one of the
@@ -95,6 +95,7 @@ class Stream:
         return Team(self.calls, self.slices, len(self.tensors), target)
 
     def _part(self, part: Part, nest: Nest) -> Calls:
+        check_sums(part.order, part.reduction)
         before, after = (
             [self._beside(other, part, nest, last) for other in others]
             for last, others in enumerate((part.before, part.after))
@@ -123,6 +124,7 @@ class Stream:
         chosen = replace(
             own, start={n: x[index] for n, x in own.start.items()},
             size={n: x[index] for n, x in own.size.items()}, thread=nest.thread[at],
+            phase=nest.phase[at],
         )  # fmt: skip
         return self._part(other, chosen), at
 
@@ -159,6 +161,10 @@ class Stream:
                 offsets[:, w] += elements[nest.start[name]]
         if offsets.size and offsets.max() >= 1 << 32:
             raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
+        if self.threads > 1:
+            for w, word in enumerate(part.words):
+                if word == "c":
+                    _check_owners(part, nest, offsets[:, w])
         kind = np.array(kinds, np.int64)[index]
         return Calls(part, nest, kind, offsets)
 
@@ -195,6 +201,21 @@ class Stream:
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
+
+
+def _check_owners(part: Part, nest: Nest, results: np.ndarray) -> None:
+    """Raises ValueError if two threads have a result at the same place between two barriers: which
+    of them adds to it, or stores it last, would be a matter of chance."""
+    key = results + nest.phase * (results.max(initial=0) + 1)
+    order = np.argsort(key, kind="stable")
+    raced = np.flatnonzero((np.diff(key[order]) == 0) & (np.diff(nest.thread[order]) != 0))
+    if len(raced):
+        i, j = order[raced[0]], order[raced[0] + 1]
+        raise ValueError(
+            f"{part.title}, order={part.order!r}: threads {nest.thread[i]} and {nest.thread[j]} "
+            f"both write c[{results[i]}] without a barrier between; share only loops on which c "
+            "depends"
+        )
 
 
 def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
