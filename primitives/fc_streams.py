@@ -5,14 +5,16 @@ Cached by layer and layout. Not here: arrays and their checks (`primitives.fully
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
-from jitgen.spec import DTYPES, Step
+from jitgen.spec import DTYPES, MATRIX_BYTES, Step
 from jitgen.target import Target
 from primitives.gemm import IN_PLACE, Product, pack_part, product_parts
 from primitives.loops import Loop
@@ -21,6 +23,9 @@ from primitives.stream import Part, Ref
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
+
+#: Rows of a bias gradient's sum that is made in one go: more would round off too much
+MOST_ROWS = 1 << 20
 
 #: From so many rows on, packing w for backward by data costs less than it gains
 ROWS_WORTH_PACKING = 24
@@ -56,14 +61,15 @@ def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
 
 def _run(
     layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
-    tensors: Sequence[str] = (),
+    tensors: Sequence[str] = (), scratch: Mapping[str, int] | None = None,
 ) -> Run:  # fmt: skip
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
-    theirs and the bias. A plain B is packed into scratch on the way."""
+    theirs and the bias, `scratch` the elements of theirs. A plain B is packed on the way."""
     parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
-    scratch = {"panels": panels} if panels else {}
+    sizes = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
-    return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
+    sizes |= scratch or {}
+    return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, sizes)
 
 
 @lru_cache(maxsize=256)
@@ -88,7 +94,9 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
 def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
-    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING else IN_PLACE
+    # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
+    far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
+    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING or far else IN_PLACE
     product = _product(
         layer, n, c, k, width=b_width or panels_for(layer, n, c, k),
         a="row panels" if a_width else "rows", a_width=a_width, b=b,
@@ -108,19 +116,30 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
     )  # fmt: skip
     if not layer.bias:
         return _run(layer, product)
-    return _run(layer, product, more=[_bias_part(layer, a_width)], tensors=["db"])
+    e = DTYPES[layer.dtype].element
+    # of many rows, those of pieces first
+    pieces = -(-n // MOST_ROWS)
+    sums = {"sums": pieces * k} if pieces > 1 else {}
+    columns, lda = a_width or -(-k // _threads(layer) // 64) * 64, a_width or k
+    dz = Ref("a", {"p": MOST_ROWS * lda, "k": n if a_width else 1}, e)
+    part = _sums_part(layer, n, columns, lda, dz, Ref("sums" if sums else "db", {"p": k, "k": 1}, e))
+    parts = [part]
+    if sums:
+        of_sums = Ref("sums", {"k": 1}, e)
+        parts.append(_sums_part(layer, pieces, columns, k, of_sums, Ref("db", {"k": 1}, e)))
+    return _run(layer, product, more=parts, tensors=["db"], scratch=sums)
 
 
-def _bias_part(layer: Layer, a_width: int) -> Part:
-    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
-    columns = a_width or -(-k // _threads(layer) // 64) * 64
+def _sums_part(layer: Layer, rows: int, columns: int, lda: int, a: Ref, c: Ref) -> Part:
+    """Column sums of pieces (loop p) of the rows, a block of columns at a time."""
+    k, begin = layer.out_features, np.arange(0, rows, MOST_ROWS)
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        lda = a_width or k
-        return emit_column_sums(n, size["k"], layer.dtype, layer.target, lda=lda), {}
+        return emit_column_sums(size["rows"], size["k"], layer.dtype, layer.target, lda=lda), {}
 
-    words = {"a": Ref("a", {"k": n if a_width else 1}, element), "c": Ref("db", {"k": 1}, element)}
-    return Part("bias gradient", "K", {"k": Loop(k, (columns,))}, code, words)
+    loops = {"p": Loop(len(begin), (1,)), "k": Loop(k, (columns,))}
+    left = {"rows": ("p", np.minimum(MOST_ROWS, rows - begin))}
+    return Part("bias gradient", "PK", loops, code, {"a": a, "c": c}, variants=left)
 
 
 @lru_cache(maxsize=256)
@@ -142,6 +161,30 @@ def pack_input(layer: Layer, width: int) -> Run:
     )
     parts = [pack_part(product, "b", "c")]
     return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
+
+
+def check_blocks(layer: Layer) -> None:
+    """Raise ValueError if a call of the caller's blocks would span 2 GiB in some pass."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    if layer.blocks is None:
+        return
+    passes = {
+        "forward": _product(layer, n, k, c, width=panels_for(layer, n, k, c)),
+        "backward_data": _product(layer, n, c, k, width=panels_for(layer, n, c, k)),
+        "backward_weights": _product(
+            layer, k, c, n, width=panels_for(layer, k, c, n), a="columns"
+        ),
+    }
+    for name, p in passes.items():
+        for what, block, size, most in (
+            ("rows", layer.blocks[0], p.m, p.most_rows),
+            ("columns", layer.blocks[1], p.n, p.most_columns),
+        ):
+            if min(block, size) > most:
+                raise ValueError(
+                    f"blocks={layer.blocks}: {block} {what} of a call of {name} span 2 GiB or "
+                    f"more; it takes {most} at most"
+                )
 
 
 def panels_for(layer: Layer, m: int, n: int, k: int) -> int:

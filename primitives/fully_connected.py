@@ -26,6 +26,8 @@ from primitives.arrays import aligned, buffer_of, check, check_output, output
 from primitives.elementwise import activation_gradient
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
+from primitives.limits import check_elements, check_reach, made
+from primitives.loops import check_order
 from primitives.run import Run
 from primitives.stream import Stream
 
@@ -59,14 +61,20 @@ class FullyConnected:
             type(blocks) is not tuple or [type(b) for b in blocks] != [int, int] or min(blocks) < 1
         ):
             raise ValueError(f"blocks={blocks!r} is not a pair of positive sizes: rows, columns")
+        if order is not None:
+            check_order(order, "mn")
+        self._sizes = {"batch": batch, "in_features": in_features, "out_features": out_features}
+        x, w, y = (batch, in_features), (out_features, in_features), (batch, out_features)
+        check_elements(self._sizes, x=x, w=w, y=y)
+        check_reach(self._sizes, dtype, a_row_of_x=in_features, a_row_of_y=out_features)
         chosen = cpu.choose(target)
         self.layer = Layer(
             batch, in_features, out_features, bool(bias), activation, dtype,
             check_threads(threads), chosen, blocks, order,
         )  # fmt: skip
-        self._x_shape = (batch, in_features)
-        self._w_shape = (out_features, in_features)
-        self._y_shape: tuple[int, ...] = (batch, out_features)
+        streams.check_blocks(self.layer)
+        self._x_shape, self._w_shape = x, w
+        self._y_shape: tuple[int, ...] = y
         self._numpy = NUMPY[dtype]
         #: streams by pass and layout: hashing the layer at each call would cost a microsecond
         self._runs: dict[tuple[Any, ...], Run] = {}
@@ -75,7 +83,8 @@ class FullyConnected:
         key = (make, *layout)
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = make(self.layer, *layout)
+            run = made(lambda: make(self.layer, *layout), make.__name__, self._sizes)
+            self._runs[key] = run
         return run
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
@@ -100,7 +109,9 @@ class FullyConnected:
         packed = []
         for is_backward, size in ((False, (n, k, c)), (True, (n, c, k)))[: 1 + backward]:
             width = panels_for(layer, *size)
-            array = aligned((-(-size[1] // width), size[2], width), layer.dtype)
+            shape = (-(-size[1] // width), size[2], width)
+            check_elements(self._sizes, w_in_panels=shape)
+            array = aligned(shape, layer.dtype)
             self._run(streams.pack_weights, is_backward, width)((buffer, buffer_of(array)))
             packed.append(Blocked(array, size[1]))
         return PackedWeights(packed[0], packed[1] if backward else None)
@@ -115,7 +126,9 @@ class FullyConnected:
         return Blocked(array, layer.in_features)
 
     def _panels(self, columns: int, width: int) -> np.ndarray:
-        return aligned((-(-columns // width), self.layer.batch, width), self.layer.dtype)
+        shape = (-(-columns // width), self.layer.batch, width)
+        check_elements(self._sizes, a_blocked_array=shape)
+        return aligned(shape, self.layer.dtype)
 
     # ---- passes -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -22,6 +23,14 @@ from primitives.loops import Loop, Nest, check_sums, iterate
 #: every call: made from sizes by loop, and whether the block is the first and the last one of the
 #: reduction
 MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
+
+
+#: Calls of a stream, at most: some seconds to make it, a gigabyte while that is done
+MOST_CALLS = 1 << 22
+
+
+class TooLarge(ValueError):
+    """A stream has too many calls, or tensors of more elements than offsets can count."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,11 @@ class Part:
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
+    @property
+    def count(self) -> int:
+        """Calls of the nest, at the least."""
+        return prod(-(-loop.extent // loop.blocks[-1]) for loop in self.loops.values())
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -80,13 +94,14 @@ class Calls:
 class Stream:
     """The calls of all parts, and what a driver needs to replay them.
 
-    `tensors` names the base addresses in the order in which `team` takes them.
+    `tensors` names the base addresses in the order in which `team` takes them. Raises `TooLarge`.
     """
 
     def __init__(self, parts: Sequence[Part], tensors: Sequence[str], threads: int = 1) -> None:
         self.tensors = tuple(tensors)
         self.threads = threads
         self.calls: list[Call] = []
+        _check_calls(sum(part.count for part in parts))
         self.parts = [self._part(part, iterate(part.order, part.loops, threads)) for part in parts]
         self.slices = [self._slice(t) for t in range(threads)]
 
@@ -119,6 +134,7 @@ class Stream:
         firsts, behind = _edges(wanted)
         group = [place[tuple(k)] for k in wanted[firsts, 1:].tolist()]
         count = (ends - begins)[group]
+        _check_calls(int(count.sum()))
         at = np.repeat(behind - 1 if last else firsts, count)
         index = np.repeat(begins[group] - np.cumsum(count) + count, count) + np.arange(len(at))
         chosen = replace(
@@ -160,7 +176,7 @@ class Stream:
             for name, elements in ref.table.items():
                 offsets[:, w] += elements[nest.start[name]]
         if offsets.size and offsets.max() >= 1 << 32:
-            raise ValueError(f"{part.title}: a tensor has more than 2**32 elements")
+            raise TooLarge(f"a tensor of more than 2**32 elements (part {part.title!r})")
         if self.threads > 1:
             for w, word in enumerate(part.words):
                 if word == "c":
@@ -201,6 +217,11 @@ class Stream:
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
+
+
+def _check_calls(count: int) -> None:
+    if count > MOST_CALLS:
+        raise TooLarge(f"{count} kernel calls; a stream has {MOST_CALLS} at most")
 
 
 def _check_owners(part: Part, nest: Nest, results: np.ndarray) -> None:
