@@ -75,7 +75,7 @@ def transpose_loops(
     # what lies in a block must be within reach of its corner
     reach = (MATRIX_BYTES - 1 - AHEAD) // (max(lda, ldc) * element) + 1
     side = square_side(machine, min(rows, reach), min(columns, reach))
-    most = ELEMENTS_SIDE if ELEMENTS_SIDE <= reach else 1  # it divides BAND
+    most = ELEMENTS_SIDE if reach >= ELEMENTS_SIDE else 1  # it divides BAND
     height, width = side or min(rows, most), side or min(columns, most)
     band, end, row, column, at, corner, to_corner, product = (frame[role] for role in LOOP_ROLES)
     last = -(-rows // height) * height

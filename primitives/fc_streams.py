@@ -122,8 +122,8 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
     sums = {"sums": pieces * k} if pieces > 1 else {}
     columns, lda = a_width or -(-k // _threads(layer) // 64) * 64, a_width or k
     dz = Ref("a", {"p": MOST_ROWS * lda, "k": n if a_width else 1}, e)
-    part = _sums_part(layer, n, columns, lda, dz, Ref("sums" if sums else "db", {"p": k, "k": 1}, e))
-    parts = [part]
+    to = Ref("sums" if sums else "db", {"p": k, "k": 1}, e)
+    parts = [_sums_part(layer, n, columns, lda, dz, to)]
     if sums:
         of_sums = Ref("sums", {"k": 1}, e)
         parts.append(_sums_part(layer, pieces, columns, k, of_sums, Ref("db", {"k": 1}, e)))

@@ -11,6 +11,7 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class FullyConnected:
         key = (make, *layout)
         run = self._runs.get(key)
         if run is None:
-            run = made(lambda: make(self.layer, *layout), make.__name__, self._sizes)
+            run = made(partial(make, self.layer, *layout), make.__name__, self._sizes)
             self._runs[key] = run
         return run
 

@@ -314,7 +314,7 @@ def _kernels(p: Product) -> MakeCode:
     b: dict[str, Any] = {"packed_b": p.width}
     if p.b == IN_PLACE:
         b = {"ldb": p.n}
-    strides = {}
+    strides: dict[str, Any] = {}
     if p.panels_are_batch:
         strides["stride_a"] = p.m * p.a_width
         strides["stride_b"] = p.a_width * (p.n if p.b == IN_PLACE else p.width)

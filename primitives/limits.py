@@ -20,6 +20,11 @@ Made = TypeVar("Made")
 MOST_ELEMENTS = 1 << 32
 
 
+def within_reach(apart: int, element: int) -> int:
+    """How many rows, so many elements apart, span less than 2 GiB: one at the least."""
+    return max(1, (MATRIX_BYTES - 1) // (apart * element))
+
+
 def named(sizes: Mapping[str, object]) -> str:
     """Arguments and their values for an error."""
     return ", ".join(f"{name}={value}" for name, value in sizes.items())
@@ -31,8 +36,8 @@ def check_elements(sizes: Mapping[str, object], **arrays: tuple[int, ...]) -> No
     for name, shape in arrays.items():
         if prod(shape) > MOST_ELEMENTS:
             raise ValueError(
-                f"{named(sizes)}: {name.replace('_', ' ')} has {prod(shape)} elements; an array of "
-                f"a layer has {MOST_ELEMENTS} (2**32) at most"
+                f"{named(sizes)}: {name.replace('_', ' ')} has {prod(shape)} elements; an array "
+                f"has {MOST_ELEMENTS} (2**32) at most"
             )
 
 

@@ -20,6 +20,7 @@ from jitgen.operands import NUMPY
 from jitgen.threads import check_threads
 from primitives.arrays import aligned, buffer_of, check
 from primitives.elementwise import elementwise
+from primitives.limits import check_elements
 
 
 class _Optimizer:
@@ -45,6 +46,7 @@ class _Optimizer:
         self._fixed = []
         for i, p in enumerate(self.parameters):
             check(f"parameters[{i}]", p, getattr(p, "shape", ()), self.dtype)
+            check_elements({f"parameters[{i}].shape": p.shape}, it=p.shape)
             if not p.flags.writeable:
                 raise ValueError(f"parameters[{i}] is read-only; it is written")
             state = [aligned(p.shape, self.dtype) for _ in self.words[2:]]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from jitgen.windows import MOST_TAPS
 from primitives.arguments import LAYOUTS, one_of, positive
 from primitives.arrays import check, output
 from primitives.conv_layouts import Conv, Made, gather, spread
+from primitives.limits import check_elements, check_reach, made, named
 from primitives.loops import Loop
 from primitives.run import Run
-from primitives.stream import Part, Ref
+from primitives.stream import MOST_CALLS, Part, Ref
 from primitives.windows import Pair, border, out_size, pair
 
 
@@ -68,6 +69,20 @@ class _Pool:
             if max(side) > k // 2:
                 raise ValueError(f"padding={padding!r} is more than half of kernel={kernel!r}")
         out = out_size(size, around, taps, steps)
+        sizes = self._sizes = {
+            "batch": batch, "channels": channels, "height": height, "width": width, "kernel": taps,
+        }  # fmt: skip
+        check_elements(sizes, x=(batch, channels, *size), y=(batch, channels, *out))
+        rows = max(taps) if math.prod(taps) > MOST_TAPS else taps[0]
+        line = channels * max(width, out[1])
+        check_reach(sizes, dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
+        if layout == "nchw":
+            check_reach(sizes, dtype, a_channel_of_an_image=height * width)
+        if batch * max(height, out[0]) > MOST_CALLS:
+            raise ValueError(
+                f"{named(sizes)}: images have {batch * height} rows, each a call of a kernel; a "
+                f"stream has {MOST_CALLS} calls at most"
+            )
         chosen = cpu.choose(target)
         # a depthwise convolution without weights
         self.conv = Conv(
@@ -98,7 +113,8 @@ class _Pool:
         result: np.ndarray
         result, last = output(out, shape, dtype, {name: a for name, (a, _) in inputs.items()})
         if make not in self._runs:
-            self._runs[make] = make(self.conv, self.kind)
+            what = "forward" if make is stream else "backward"
+            self._runs[make] = made(partial(make, self.conv, self.kind), what, self._sizes)
         self._runs[make]((*buffers, last))
         return result
 
@@ -218,16 +234,19 @@ def _run(
 
 def stretches(size: int, out: int, taps: int, step: int, padding: int) -> list[Stretch]:
     """`out` results along `size` pixels, parted where windows lose taps to the padding."""
+    # of the windows that lose no taps, one stands for all
+    whole = range(-(-padding // step), min(out, (size - taps + padding) // step + 1))
     found: list[Stretch] = []
-    seen = None
-    for o in range(out):
+    seen, o = None, 0
+    while o < out:
         corner = o * step - padding
         window = (max(0, -corner), min(taps, size - corner))
+        count = whole.stop - o if o in whole else 1
         if window == seen:
-            found[-1] = replace(found[-1], count=found[-1].count + 1)
+            found[-1] = replace(found[-1], count=found[-1].count + count)
         else:
-            found.append(Stretch(o, 1, corner + window[0], window[1] - window[0], step))
-        seen = window
+            found.append(Stretch(o, count, corner + window[0], window[1] - window[0], step))
+        seen, o = window, o + count
     return found
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ from jitgen.target import Target
 from jitgen.threads import check_threads
 from primitives.arguments import one_of, positive
 from primitives.arrays import aligned, buffer_of, check
+from primitives.limits import made
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_streams import (
     STATES,
     Layer,
     Way,
+    check_sizes,
     forward,
     pack_weights,
     packed_elements,
@@ -78,6 +81,7 @@ class _Recurrent:
             kind, batch, steps, in_features, hidden, 1 + both, bool(peephole), dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
+        check_sizes(self.layer)
         self.bias = bool(bias)
         self.forget_bias = 0.0
         self._reversed = (False, True) if both else (direction == "reverse",)
@@ -120,7 +124,8 @@ class _Recurrent:
         key = (make, *how)
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = make(self.layer, *how)
+            sizes = {name: getattr(self.layer, name) for name in ("batch", "steps", "hidden")}
+            run = self._runs[key] = made(partial(make, self.layer, *how), make.__name__, sizes)
         return run
 
     def _one(self, array: Any, d: int) -> Any:

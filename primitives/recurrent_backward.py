@@ -15,13 +15,19 @@ from jitgen.elementwise import emit_column_sums, emit_map
 from jitgen.kernel import panel_width
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
-from primitives.recurrent_streams import Layer, Span, Way, step_cell, step_product
+from primitives.recurrent_streams import (
+    BACKWARD_ROWS,
+    Layer,
+    Span,
+    Way,
+    step_cell,
+    step_product,
+)
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
-#: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
-#: panel of weights stays in L2 for all rows
-MOST_ROWS, DEPTH = 128, 1024
+#: Elements of the sum of a block of states that are added at a time
+DEPTH = 1024
 #: Tensors of the caller: of the forward pass, then gradients; r_n, dr_n are the rows of r and dr
 #: that belong to the last gate. dh and dc hold gradients of the last states and become those of
 #: the first ones.
@@ -97,7 +103,7 @@ class _Backward:
         }
         return step_product(
             span, "gradient of the states", words, self.depth, self.rows, self.width, h,
-            self.width, beta=1.0, most=MOST_ROWS, depth=DEPTH,
+            self.width, beta=1.0, most=BACKWARD_ROWS, depth=DEPTH,
         )  # fmt: skip
 
     def _steps(self, span: Span, newest: bool, oldest: bool) -> list[Part]:
@@ -141,7 +147,7 @@ class _Backward:
         before = () if newest else (self._product(span, -1),)
         panels = {"lstm": "a", "gru": "ab", "gru_before": "a", "rnn": ""}[layer.kind]
         panel = dict.fromkeys(panels, gates * layer.width)
-        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": MOST_ROWS}
+        how: dict[str, Any] = {"width": self.width, "panel": panel, "most": BACKWARD_ROWS}
         if not self.two_parts:
             return [step_cell(span, way, f"{layer.kind}_backward", words, ld, before, **how)]
         part = step_cell(span, way, "gru_before_backward_output", words, ld, before, **how)
@@ -151,7 +157,7 @@ class _Backward:
             span, "gradient of the reset states",
             {"a": span.ref("dgates", n * self.rows, start=2 * h, n=self.rows),
              "b": Ref("n_panels", {"u": h}, e), "c": Ref("dreset", block, e)},
-            h, self.rows, self.width, h, self.width, beta=0.0, most=MOST_ROWS,
+            h, self.rows, self.width, h, self.width, beta=0.0, most=BACKWARD_ROWS,
         )  # fmt: skip
         return [
             part, step_cell(span, way, "gru_before_backward_reset", words, ld, (again,), **how)
@@ -198,7 +204,7 @@ class _Backward:
         """Rows of `hidden` elements, step by step."""
         layer, h = self.layer, self.layer.hidden
         words = {"a": source, "c": span.ref(to, layer.batch * h, n=h)}
-        loops = {key: loop for key, loop in span.loops(1, MOST_ROWS).items() if key != "u"}
+        loops = {key: loop for key, loop in span.loops(1, BACKWARD_ROWS).items() if key != "u"}
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
             leading = {"a": lda, "c": h}
