@@ -64,7 +64,9 @@ class FullyConnected:
             raise ValueError(f"blocks={blocks!r} is not a pair of positive sizes: rows, columns")
         if order is not None:
             check_order(order, "mn")
-        self._sizes = {"batch": batch, "in_features": in_features, "out_features": out_features}
+        self._sizes: dict[str, object] = {
+            "batch": batch, "in_features": in_features, "out_features": out_features,
+        }  # fmt: skip
         x, w, y = (batch, in_features), (out_features, in_features), (batch, out_features)
         check_elements(self._sizes, x=x, w=w, y=y)
         check_reach(self._sizes, dtype, a_row_of_x=in_features, a_row_of_y=out_features)
@@ -74,6 +76,8 @@ class FullyConnected:
             check_threads(threads), chosen, blocks, order,
         )  # fmt: skip
         streams.check_blocks(self.layer)
+        if blocks is not None:
+            self._sizes["blocks"] = blocks
         self._x_shape, self._w_shape = x, w
         self._y_shape: tuple[int, ...] = y
         self._numpy = NUMPY[dtype]
