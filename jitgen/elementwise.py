@@ -208,8 +208,6 @@ def check_rows(rows: int, columns: int, dtype: str, leading: int) -> None:
         raise ValueError(f"leading dimension {leading} is smaller than columns={columns}")
     if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES and rows > 1:
         raise ValueError(f"rows of {leading} elements ({dtype}) lie 2 GiB or more apart")
-    if max(rows, columns) >= MATRIX_BYTES:
-        raise ValueError(f"rows={rows}, columns={columns}: both must be less than {MATRIX_BYTES}")
 
 
 def check_shape(rows: int, columns: int, dtype: str, leading: int) -> None:

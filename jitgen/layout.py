@@ -38,6 +38,8 @@ def emit_transpose(
     lda, ldc = columns if lda is None else lda, rows if ldc is None else ldc
     check_rows(rows, columns, dtype, lda)
     check_rows(columns, rows, dtype, ldc)
+    if max(rows, columns) >= MATRIX_BYTES:
+        raise ValueError(f"rows={rows}, columns={columns}: both must be less than {MATRIX_BYTES}")
     for name, leading in (("lda", lda), ("ldc", ldc)):
         if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES:
             raise ValueError(f"{name}={leading}: rows ({dtype}) lie 2 GiB or more apart")

@@ -223,8 +223,8 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
     if algorithm == "winograd" and not possible(conv):
         raise ValueError(
             "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1, less than 2 GiB "
-            f"of transformed weights, of a row of an image and of a block of tiles, and {MOST_STRIPS} "
-            f"rows of tiles at most, not for kernel={conv.kernel}, stride={conv.stride}, "
+            "of transformed weights, of a row of an image and of a block of tiles, and "
+            f"{MOST_STRIPS} rows of tiles at most, not for kernel={conv.kernel}, stride={conv.stride}, "
             f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and {conv.features} "
             f"channels, {conv.batch} images of {conv.size[0]} x {conv.size[1]}"
         )

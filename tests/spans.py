@@ -1,4 +1,4 @@
-"""Streams of arrays that do not exist: every call's blocks lie in their tensors, and do all the work.
+"""Streams of arrays that do not exist: every call's blocks lie in their tensors, and do all work.
 
 Kernels are replaced by records of what they would do, so that streams of any size are made in no
 time and no memory. Not here: which streams (test_limits).
