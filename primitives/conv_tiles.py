@@ -224,9 +224,10 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
         raise ValueError(
             "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1, less than 2 GiB "
             "of transformed weights, of a row of an image and of a block of tiles, and "
-            f"{MOST_STRIPS} rows of tiles at most, not for kernel={conv.kernel}, stride={conv.stride}, "
-            f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and {conv.features} "
-            f"channels, {conv.batch} images of {conv.size[0]} x {conv.size[1]}"
+            f"{MOST_STRIPS} rows of tiles at most, not for kernel={conv.kernel}, "
+            f"stride={conv.stride}, "
+            f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and "
+            f"{conv.features} channels, {conv.batch} images of {conv.size[0]} x {conv.size[1]}"
         )
     if algorithm is not None or not possible(conv):
         return algorithm or "direct"
