@@ -66,10 +66,15 @@ class Conv:
     @property
     def arguments(self) -> dict[str, object]:
         """The layer's arguments that say how large it is, for errors."""
-        return {
+        always: dict[str, object] = {
             "batch": self.batch, "in_channels": self.channels, "height": self.size[0],
             "width": self.size[1], "out_channels": self.features, "kernel": self.kernel,
         }  # fmt: skip
+        if self.stride != (1, 1):
+            always["stride"] = self.stride
+        if self.padding != (0, 0):
+            always["padding"] = self.padding
+        return always
 
     @cached_property
     def taps(self) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from primitives.stream import Part, Ref
 
 PLANES = 16
 #: Rows of tiles of all images, at most
-MOST_STRIPS = 1 << 20
+MOST_STRIPS = 1 << 18
 #: Tiles of a block, about: their planes stay in L2
 TILES = 56
 #: What a block of tiles costs beside its work, in tiles

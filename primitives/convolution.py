@@ -168,7 +168,7 @@ class Convolution:
         if not conv.depthwise:
             check_elements(sizes, x_with_its_border=(*x, *conv.padded))
         step = max(conv.stride[1] * conv.channels, conv.features)
-        check_reach({**sizes, "stride": conv.stride}, conv.dtype, a_step_of_the_stride=step)
+        check_reach(sizes, conv.dtype, a_step_of_the_stride=step)
         if not conv.nhwc:
             planes = {"a_channel_of_an_image": prod(conv.size), "a_channel_of_y": prod(conv.out)}
             check_reach(sizes, conv.dtype, **planes)

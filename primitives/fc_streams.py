@@ -5,12 +5,10 @@ Cached by layer and layout. Not here: arrays and their checks (`primitives.fully
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
@@ -23,9 +21,6 @@ from primitives.stream import Part, Ref
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
-
-#: Rows of a bias gradient's sum that is made in one go: more would round off too much
-MOST_ROWS = 1 << 20
 
 #: From so many rows on, packing w for backward by data costs less than it gains
 ROWS_WORTH_PACKING = 24
@@ -61,15 +56,14 @@ def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
 
 def _run(
     layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
-    tensors: Sequence[str] = (), scratch: Mapping[str, int] | None = None,
+    tensors: Sequence[str] = (),
 ) -> Run:  # fmt: skip
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
-    theirs and the bias, `scratch` the elements of theirs. A plain B is packed on the way."""
+    theirs and the bias. A plain B is packed into scratch on the way."""
     parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
-    sizes = {"panels": panels} if panels else {}
+    scratch = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
-    sizes |= scratch or {}
-    return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, sizes)
+    return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
 
 
 @lru_cache(maxsize=256)
@@ -116,30 +110,19 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
     )  # fmt: skip
     if not layer.bias:
         return _run(layer, product)
-    e = DTYPES[layer.dtype].element
-    # of many rows, those of pieces first
-    pieces = -(-n // MOST_ROWS)
-    sums = {"sums": pieces * k} if pieces > 1 else {}
-    columns, lda = a_width or -(-k // _threads(layer) // 64) * 64, a_width or k
-    dz = Ref("a", {"p": MOST_ROWS * lda, "k": n if a_width else 1}, e)
-    to = Ref("sums" if sums else "db", {"p": k, "k": 1}, e)
-    parts = [_sums_part(layer, n, columns, lda, dz, to)]
-    if sums:
-        of_sums = Ref("sums", {"k": 1}, e)
-        parts.append(_sums_part(layer, pieces, columns, k, of_sums, Ref("db", {"k": 1}, e)))
-    return _run(layer, product, more=parts, tensors=["db"], scratch=sums)
+    return _run(layer, product, more=[_bias_part(layer, a_width)], tensors=["db"])
 
 
-def _sums_part(layer: Layer, rows: int, columns: int, lda: int, a: Ref, c: Ref) -> Part:
-    """Column sums of pieces (loop p) of the rows, a block of columns at a time."""
-    k, begin = layer.out_features, np.arange(0, rows, MOST_ROWS)
+def _bias_part(layer: Layer, a_width: int) -> Part:
+    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
+    columns = a_width or -(-k // _threads(layer) // 64) * 64
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        return emit_column_sums(size["rows"], size["k"], layer.dtype, layer.target, lda=lda), {}
+        lda = a_width or k
+        return emit_column_sums(n, size["k"], layer.dtype, layer.target, lda=lda), {}
 
-    loops = {"p": Loop(len(begin), (1,)), "k": Loop(k, (columns,))}
-    left = {"rows": ("p", np.minimum(MOST_ROWS, rows - begin))}
-    return Part("bias gradient", "PK", loops, code, {"a": a, "c": c}, variants=left)
+    words = {"a": Ref("a", {"k": n if a_width else 1}, element), "c": Ref("db", {"k": 1}, element)}
+    return Part("bias gradient", "K", {"k": Loop(k, (columns,))}, code, words)
 
 
 @lru_cache(maxsize=256)

@@ -39,8 +39,6 @@ PANELS = ("row panels", "column panels")
 #: Blocks of columns, and of rows by columns, at about the most: a stream of more calls would be no
 #: faster, only larger
 MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
-#: Steps of a sum that is made in one go: more would round off too much
-MOST_STEPS = 1 << 20
 #: What a call costs beside its work, in units of a row's work on one column of B
 CALL_COST = 2000
 
@@ -141,7 +139,7 @@ class Product:
             {"rows": 1, "columns": self.m, "column panels": self.a_width}[self.a],
             self.n if self.b == IN_PLACE else self.width,
         )
-        return min(self.k, MOST_STEPS, (MATRIX_BYTES - 1) // (longest * self.element))
+        return min(self.k, (MATRIX_BYTES - 1) // (longest * self.element))
 
     @property
     def most_columns(self) -> int:
