@@ -12,6 +12,7 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from primitives.arrays import aligned, buffer_of, check, check_output, output
 from primitives.elementwise import activation_gradient
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
-from primitives.limits import check_elements, check_reach, made
+from primitives.limits import MOST_ELEMENTS, check_elements, check_reach, made
 from primitives.loops import check_order
 from primitives.run import Run
 from primitives.stream import Stream
@@ -132,7 +133,8 @@ class FullyConnected:
 
     def _panels(self, columns: int, width: int) -> np.ndarray:
         shape = (-(-columns // width), self.layer.batch, width)
-        check_elements(self._sizes, a_blocked_array=shape)
+        if prod(shape) > MOST_ELEMENTS:
+            check_elements(self._sizes, a_blocked_array=shape)
         return aligned(shape, self.layer.dtype)
 
     # ---- passes -------------------------------------------------------------------------
