@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,10 +69,15 @@ class _Level:
     barrier: bool
 
 
-def parse_order(order: str) -> list[_Level]:
+def parse_order(order: str) -> tuple[_Level, ...]:
     """The levels of an order string. Raises TypeError or ValueError that names what is wrong."""
     if not isinstance(order, str):
         raise TypeError(f"order={order!r} is no str")
+    return _parse(order)
+
+
+@lru_cache(maxsize=256)
+def _parse(order: str) -> tuple[_Level, ...]:
     if not re.fullmatch(r"((\[[A-Za-z]{2}\]|[A-Za-z])\|?)*", order):
         raise ValueError(
             f"order={order!r}: letters, [two letters] for a curve, | after one for a barrier"
@@ -90,7 +96,7 @@ def parse_order(order: str) -> list[_Level]:
     inside = [level for level in levels[parallel.find("P") :] if "P" in parallel and level.barrier]
     if inside:
         raise ValueError(f"order={order!r}: a barrier must stand outside the parallel loops")
-    return levels
+    return tuple(levels)
 
 
 def check_order(order: str, letters: str, sums: Iterable[str] = "") -> None:
