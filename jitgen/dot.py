@@ -8,14 +8,14 @@ products with the lanes along the columns (`jitgen.generator`).
 
 from __future__ import annotations
 
-from isa.machine import Machine
+from isa.machine import ELEMENTS, Machine
 from jitgen import functions
 from jitgen.cache import CODE
 from jitgen.copying import repeated
-from jitgen.elementwise import check_shape
+from jitgen.elementwise import check_rows
 from jitgen.epilogue import FUNCTIONS
 from jitgen.frame import Frame
-from jitgen.spec import Step
+from jitgen.spec import MATRIX_BYTES, Step
 from jitgen.target import ANY_WIDTH, Target
 
 #: Epilogue steps that it knows besides FUNCTIONS
@@ -30,6 +30,11 @@ def possible(dtype: str, target: Target) -> bool:
     return machine.lanes in machine.transpose_squares
 
 
+def within_reach(n: int, ldb: int, dtype: str) -> bool:
+    """Whether the rows of w that are read at the same time span less than 2 GiB."""
+    return min(n, ROWS) * ldb * ELEMENTS[dtype][2] < MATRIX_BYTES
+
+
 @CODE.of
 def emit_dot(
     n: int, k: int, ldb: int, dtype: str, target: Target, epilogue: tuple[Step, ...] = ()
@@ -39,7 +44,9 @@ def emit_dot(
 
     epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
     """
-    check_shape(n, k, dtype, ldb)
+    check_rows(n, k, dtype, ldb)
+    if not within_reach(n, ldb, dtype):
+        raise ValueError(f"ldb={ldb}: {min(n, ROWS)} rows ({dtype}) span 2 GiB or more")
     if not possible(dtype, target):
         raise ValueError(f"target={target.name}: {dtype} vectors cannot be transposed there")
     for step in epilogue:

@@ -194,18 +194,25 @@ def emit_map(
         if leading < words[name]:
             raise ValueError(f"ld[{name!r}]={leading} is smaller than a row's {words[name]}")
         words[name] = leading
-    check_shape(rows, columns, dtype, max(words.values()))
+    check_rows(rows, columns, dtype, max(words.values()))
     return _emit_map(op, rows, columns, dtype, target, tuple(words.items()))
 
 
-def check_shape(rows: int, columns: int, dtype: str, leading: int) -> None:
-    """Raise ValueError unless this is a matrix that kernels can address."""
+def check_rows(rows: int, columns: int, dtype: str, leading: int) -> None:
+    """Raise ValueError unless this is a matrix down which kernels can go row by row."""
     if dtype not in ELEMENTS:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(ELEMENTS)}")
     if rows < 1 or columns < 1:
         raise ValueError(f"rows={rows}, columns={columns}: both must be at least 1")
     if leading < columns:
         raise ValueError(f"leading dimension {leading} is smaller than columns={columns}")
+    if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES and rows > 1:
+        raise ValueError(f"rows of {leading} elements ({dtype}) lie 2 GiB or more apart")
+
+
+def check_shape(rows: int, columns: int, dtype: str, leading: int) -> None:
+    """Raise ValueError unless this is a matrix that kernels can address from its first element."""
+    check_rows(rows, columns, dtype, leading)
     if rows * leading * ELEMENTS[dtype][2] >= MATRIX_BYTES and rows > 1:
         raise ValueError(f"{rows} rows of {leading} elements ({dtype}) span 2 GiB or more")
 
@@ -334,7 +341,7 @@ def emit_column_sums(
     elements (default: columns). Raises ValueError that names argument, value and rule.
     """
     lda = columns if lda is None else lda
-    check_shape(rows, columns, dtype, lda)
+    check_rows(rows, columns, dtype, lda)
     return _emit_column_sums(rows, columns, dtype, target, lda, accumulate)
 
 

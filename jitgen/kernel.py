@@ -20,11 +20,13 @@ from jitgen.cache import KERNELS, PLANS
 from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
 from jitgen.plan import Plan, check_overrides, make_plan
-from jitgen.spec import DTYPES, KernelSpec, make_epilogue, make_spec
+from jitgen.spec import DTYPES, MATRIX_BYTES, KernelSpec, make_epilogue, make_spec
 from jitgen.target import ANY_WIDTH, Target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 256 * 1024
+#: Size from which on a matrix's panels are as wide as those of any larger one
+LARGE = 1 << 12
 
 #: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
 #: loader.lock
@@ -225,8 +227,12 @@ def _load_or_generate(
 def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool = False) -> int:
     """Columns of the panels that suit a kernel: the width of its register tile.
 
-    `masked`: it stores a relu mask, whose bytes no two panels may share.
+    `masked`: it stores a relu mask, whose bytes no two panels may share. Sizes may be larger than a
+    kernel's.
     """
+    # of a product that is too large for a kernel, a part: its calls are not larger
+    if max(m * k, k * n, m * n) * DTYPES[dtype].element >= MATRIX_BYTES:
+        m, n, k = (min(size, LARGE) for size in (m, n, k))
     spec = make_spec(m, n, k, dtype, epilogue=("relu_mask",) if masked else ())
     machine = target.machine(dtype, n)
     plan = make_plan(spec, target.facts(machine))

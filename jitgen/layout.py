@@ -5,9 +5,10 @@ Called as BRGEMM kernels are (docs/abi.md). Not here: packing into panels (`jitg
 
 from __future__ import annotations
 
+from isa.machine import ELEMENTS
 from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated, square_side
-from jitgen.elementwise import check_shape
+from jitgen.elementwise import check_rows, check_shape
 from jitgen.frame import Frame
 from jitgen.spec import MATRIX_BYTES
 from jitgen.target import ANY_WIDTH, Target
@@ -34,8 +35,13 @@ def emit_transpose(
     argument, value and rule.
     """
     lda, ldc = columns if lda is None else lda, rows if ldc is None else ldc
-    check_shape(rows, columns, dtype, lda)
-    check_shape(columns, rows, dtype, ldc)
+    check_rows(rows, columns, dtype, lda)
+    check_rows(columns, rows, dtype, ldc)
+    if max(rows, columns) >= MATRIX_BYTES:
+        raise ValueError(f"rows={rows}, columns={columns}: both must be less than {MATRIX_BYTES}")
+    for name, leading in (("lda", lda), ("ldc", ldc)):
+        if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+            raise ValueError(f"{name}={leading}: rows ({dtype}) lie 2 GiB or more apart")
     return _emit_transpose(rows, columns, dtype, target, lda, ldc)
 
 
@@ -67,8 +73,11 @@ def transpose_loops(
     """
     machine = frame.machine
     element = machine.element
-    side = square_side(machine, rows, columns)
-    height, width = side or min(rows, ELEMENTS_SIDE), side or min(columns, ELEMENTS_SIDE)
+    # what lies in a block must be within reach of its corner
+    reach = (MATRIX_BYTES - 1 - AHEAD) // (max(lda, ldc) * element) + 1
+    side = square_side(machine, min(rows, reach), min(columns, reach))
+    most = ELEMENTS_SIDE if reach >= ELEMENTS_SIDE else 1  # it divides BAND
+    height, width = side or min(rows, most), side or min(columns, most)
     band, end, row, column, at, corner, to_corner, product = (frame[role] for role in LOOP_ROLES)
     last = -(-rows // height) * height
     each_band, each_column, each_row = (machine.program.new_label() for _ in range(3))

@@ -14,7 +14,7 @@ import re
 from functools import cache
 from typing import Any
 
-from jitgen import doors, limits
+from jitgen import doors, quota
 from jitgen.loader import BYTES, ffi, libc, number
 
 ffi.cdef(
@@ -51,7 +51,7 @@ _FORKED_WITHOUT_EXEC = 0x40
 
 def check_threads(threads: int | None) -> int:
     """How many threads to use: `threads`, else OMP_NUM_THREADS, else the CPUs of this process
-    (`jitgen.limits`).
+    (`jitgen.quota`).
 
     Raises TypeError or ValueError that names argument, value and rule.
     """
@@ -61,7 +61,7 @@ def check_threads(threads: int | None) -> int:
         name = "OMP_NUM_THREADS"
         text = os.environ.get(name, "").split(",")[0].strip()
         if not text:
-            return min(limits.cpus(), MOST_THREADS)
+            return min(quota.cpus(), MOST_THREADS)
         value = int(text) if re.fullmatch("[0-9]{1,9}", text) else text
     else:
         value = doors.integer("threads", value)

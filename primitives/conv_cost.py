@@ -23,7 +23,7 @@ from jitgen.cache import PLANS
 from jitgen.target import ANY_WIDTH
 from primitives.conv_layouts import Conv, Taps, even
 from primitives.gemm import L2_BYTES
-from primitives.loops import parse_order
+from primitives.limits import within_reach
 
 #: Bytes of L2 that data may take and still be there when it is read again
 KEPT = 3 * L2_BYTES // 4
@@ -80,16 +80,25 @@ def letters(conv: Conv, which: str) -> str:
     return LETTERS["flat weights" if which == "backward_weights" and conv.one_sum else which]
 
 
-def check_order(order: str, wanted: str) -> None:
-    """Raises ValueError if `order` is no order of exactly these loops, or shares among threads one
-    that sums into the same result."""
-    levels = parse_order(order)
-    if sorted("".join(level.letters for level in levels)) != sorted(wanted):
-        raise ValueError(f"order={order!r} does not name each of {' '.join(wanted)} once")
-    for level in levels:
-        if level.parallel and set(level.letters) & set(SUMS[wanted]):
-            shared = level.letters.upper()
-            raise ValueError(f"order={order!r}: threads cannot share a sum ({shared})")
+def most_pixels(conv: Conv, p: Taps) -> int:
+    """Results of a call of a product, at the most: what it sees spans less than 2 GiB."""
+    return within_reach(max(p.stride[1] * p.channels, p.apart[1] * p.features), conv.element)
+
+
+def most_summed(conv: Conv) -> tuple[int, int]:
+    """The same for the weight update: pixels that a call sums, if all pixels are one sum, and
+    output channels (of the other side, if x and dy change places)."""
+    pixels = 1 if conv.nhwc else conv.out[0] * conv.out[1]
+    return (
+        within_reach(max(conv.channels, conv.features), conv.element),
+        within_reach(max(pixels, *conv.group), conv.element),
+    )
+
+
+def check_block(what: str, size: int, most: int) -> None:
+    """Raise ValueError if a block that the caller chose is too large for a kernel."""
+    if size > most:
+        raise ValueError(f"blocks: {size} {what} of a call span 2 GiB or more; {most} do not")
 
 
 def candidates(
@@ -105,14 +114,18 @@ def candidates(
         total = rows * conv.out[1]
         images = (total if conv.nhwc else conv.batch) if conv.one_sum else rows
         size = conv.features * c * len(conv.taps) * e
-        pixels = {min(total, n) for n in ((256, 512) if conv.one_sum else (512, 1024))}
+        most = most_summed(conv)
+        pixels = {min(total, n, most[0]) for n in (256, 512)}
+        if not conv.one_sum:
+            pixels = {min(total, n) for n in (512, 1024)}
         left = c if conv.few and conv.one_sum else k
-        channels = {even(left, n) for n in (64, 128, 256)}
+        channels = {even(left, min(n, most[1])) for n in (64, 128, 256)}
         copies = [n for n in (1, 2, 4)
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
         sums, results = (k, c) if which == "backward_data" else (c, k)
-        pixels = {even(product.pixels[1], n) for n in (48, 128)}
+        most_of = most_pixels(conv, product)
+        pixels = {even(product.pixels[1], min(n, most_of)) for n in (48, 128)}
         piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}

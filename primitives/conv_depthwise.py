@@ -16,14 +16,18 @@ from jitgen.layout import emit_transpose
 from jitgen.spec import Step
 from jitgen.strips import Axis, plan_strip
 from primitives.conv_layouts import Conv, Made
+from primitives.limits import within_reach
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
+from primitives.tables import TooLarge
 
 #: Channels of a piece, at least, where threads share them
 PIECE = 64
 #: Bytes of images that a core finds in its part of L3; more of them come from memory, and are
 #: fetched so many rows of results ahead: 70 cycles each
 NEAR_BYTES, AHEAD = 4 << 20, 4
+#: Results along a side of an image, at most
+MOST_RESULTS = 1 << 24
 
 
 def pack_part(conv: Conv, source: str, to: str) -> Part:
@@ -46,6 +50,8 @@ class _Pieces:
     pixel, in the axis' steps."""
 
     def __init__(self, axis: Axis, block: int) -> None:
+        if axis.count > MOST_RESULTS:
+            raise TooLarge(f"{axis.count} results along a side; depthwise, {MOST_RESULTS} at most")
         self.axis, self.loop = axis, Loop(axis.count, (block,))
         at = np.arange(axis.count)
         low = at * axis.step + min(axis.taps)
@@ -70,7 +76,14 @@ def _strips(
     conv: Conv, rows: Axis, columns: Axis, band: int, piece: int, epilogue: tuple[Step, ...],
     gradient: bool,
 ) -> tuple[_Pieces, _Pieces]:  # fmt: skip
-    """Rows and columns in blocks for kernels, of at most `band` rows and `piece` channels."""
+    """Rows and columns in blocks for kernels, of at most `band` rows and `piece` channels, that see
+    less than 2 GiB of the images."""
+    row = conv.channels * max(columns.size, columns.count)
+    around = -(-(max(rows.taps) - min(rows.taps)) // rows.up) + 2 + _ahead(conv) * rows.step
+    lines = within_reach(row, conv.element) - around - 1
+    band = min(band, lines * rows.up // max(rows.step, rows.up))
+    if band < 1:
+        raise TooLarge(f"rows of {row * conv.element} bytes, {around} of which span 2 GiB or more")
     plans = [
         plan_strip(rows, columns, c, conv.dtype, conv.target, epilogue, gradient=gradient)
         for c in (min(piece, conv.channels), conv.channels % piece) if c

@@ -6,6 +6,7 @@ Not here: the products (`primitives.conv_streams`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -63,6 +64,19 @@ class Conv:
         return self.channels // self.groups, self.features // self.groups
 
     @property
+    def arguments(self) -> dict[str, object]:
+        """The layer's arguments that say how large it is, for errors."""
+        always: dict[str, object] = {
+            "batch": self.batch, "in_channels": self.channels, "height": self.size[0],
+            "width": self.size[1], "out_channels": self.features, "kernel": self.kernel,
+        }  # fmt: skip
+        if self.stride != (1, 1):
+            always["stride"] = self.stride
+        if self.padding != (0, 0):
+            always["padding"] = self.padding
+        return always
+
+    @cached_property
     def taps(self) -> list[tuple[int, int]]:
         """Rows and columns by which the taps look down and right."""
         return [
@@ -167,9 +181,15 @@ class Taps:
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row of results, the first tap that sees more than zeros, and how many do: they
         follow one another, as taps go down (or up) the rows."""
-        places = np.arange(self.pixels[0])[:, None] * self.stride[0] + [r for r, _ in self.offsets]
-        good = (places >= self.rows[0]) & (places < self.rows[1])
-        return good.argmax(axis=1), good.sum(axis=1)
+        rows = np.array([r for r, _ in self.offsets])
+        sign = 1 if rows[0] <= rows[-1] else -1
+        corners = np.arange(self.pixels[0]) * self.stride[0]
+        # tap r of a result sees one of `self.rows` from row `low` to row `high` of taps
+        low, high = self.rows[0] - corners, self.rows[1] - 1 - corners
+        low, high = (low, high) if sign > 0 else (-high, -low)
+        first = np.searchsorted(sign * rows, low, "left")
+        seen = np.searchsorted(sign * rows, high, "right") - first
+        return np.where(seen > 0, first, 0), seen
 
 
 def even(extent: int, most: int, multiple: int = 1) -> int:

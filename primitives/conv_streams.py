@@ -21,7 +21,7 @@ from jitgen.kernel import brgemm
 from jitgen.spec import Step
 from primitives import conv_depthwise as depthwise
 from primitives import conv_weights as weights
-from primitives.conv_cost import Choice
+from primitives.conv_cost import Choice, check_block, most_pixels
 from primitives.conv_layouts import (
     Conv,
     Made,
@@ -33,9 +33,13 @@ from primitives.conv_layouts import (
     pick,
     spread,
 )
+from primitives.limits import within_reach
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
+
+#: Products of backward by data, at most
+MOST_PRODUCTS = 1 << 12
 
 
 def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
@@ -66,6 +70,8 @@ def _product(
     count = len(p.offsets)
     first_tap, taps_seen = p.seen() if count else (np.zeros(p.pixels[0], int),) * 2
     depth, columns = min(c, choice.channels), even(p.pixels[1], choice.pixels)
+    check_block("pixels", columns, most_pixels(conv, p))
+    check_block("channels", depth, within_reach(width, e))
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
@@ -202,8 +208,20 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
     top, left = before
     inside = (top + max(last[0] + 1, conv.out[0]), left + max(last[1] + 1, conv.out[1]))
     products = []
-    for a in range(conv.stride[0]):
-        for b in range(conv.stride[1]):
+    # no pixel has a larger remainder
+    remainders = tuple(min(s, p + x) for s, p, x in
+                       zip(conv.stride, conv.padding, conv.size, strict=True))  # fmt: skip
+    if prod(remainders) > MOST_PRODUCTS:
+        raise ValueError(
+            f"stride={conv.stride}: backward_data has {prod(remainders)} products, one for each "
+            f"remainder of a pixel by the stride; it has {MOST_PRODUCTS} at most"
+        )
+    by_remainder: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for i, (r, s) in enumerate(conv.taps):
+        place = r % conv.stride[0], s % conv.stride[1]
+        by_remainder.setdefault(place, []).append((i, r, s))
+    for a in range(remainders[0]):
+        for b in range(remainders[1]):
             # the first q whose pixel lies in the image, and how many there are
             first = tuple(max(0, -(-(p - r) // s)) for p, r, s in
                           zip(conv.padding, (a, b), conv.stride, strict=True))  # fmt: skip
@@ -212,10 +230,7 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
                                strict=True))  # fmt: skip
             if min(pixels) < 1:
                 continue
-            chosen = [
-                (i, r, s) for i, (r, s) in enumerate(conv.taps)
-                if r % conv.stride[0] == a and s % conv.stride[1] == b
-            ]  # fmt: skip
+            chosen = by_remainder.get((a, b), [])
             offsets = tuple(
                 (first[0] + top - r // conv.stride[0], first[1] + left - s // conv.stride[1])
                 for _, r, s in chosen

@@ -20,6 +20,8 @@ from primitives.loops import Loop, iterate
 from primitives.stream import Part, Ref
 
 PLANES = 16
+#: Rows of tiles of all images, at most
+MOST_STRIPS = 1 << 18
 #: Tiles of a block, about: their planes stay in L2
 TILES = 56
 #: What a block of tiles costs beside its work, in tiles
@@ -104,9 +106,9 @@ class Pass:
         shares as even as can be."""
         count, columns = self.conv.batch * self.grid[0], self.grid[1]
         choices = []
-        for block in range(1, count + 1):
+        for block in range(1, max(1, min(count, 2 * TILES // columns)) + 1):
             tiles = block * columns
-            if TILES / 4 <= tiles <= 2 * TILES or block == 1:
+            if tiles >= TILES / 4 or block == 1:
                 loops = {"s": Loop(count, (block,)), "k": Loop(self.features, (self.width,))}
                 work = slowest("SK", loops, self.conv.threads) * (1 + TILE_COST / tiles)
                 choices.append((work, abs(tiles - TILES), block))
@@ -196,11 +198,17 @@ def of_pass(conv: Conv, backward: bool) -> Pass:
 
 
 def possible(conv: Conv) -> bool:
-    """Whether the algorithm is for such convolutions, and its weights within a kernel's reach."""
+    """Whether the algorithm is for such convolutions, and what its kernels see, weights, rows of
+    images and planes of a block, within their reach; strips are not too many to be cut well."""
     if conv.kernel != (3, 3) or not conv.stride == conv.dilation == (1, 1) or conv.groups > 1:
         return False
-    panels = max(of_pass(conv, backward).panels for backward in (False, True))
-    return PLANES * panels * conv.element < MATRIX_BYTES
+    passes = [of_pass(conv, backward) for backward in (False, True)]
+    if max(conv.batch * p.grid[0] for p in passes) > MOST_STRIPS:
+        return False
+    rows = max(4 * p.size[1] * p.channels for p in passes)
+    planes = max(pitch(2 * max(TILES, p.grid[1]) * max(p.channels, p.width)) for p in passes)
+    weights = max(p.panels for p in passes)
+    return max(rows, PLANES * max(planes, weights)) * conv.element < MATRIX_BYTES
 
 
 def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
@@ -212,10 +220,12 @@ def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:
     """
     if algorithm == "winograd" and not possible(conv):
         raise ValueError(
-            "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1 and less than "
-            f"2 GiB of transformed weights, not for kernel={conv.kernel}, stride={conv.stride}, "
-            f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and {conv.features} "
-            "channels"
+            "algorithm='winograd' is for kernel=3, stride=1, dilation=1, groups=1, less than 2 GiB "
+            "of transformed weights, of a row of an image and of a block of tiles, and "
+            f"{MOST_STRIPS} rows of tiles at most, not for kernel={conv.kernel}, "
+            f"stride={conv.stride}, "
+            f"dilation={conv.dilation}, groups={conv.groups}, {conv.channels} and "
+            f"{conv.features} channels, {conv.batch} images of {conv.size[0]} x {conv.size[1]}"
         )
     if algorithm is not None or not possible(conv):
         return algorithm or "direct"

@@ -11,13 +11,15 @@ import re
 
 import numpy as np
 
+from jitgen import dot
 from jitgen.dot import emit_dot
 from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import brgemm
 from jitgen.layout import emit_transpose
 from jitgen.pack import emit_packer
-from primitives.conv_cost import Choice
+from primitives.conv_cost import Choice, check_block, most_summed
 from primitives.conv_layouts import Conv, Made, even
+from primitives.limits import check_reach
 from primitives.loops import Loop
 from primitives.stream import Part, Ref
 
@@ -42,6 +44,9 @@ def flat_part(
     sides = {"c": (x, conv.channels, x_rows), "k": (dy, conv.features, conv.nhwc)}
     m, n = "kc" if not conv.few else "ck"
     (left, rows, left_rows), (right, columns, right_rows) = sides[m], sides[n]
+
+    check_block("pixels", depth, most_summed(conv)[0])
+    check_block("channels", even(rows, choice.channels), most_summed(conv)[1])
 
     def at(tensor: str, letter: str, channels: int, in_rows: bool) -> Ref:
         steps = {"n": length * channels, "p": channels, letter: 1}
@@ -108,6 +113,14 @@ def tap_part(
     copy = len(taps) * conv.features * c
     n_all = k if conv.few else c
 
+    # a row of pixels is the sum of a call
+    check_reach(
+        conv.arguments, conv.dtype, a_row_of_x_with_its_border=row,
+        a_row_of_y=length * (conv.features if conv.nhwc else 1), the_weights_of_a_tap=n_all * (
+            c if conv.few else 1
+        ),
+    )  # fmt: skip
+
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         m, n = (size["c"], size["k"]) if conv.few else (size["k"], size["c"])
         by_pixel = conv.features if conv.nhwc else pixels
@@ -134,6 +147,8 @@ def tap_part(
         "b_offsets": dy_rows if conv.few else x_rows,
     }  # fmt: skip
     blocks = (width, c) if conv.few else (even(k, choice.channels), width)
+    if not conv.few:
+        check_block("channels", blocks[0], most_summed(conv)[1])
     loops = {
         "x": Loop(choice.copies, (1,)), "g": Loop(conv.groups, (1,)),
         "r": Loop(conv.kernel[0], (1,)), "s": Loop(conv.kernel[1], (1,)),
@@ -200,7 +215,8 @@ def bias_parts(conv: Conv, dy: str) -> list[Part]:
     of_dy = Ref(dy, {"n": k * pixels, "k": 1 if conv.nhwc else pixels}, e)
     words = {"a": of_dy} if conv.nhwc else {"a": Ref("ones", {}, e), "b": of_dy}
     words["c"] = Ref("sums", {"n": k, "k": 1}, e)
-    loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (piece if conv.nhwc else min(k, 64),))}
+    dots = min(k, 64) if dot.within_reach(k, pixels, conv.dtype) else 1
+    loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (piece if conv.nhwc else dots,))}
     refs = {"a": Ref("sums", {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
     return [
         Part("sums by image", "NK", loops, image, words),

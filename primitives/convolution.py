@@ -10,6 +10,8 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,19 +25,24 @@ from jitgen.threads import check_threads
 from primitives import conv_streams as streams
 from primitives import conv_winograd as winograd
 from primitives.arrays import aligned, buffer_of, check, realigned
-from primitives.conv_cost import WINOGRAD, Choice, candidates, check_order, choose, letters
+from primitives.conv_cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
 from primitives.conv_layouts import Conv, packed_elements, packed_layout
 from primitives.conv_tiles import choose_algorithm, possible
 from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
 from primitives.images import check_images, output_images, windows_text
+from primitives.limits import check_elements, check_reach, made, named
+from primitives.loops import check_order
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Stream
+from primitives.tables import MOST_CALLS
 from primitives.tuning import tuned
 from primitives.windows import LAYOUTS, Pair, border, out_size, pair
 
 #: Elements of the longest vector
 MOST_LANES = 64
+#: Taps of a kernel, at most
+MOST_TAPS = 1 << 20
 PASSES = ("forward", "backward_data", "backward_weights")
 ALGORITHMS = ("direct", "winograd")
 
@@ -148,13 +155,14 @@ class Convolution(Frozen):
             out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
+        self._check_sizes()
         self.residual = residual
         self.activation = activation
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._runs = Runs()
+        self._runs = Runs(self.conv.arguments)
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = tune
@@ -170,7 +178,33 @@ class Convolution(Frozen):
             raise ValueError(f"blocks, order: {min(cut, key=PASSES.index)} of a depthwise "
                              "convolution has none")  # fmt: skip
         for which, text in self._order.items():
-            check_order(text, letters(streams.subject(self.conv, which)[0], which))
+            names = letters(streams.subject(self.conv, which)[0], which)
+            check_order(text, names, SUMS[names])
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError where arrays, or the numbers of taps or rows, are too large."""
+        conv, sizes = self.conv, self.conv.arguments
+        taps = prod(conv.kernel)
+        if taps > MOST_TAPS:
+            raise ValueError(f"kernel={conv.kernel} has {taps} taps; it has {MOST_TAPS} at most")
+        x = (conv.batch, conv.channels)
+        w = (conv.features, conv.group[0], *conv.kernel)
+        check_elements(sizes, x=(*x, *conv.size), w=w, y=(conv.batch, conv.features, *conv.out))
+        if not conv.depthwise:
+            check_elements(sizes, x_with_its_border=(*x, *conv.padded))
+        step = max(conv.stride[1] * conv.channels, conv.features)
+        check_reach(sizes, conv.dtype, a_step_of_the_stride=step)
+        if not conv.nhwc:
+            planes = {"a_channel_of_an_image": prod(conv.size), "a_channel_of_y": prod(conv.out)}
+            check_reach(sizes, conv.dtype, **planes)
+        if taps > 1:
+            check_reach(sizes, conv.dtype, the_weights_of_a_tap=conv.features * conv.group[0])
+        rows = conv.batch * max(conv.size[0], conv.out[0])
+        if rows > MOST_CALLS and not conv.flat and not conv.depthwise:
+            raise ValueError(
+                f"{named(sizes)}: images have {rows} rows, each a call of a kernel at the least; "
+                f"a stream has {MOST_CALLS} calls at most"
+            )
 
     def __repr__(self) -> str:
         epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
@@ -189,7 +223,8 @@ class Convolution(Frozen):
         run = self._runs.get(key)
         if run is None:
             make, choice = self._maker(which)
-            run = self._runs[key] = make(self.conv, *choice, *how)
+            run = made(partial(make, self.conv, *choice, *how), which, self.conv.arguments)
+            self._runs[key] = run
         return run
 
     def _layout(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -266,9 +301,12 @@ class Convolution(Frozen):
         buffer, backward = check("w", w, self.w_shape, conv.dtype), doors.flag("backward", backward)
         packed = []
         for way in (False, True)[: 1 + backward]:
-            array = aligned(self._layout(way)[1], conv.dtype)
-            made = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
-            made.pack_weights(conv, way)((buffer, buffer_of(array)))
+            shape = self._layout(way)[1]
+            check_elements(conv.arguments, w_in_panels=shape)
+            array = aligned(shape, conv.dtype)
+            module = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
+            run = made(partial(module.pack_weights, conv, way), "pack_weights", conv.arguments)
+            run((buffer, buffer_of(array)))
             packed.append(array)
         layouts = self._layout(False)[0], self._layout(True)[0]
         return PackedFilter(packed[0], packed[1] if backward else None, layouts)

@@ -12,7 +12,7 @@ from typing import Any
 from jitgen.cache import STREAMS
 from jitgen.elementwise import emit_column_sums
 from jitgen.kernel import panel_width
-from jitgen.spec import DTYPES, Step
+from jitgen.spec import DTYPES, MATRIX_BYTES, Step
 from jitgen.target import Target
 from primitives.gemm import IN_PLACE, Product, pack_part, product_parts
 from primitives.loops import Loop
@@ -88,7 +88,9 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
 def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
-    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING else IN_PLACE
+    # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
+    far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
+    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING or far else IN_PLACE
     product = _product(
         layer, n, c, k, width=b_width or panels_for(layer, n, c, k),
         a="row panels" if a_width else "rows", a_width=a_width, b=b,
@@ -142,6 +144,30 @@ def pack_input(layer: Layer, width: int) -> Run:
     )
     parts = [pack_part(product, "b", "c")]
     return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
+
+
+def check_blocks(layer: Layer) -> None:
+    """Raise ValueError if a call of the caller's blocks would span 2 GiB in some pass."""
+    n, c, k = layer.batch, layer.in_features, layer.out_features
+    if layer.blocks is None:
+        return
+    passes = {
+        "forward": _product(layer, n, k, c, width=panels_for(layer, n, k, c)),
+        "backward_data": _product(layer, n, c, k, width=panels_for(layer, n, c, k)),
+        "backward_weights": _product(
+            layer, k, c, n, width=panels_for(layer, k, c, n), a="columns"
+        ),
+    }
+    for name, p in passes.items():
+        for what, block, size, most in (
+            ("rows", layer.blocks[0], p.m, p.most_rows),
+            ("columns", layer.blocks[1], p.n, p.most_columns),
+        ):
+            if min(block, size) > most:
+                raise ValueError(
+                    f"blocks={layer.blocks}: {block} {what} of a call of {name} span 2 GiB or "
+                    f"more; it takes {most} at most"
+                )
 
 
 def panels_for(layer: Layer, m: int, n: int, k: int) -> int:

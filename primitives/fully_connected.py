@@ -11,6 +11,7 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from primitives.arrays import aligned, buffer_of, check, check_output, output
 from primitives.elementwise import ACTIVATIONS, activation_gradient, derived_from
 from primitives.fc_streams import Layer, panels_for
 from primitives.layouts import Blocked, PackedWeights
+from primitives.limits import MOST_ELEMENTS, check_elements, check_reach
+from primitives.loops import check_order
 from primitives.runs import Runs
 from primitives.stream import Stream
 
@@ -60,18 +63,26 @@ class FullyConnected(Frozen):
         if blocks is not None:
             blocks = doors.pair("blocks", blocks, " of sizes: rows, columns")
         if order is not None:
-            order = doors.text("order", order)
+            check_order(order, "mn")
+        self._sizes: dict[str, object] = {
+            "batch": batch, "in_features": in_features, "out_features": out_features,
+        }  # fmt: skip
+        x, w, y = (batch, in_features), (out_features, in_features), (batch, out_features)
+        check_elements(self._sizes, x=x, w=w, y=y)
+        check_reach(self._sizes, dtype, a_row_of_x=in_features, a_row_of_y=out_features)
         chosen = cpu.choose(target)
         self.layer = Layer(
             batch, in_features, out_features, doors.flag("bias", bias), activation, dtype,
             check_threads(threads), chosen, blocks, order,
         )  # fmt: skip
-        self._x_shape = (batch, in_features)
-        self._w_shape = (out_features, in_features)
+        streams.check_blocks(self.layer)
+        if blocks is not None:
+            self._sizes["blocks"] = blocks
+        self._x_shape, self._w_shape = x, w
         #: what must agree between the layer that packed weights and the one that reads them
         self._layout = (in_features, out_features, dtype)
         self._lanes = chosen.machine(dtype, ANY_WIDTH).lanes
-        self._runs = Runs()
+        self._runs = Runs(self._sizes)
 
     def __repr__(self) -> str:
         at = self.layer
@@ -104,7 +115,9 @@ class FullyConnected(Frozen):
         packed = []
         for is_backward, size in ((False, (n, k, c)), (True, (n, c, k)))[: 1 + backward]:
             width = panels_for(layer, *size)
-            array = aligned((-(-size[1] // width), size[2], width), layer.dtype)
+            shape = (-(-size[1] // width), size[2], width)
+            check_elements(self._sizes, w_in_panels=shape)
+            array = aligned(shape, layer.dtype)
             run = self._runs.use(streams.pack_weights, layer, is_backward, width)
             run((buffer, buffer_of(array)))
             packed.append(Blocked(array, size[1]))
@@ -120,7 +133,10 @@ class FullyConnected(Frozen):
         return Blocked(array, layer.in_features)
 
     def _panels(self, columns: int, width: int) -> np.ndarray:
-        return aligned((-(-columns // width), self.layer.batch, width), self.layer.dtype)
+        shape = (-(-columns // width), self.layer.batch, width)
+        if prod(shape) > MOST_ELEMENTS:
+            check_elements(self._sizes, a_blocked_array=shape)
+        return aligned(shape, self.layer.dtype)
 
     # ---- passes -------------------------------------------------------------------------
 

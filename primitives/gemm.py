@@ -8,14 +8,16 @@ products. Not here: which (`primitives.fully_connected`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from jitgen.cache import CODE
-from jitgen.dot import emit_dot, possible
+from jitgen.dot import emit_dot, possible, within_reach
 from jitgen.kernel import brgemm
 from jitgen.pack import emit_packer
-from jitgen.spec import DTYPES, Step
+from jitgen.spec import DTYPES, MATRIX_BYTES, Step
 from jitgen.target import Target
 from primitives.loops import Loop
 from primitives.stream import MakeCode, Part, Ref
@@ -34,6 +36,9 @@ DOT_ROWS = 7
 PANEL_BYTES = 1 << 18
 #: Layouts of A that a call cannot take many rows or columns of
 PANELS = ("row panels", "column panels")
+#: Blocks of columns, and of rows by columns, at about the most: a stream of more calls would be no
+#: faster, only larger
+MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
 #: What a call costs beside its work, in units of a row's work on one column of B
 CALL_COST = 2000
 
@@ -95,26 +100,77 @@ class Product:
     @property
     def panel_depth(self) -> int:
         """Rows of a panel of B that are packed at a time where `fused`."""
-        return min(self.k, max(1, PANEL_BYTES // (self.width * self.element)))
+        return min(self.depth, max(1, PANEL_BYTES // (self.width * self.element)))
+
+    @property
+    def piece(self) -> int:
+        """Elements of such a piece, of all panels of a block."""
+        return self.least_columns * self.panel_depth
+
+    @property
+    def least_columns(self) -> int:
+        """Columns of a block, at the least: whole panels."""
+        panels = -(-self.n // self.width)
+        return -(-panels // MOST_COLUMN_BLOCKS) * self.width
+
+    def least_rows(self, columns: int) -> int:
+        """Rows of a block beside so many columns, at the least, but for `most_rows`."""
+        return -(-self.m * -(-self.n // columns) // MOST_BLOCKS)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a block, at the most: those of A and of C span less than 2 GiB."""
+        longest = max(self.k if self.a == "rows" else 1, self.n if self.c == "rows" else self.width)
+        return max(1, (MATRIX_BYTES - 1) // (longest * self.element))
+
+    @property
+    def panels_are_batch(self) -> bool:
+        """Panels of A are a batch of matrices: they lie less than 2 GiB apart."""
+        return self.a == "row panels" and self.m * self.a_width * self.element < MATRIX_BYTES
+
+    @property
+    def depth(self) -> int:
+        """Steps of the reduction in a call, at the most: what it sees of A and of B spans less than
+        2 GiB. Of row panels one, or all that are whole; what is left is a call of its own."""
+        if self.a == "row panels":
+            most = self.k if self.panels_are_batch else self.a_width
+            return min(self.k, most) // self.a_width * self.a_width or self.k
+        longest = max(
+            {"rows": 1, "columns": self.m, "column panels": self.a_width}[self.a],
+            self.n if self.b == IN_PLACE else self.width,
+        )
+        return min(self.k, (MATRIX_BYTES - 1) // (longest * self.element))
+
+    @property
+    def most_columns(self) -> int:
+        """Columns of a block, at the most: its panels of B are one matrix, with the whole sum."""
+        if self.b == IN_PLACE:
+            return self.n
+        panels = (MATRIX_BYTES - 1) // (self.width * self.k * self.element)
+        return self.width * (max(1, panels) if self.depth == self.k else 1)
 
     @property
     def dot(self) -> bool:
         """Few rows: B is read where it is, by columns, with vectors along the reduction."""
         plain = self.b == "columns" and self.a == "rows" and self.c == "rows"
-        return plain and self.m <= DOT_ROWS and possible(self.dtype, self.target)
+        few = self.m <= DOT_ROWS and within_reach(self.n, self.k, self.dtype)
+        return plain and few and possible(self.dtype, self.target)
 
     @property
     def fused(self) -> bool:
         """A plain B is packed piece by piece, each just before it is read: if it is too large to
-        be still in a cache otherwise, and the threads can share the panels evenly."""
+        be still in a cache otherwise, and the threads can share the panels evenly or its panels
+        would take 2 GiB."""
         panels = -(-self.n // self.width)
         even = -(-panels // self.threads) * self.threads <= 1.2 * panels
+        even = even or self.packed_elements * self.element >= MATRIX_BYTES
         plain = self.b in ("rows", "columns") and self.a not in PANELS and self.c == "rows"
         return plain and even and not self.fits
 
 
 def pack_part(product: Product, source: str, to: str) -> Part:
-    """Pack a plain B (tensor `source`) into panels (tensor `to`), a call for each panel."""
+    """Pack a plain B (tensor `source`) into panels (tensor `to`), a call for each panel or, if they
+    are many, for several."""
     p, width = product, product.width
     trans = p.b == "columns"
     leading = p.k if trans else p.n
@@ -127,7 +183,7 @@ def pack_part(product: Product, source: str, to: str) -> Part:
         "a": Ref(source, {"n": p.k if trans else 1}, p.element),
         "c": Ref(to, {"n": p.k}, p.element),
     }
-    return Part("pack B in panels", "N", {"n": Loop(p.n, (width,))}, code, words)
+    return Part("pack B in panels", "N", {"n": Loop(p.n, (p.least_columns,))}, code, words)
 
 
 @CODE.of
@@ -138,13 +194,16 @@ def _packer(
 
 
 def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
-    """The product of a plain B (tensor `b`): each thread packs a piece of a panel into its own part
-    of tensor `to` (threads * panel_depth * width elements) and reads it from L2 at once."""
+    """The product of a plain B (tensor `b`): each thread packs a piece of a panel (or of several,
+    if they are many) into its own part of tensor `to` (threads * piece elements) and reads it from
+    L2 at once."""
     p, depth, plan = product, product.panel_depth, product.plan
-    rows = p.blocks[0] if p.blocks else -(-p.m // -(-p.m // MOST_ROWS))
-    n, k = Loop(p.n, (p.width,)), Loop(p.k, (depth,))
+    columns = p.least_columns
+    most = min(max(MOST_ROWS, p.least_rows(columns)), p.most_rows)
+    rows = p.blocks[0] if p.blocks else -(-p.m // -(-p.m // most))
+    n, k = Loop(p.n, (columns,)), Loop(p.k, (depth,))
     trans = p.b == "columns"
-    piece = Ref(to, {}, p.element, per_thread=p.width * depth)
+    piece = Ref(to, {}, p.element, per_thread=p.piece)
 
     def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         leading = p.k if trans else p.n
@@ -203,7 +262,7 @@ def product_parts(
     if p.dot:
         return [dot_part(p, a, b, c, bias)], 0
     if p.fused and not p.order:
-        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.panel_depth * p.width
+        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.piece
     if p.b in ("panels", IN_PLACE):
         return [product_part(p, a, b, c, bias)], 0
     return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
@@ -215,11 +274,10 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
     rows, columns, order = choose_blocks(p)
     order = p.order or order
     if p.blocks:
-        rows, columns = p.blocks
+        rows = p.blocks[0] if p.a != "column panels" else rows
+        columns = p.blocks[1]
     if p.c != "rows" or p.a == "row panels":
         columns = p.width
-    if p.a == "column panels":
-        rows = p.a_width
     columns = -(-columns // p.width) * p.width
     loops = {"m": Loop(p.m, (rows,)), "n": Loop(p.n, (columns,))}
     steps = {"rows": {"m": p.k}, "columns": {"m": 1}, "row panels": {"m": p.a_width},
@@ -232,12 +290,15 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
     }
     if bias:
         words["bias"] = Ref(bias, {"n": 1}, p.element)
+    if p.a == "column panels" and rows < p.a_width:
+        at = np.arange(p.m)
+        place = {"m": at // p.a_width * p.a_width * p.k + at % p.a_width}
+        words["a"] = Ref(a, {}, p.element, table=place)
     reduction = ""
-    if p.a == "row panels":
-        # whole panels of A are a batch; what is left of the last one is a call of its own
-        whole = p.k // p.a_width * p.a_width
-        loops["k"] = Loop(p.k, (whole or p.k,))
-        words["a"] = Ref(a, {"m": p.a_width, "k": p.m}, p.element)
+    if p.depth < p.k or p.a == "row panels":
+        loops["k"] = Loop(p.k, (p.depth,))
+        a_steps = {"rows": 1, "columns": p.m, "row panels": p.m, "column panels": p.a_width}
+        words["a"] = replace(words["a"], steps={**words["a"].steps, "k": a_steps[p.a]})
         b_steps = {"n": 1, "k": p.n} if p.b == IN_PLACE else {"n": p.k, "k": p.width}
         words["b"] = Ref(panels, b_steps, p.element)
         order, reduction = order + "k", "k"
@@ -251,24 +312,21 @@ def _kernels(p: Product) -> MakeCode:
     b: dict[str, Any] = {"packed_b": p.width}
     if p.b == IN_PLACE:
         b = {"ldb": p.n}
+    strides: dict[str, Any] = {}
+    if p.panels_are_batch:
+        strides["stride_a"] = p.m * p.a_width
+        strides["stride_b"] = p.a_width * (p.n if p.b == IN_PLACE else p.width)
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        m, n = size["m"], size["n"]
-        if p.a != "row panels":
-            kernel = brgemm(
-                m, n, p.k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a, epilogue=p.epilogue,
-                target=p.target, plan=plan, **b,
-            )  # fmt: skip
-            return kernel.code, {"count": 1}
-        count = size["k"] // p.a_width
-        depth = p.a_width if count else size["k"]
+        k, count = size.get("k", p.k), 1
+        if p.a == "row panels" and k >= p.a_width:
+            k, count = p.a_width, k // p.a_width
         kernel = brgemm(
-            m, n, depth, p.dtype, lda=lda, ldc=ldc, stride_a=p.m * p.a_width,
-            stride_b=p.a_width * (p.n if p.b == IN_PLACE else p.width),
+            size["m"], size["n"], k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a,
             beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target,
-            plan=plan, **b,
+            plan=plan, **b, **strides,
         )  # fmt: skip
-        return kernel.code, {"count": max(count, 1)}
+        return kernel.code, {"count": count}
 
     return code
 
@@ -283,8 +341,8 @@ def choose_blocks(p: Product) -> tuple[int, int, str]:
     """
     whole = p.fits and p.c == "rows" and p.a not in PANELS
     best = (float("inf"), 0, 0)
-    for rows in _row_blocks(p, FEW_ROWS if whole else MOST_ROWS):
-        for columns in (p.n,) if whole else _column_blocks(p):
+    for columns in (p.n,) if whole else _column_blocks(p):
+        for rows in _row_blocks(p, FEW_ROWS if whole else MOST_ROWS, columns):
             grid = -(-p.m // rows), -(-p.n // columns)
             calls = -(-grid[0] * grid[1] // p.threads)
             # threads take consecutive blocks: the slowest has as many as any, all of them whole
@@ -294,19 +352,23 @@ def choose_blocks(p: Product) -> tuple[int, int, str]:
     return -best[1], -best[2], "MN" if whole or p.m > p.n else "NM"
 
 
-def _row_blocks(p: Product, most: int) -> Iterator[int]:
+def _row_blocks(p: Product, most: int, columns: int) -> Iterator[int]:
     if p.a == "column panels":
-        yield p.a_width
+        # a block lies within a panel
+        yield max(rows for rows in range(1, p.a_width + 1)
+                  if p.a_width % rows == 0 and rows <= p.most_rows)  # fmt: skip
         return
-    least = -(-p.m // most)
+    least = -(-p.m // min(max(most, p.least_rows(columns)), p.most_rows))
     for count in range(least, least + 4 * p.threads):
         yield -(-p.m // count)
 
 
 def _column_blocks(p: Product) -> Iterator[int]:
-    yield p.width
+    least = min(p.least_columns, p.most_columns)
+    yield least
     # a panel of C is a matrix of its own, and so is one of B where a batch runs along it
     if p.c == "rows" and p.a != "row panels":
         for panels in (2, 4, 8):
-            if panels * p.width < 2 * p.n:
-                yield panels * p.width
+            columns = panels * p.width
+            if least < columns < 2 * p.n and columns <= p.most_columns:
+                yield columns

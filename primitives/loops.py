@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from jitgen import doors
+from jitgen.cache import PLANS
 from jitgen.threads import check_threads
 from primitives.curve import curve
 
@@ -76,13 +77,18 @@ class _Level:
     barrier: bool
 
 
-def parse_order(order: str) -> list[_Level]:
+def parse_order(order: str) -> tuple[_Level, ...]:
     """The levels of an order string. Raises TypeError or ValueError that names what is wrong."""
     order = doors.text("order", order)
     if len(order) > LONGEST:
         raise ValueError(
             f"order={doors.shown(order)} has {len(order)} characters; at most {LONGEST}"
         )
+    return _parse(order)
+
+
+@PLANS.of
+def _parse(order: str) -> tuple[_Level, ...]:
     if not re.fullmatch(r"((\[[A-Za-z]{2}\]|[A-Za-z])\|?)*", order):
         raise ValueError(
             f"order={doors.shown(order)}: letters, [two letters] for a curve, | after one for a "
@@ -93,6 +99,8 @@ def parse_order(order: str) -> list[_Level]:
         name = letters.strip("[]")
         if name.upper() != name and name.lower() != name:
             raise ValueError(f"order={order!r}: [{name}] is half parallel")
+        if len(set(name)) < len(name):
+            raise ValueError(f"order={order!r}: [{name}] is one loop; a curve is over two")
         levels.append(_Level(name.lower(), name.isupper(), bool(bar)))
     parallel = "".join("P" if level.parallel else "s" for level in levels)
     if re.search("Ps+P", parallel):
@@ -100,7 +108,34 @@ def parse_order(order: str) -> list[_Level]:
     inside = [level for level in levels[parallel.find("P") :] if "P" in parallel and level.barrier]
     if inside:
         raise ValueError(f"order={order!r}: a barrier must stand outside the parallel loops")
-    return levels
+    return tuple(levels)
+
+
+def check_order(order: str, letters: str, sums: Iterable[str] = "") -> None:
+    """Raises TypeError or ValueError unless `order` names each of these loops once, and does not
+    run those of `sums`, which add to the same results, out of turn (`check_sums`)."""
+    levels = parse_order(order)
+    if sorted("".join(level.letters for level in levels)) != sorted(letters):
+        raise ValueError(f"order={order!r} does not name each of {' '.join(letters)} once")
+    check_sums(order, sums)
+
+
+def check_sums(order: str, sums: Iterable[str]) -> None:
+    """Raises ValueError if `order` shares a loop of `sums` among threads, which would add to the
+    same results at the same time, or runs it along a curve, which does not begin and end the sum of
+    each result at its first and last block."""
+    for level in parse_order(order):
+        for name in sorted(set(level.letters) & set(sums)):
+            if level.parallel:
+                raise ValueError(
+                    f"order={order!r}: threads cannot share a sum ({name.upper()}); write it "
+                    f"{name!r}"
+                )
+            if len(level.letters) > 1:
+                raise ValueError(
+                    f"order={order!r}: a curve cannot order a sum ({name}); take it out of "
+                    f"[{level.letters}]"
+                )
 
 
 def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:

@@ -24,6 +24,7 @@ from jitgen.frozen import Frozen
 from jitgen.threads import check_threads
 from primitives.arrays import aligned, buffer_of, check, check_output, realigned
 from primitives.elementwise import elementwise
+from primitives.limits import check_elements
 
 
 class Optimizer(Frozen):
@@ -47,6 +48,7 @@ class Optimizer(Frozen):
         self._state = []
         for i, p in enumerate(self.parameters):
             check_output(f"parameters[{i}]", p, self._shapes[i], self.dtype, {})
+            check_elements({f"parameters[{i}].shape": p.shape}, it=p.shape)
             if not p.size:
                 raise ValueError(f"parameters[{i}] has shape {p.shape}; it is empty")
             state = [aligned(p.shape, self.dtype) for _ in self.words[2:]]

@@ -27,10 +27,12 @@ from jitgen.threads import check_threads
 from jitgen.windows import MOST_TAPS
 from primitives.conv_layouts import Conv, Made, gather, spread
 from primitives.images import check_images, output_images, windows_text
+from primitives.limits import check_elements, check_reach, named
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.runs import Runs
 from primitives.stream import Part, Ref
+from primitives.tables import MOST_CALLS
 from primitives.windows import LAYOUTS, Pair, border, out_size, pair
 
 
@@ -74,6 +76,20 @@ class _Pool(Frozen):
                     f"kernel={doors.shown(kernel)}"
                 )
         out = out_size(size, around, taps, steps)
+        sizes = self._sizes = {
+            "batch": batch, "channels": channels, "height": height, "width": width, "kernel": taps,
+        }  # fmt: skip
+        check_elements(sizes, x=(batch, channels, *size), y=(batch, channels, *out))
+        rows = max(taps) if math.prod(taps) > MOST_TAPS else taps[0]
+        line = channels * max(width, out[1])
+        check_reach(sizes, dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
+        if layout == "nchw":
+            check_reach(sizes, dtype, a_channel_of_an_image=height * width)
+        if batch * max(height, out[0]) > MOST_CALLS:
+            raise ValueError(
+                f"{named(sizes)}: images have {batch * height} rows, each a call of a kernel; a "
+                f"stream has {MOST_CALLS} calls at most"
+            )
         chosen = cpu.choose(target)
         # a depthwise convolution without weights
         self.conv = Conv(
@@ -83,7 +99,7 @@ class _Pool(Frozen):
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._runs = Runs()
+        self._runs = Runs(self._sizes)
 
     def __repr__(self) -> str:
         return f"<primitives.{type(self).__name__} {windows_text(self)}>"
@@ -229,16 +245,19 @@ def _run(
 
 def stretches(size: int, out: int, taps: int, step: int, padding: int) -> list[Stretch]:
     """`out` results along `size` pixels, parted where windows lose taps to the padding."""
+    # of the windows that lose no taps, one stands for all
+    whole = range(-(-padding // step), min(out, (size - taps + padding) // step + 1))
     found: list[Stretch] = []
-    seen = None
-    for o in range(out):
+    seen, o = None, 0
+    while o < out:
         corner = o * step - padding
         window = (max(0, -corner), min(taps, size - corner))
+        count = whole.stop - o if o in whole else 1
         if window == seen:
-            found[-1] = replace(found[-1], count=found[-1].count + 1)
+            found[-1] = replace(found[-1], count=found[-1].count + count)
         else:
-            found.append(Stretch(o, 1, corner + window[0], window[1] - window[0], step))
-        seen = window
+            found.append(Stretch(o, count, corner + window[0], window[1] - window[0], step))
+        seen, o = window, o + count
     return found
 
 

@@ -34,6 +34,7 @@ from primitives.recurrent_streams import (
     STATES,
     Layer,
     Way,
+    check_sizes,
     forward,
     pack_weights,
     packed_elements,
@@ -67,6 +68,7 @@ class _Recurrent(Frozen):
             kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
+        check_sizes(self.layer)
         self.bias = bias
         self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
@@ -82,7 +84,7 @@ class _Recurrent(Frozen):
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        self._runs = Runs()
+        self._runs = Runs({"batch": batch, "steps": steps, "hidden": hidden})
         self._zeros = np.zeros((batch, hidden), self._numpy)
         self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]

@@ -20,6 +20,7 @@ from jitgen.pack import emit_packer
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
 from primitives.recurrent_streams import (
+    BACKWARD_ROWS,
     ROWS_BY_LENGTH,
     Layer,
     Span,
@@ -30,9 +31,8 @@ from primitives.recurrent_streams import (
 from primitives.run import Run
 from primitives.stream import Part, Ref
 
-#: Most rows of a block of states, and elements of its sum that are added at a time: a piece of a
-#: panel of weights stays in L2 for all rows
-MOST_ROWS, DEPTH = 128, 1024
+#: Elements of the sum of a block of states that are added at a time
+DEPTH = 1024
 #: Where sequences have lengths, rows of a block of a weight's gradient, which stays in L1 while
 #: pieces are added to it
 ROWS_OF_WEIGHTS = 48
@@ -68,7 +68,7 @@ class _Backward:
         width = panel_width(layer.batch, layer.hidden, self.depth, layer.dtype, layer.target)
         #: units of a call, and its rows at most
         self.width = -(-width // layer.width) * layer.width
-        self.most = ROWS_BY_LENGTH if way.masked else MOST_ROWS
+        self.most = ROWS_BY_LENGTH if way.masked else BACKWARD_ROWS
         #: rows of all steps in a piece of a sum over them
         self.piece = (layer.piece if way.masked else layer.steps) * layer.batch
 
@@ -295,7 +295,7 @@ class _Backward:
         """Rows of `hidden` elements, step by step."""
         layer, h = self.layer, self.layer.hidden
         words = {"a": source, "c": span.ref(to, layer.batch * h, n=h)}
-        loops = {key: loop for key, loop in span.loops(1, MOST_ROWS).items() if key != "u"}
+        loops = {key: loop for key, loop in span.loops(1, BACKWARD_ROWS).items() if key != "u"}
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
             leading = {"a": lda, "c": h}

@@ -21,6 +21,7 @@ from jitgen.layout import emit_transpose
 from jitgen.spec import DTYPES
 from jitgen.target import ANY_WIDTH, Target
 from primitives.gemm import Product, product_part
+from primitives.limits import check_elements, check_reach
 from primitives.loops import Loop
 from primitives.run import Run
 from primitives.stream import Part, Ref
@@ -32,8 +33,9 @@ VECTORS = {"lstm": 1, "gru": 1, "gru_before": 2, "rnn": 4}
 #: Tensors of a forward pass: biases (of the recurrent part, where that stands apart), states, the
 #: peepholes' weights, and which steps are within a sequence
 STATES = ("bias", "bias_r", "h0", "y", "c0", "c", "p", "mask")
-#: Most rows of a block of gates: it stays in L1 from the product to the cell
-MOST_ROWS = 48
+#: Most rows of a block of gates, forward and backward: it stays in L1 from the product to the cell,
+#: and a piece of a panel of weights in L2 for all rows
+MOST_ROWS, BACKWARD_ROWS = 48, 128
 #: The same where sequences have lengths: a block ends with its longest sequence
 ROWS_BY_LENGTH = 12
 #: There, rows of a block, of all steps of a piece of a sum over all steps
@@ -42,6 +44,10 @@ ROWS_OF_SUMS = 48
 ROWS_PER_STEP = 12
 #: Fewer operations of a step than this are done before another thread has passed the barrier
 OPERATIONS_PER_THREAD = 100_000
+
+
+#: Steps of a layer that has a barrier in their midst, at most: each is two parts of the stream
+MOST_STEPS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,25 @@ class Layer:
             "c": cells * self.hidden if self.kind == "lstm" else 0,
             "reset": cells * self.hidden if self.kind == "gru_before" else 0,
         }
+
+
+def check_sizes(layer: Layer) -> None:
+    """Raise ValueError where arrays, or what a kernel sees of them, are too large."""
+    sizes = {"batch": layer.batch, "steps": layer.steps, "in_features": layer.inputs,
+             "hidden": layer.hidden}  # fmt: skip
+    cells, rows = (layer.steps, layer.batch), layer.gates * layer.hidden
+    check_elements(
+        sizes, x=(*cells, layer.inputs), w=(layer.directions, rows, layer.inputs),
+        r=(layer.directions, rows, layer.hidden), y=(*cells, layer.directions * layer.hidden),
+    )  # fmt: skip
+    panel = layer.gates * layer.width
+    check_reach(
+        sizes, layer.dtype, a_block_of_rows_of_x=BACKWARD_ROWS * layer.inputs,
+        a_block_of_rows_of_gates=BACKWARD_ROWS * max(rows, layer.directions * layer.hidden),
+        a_panel_of_w=panel * layer.inputs, a_panel_of_r=panel * layer.hidden,
+    )  # fmt: skip
+    if layer.kind == "gru_before" and layer.steps > MOST_STEPS:
+        raise ValueError(f"steps={layer.steps}: with reset='before', {MOST_STEPS} at most")
 
 
 class Way(NamedTuple):

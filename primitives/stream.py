@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -20,7 +21,15 @@ from jitgen.replay import BARRIER, END, FIRST_KIND, Call, Word
 from jitgen.target import Target
 from jitgen.team import Team
 from jitgen.threads import check_threads
-from primitives.loops import Loop, Nest, iterate
+from primitives.loops import Loop, Nest, check_sums, iterate
+from primitives.tables import (
+    TooLarge,
+    check_calls,
+    check_owners,
+    check_table,
+    distinct,
+    groups,
+)
 
 #: A kernel's machine code for a block, and the words of its argument struct that are the same in
 #: every call: made from sizes by loop, and whether the block is the first and the last one of the
@@ -56,15 +65,7 @@ class Ref:
         for name, step in doors.mapping("steps", self.steps).items():
             doors.size(f"steps[{doors.shown(name)}]", step, -_FAR, _FAR)
         for name, elements in doors.mapping("table", self.table).items():
-            _check_table(f"table[{doors.shown(name)}]", elements)
-
-
-def _check_table(name: str, value: np.ndarray) -> None:
-    """A number for each position of a loop."""
-    if doors.plain(name, value).dtype.kind not in "iu" or value.ndim != 1:
-        error = ValueError if value.dtype.kind in "iu" else TypeError
-        raise error(f"{name} has shape {value.shape} and dtype {value.dtype}; it must be a vector "
-                    "of integers")  # fmt: skip
+            check_table(f"table[{doors.shown(name)}]", elements)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Part:
             what = f"variants[{doors.shown(name)}]"
             loop_name, values = doors.items(what, variant, 2)
             doors.one_in(f"{what}: loop", loop_name, "loops", self.loops)
-            _check_table(what, values)
+            check_table(what, values)
             self._check_extent(what, loop_name, values)
         if self.when is not None:
             doors.instance("when", self.when, Ref)
@@ -143,6 +144,11 @@ class Part:
         yield from self.words.values()
         for other in (*self.before, *self.after):
             yield from other._refs()
+
+    @property
+    def count(self) -> int:
+        """Calls of the nest, at the least."""
+        return prod(-(-loop.extent // loop.blocks[-1]) for loop in self.loops.values())
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class Calls:
 class Stream(Frozen):
     """The calls of all parts, and what a driver needs to replay them.
 
-    `tensors` names the base addresses in the order in which `team` takes them.
+    `tensors` names the base addresses in the order in which `team` takes them. Raises `TooLarge`.
     """
 
     def __init__(self, parts: Sequence[Part], tensors: Sequence[str], threads: int = 1) -> None:
@@ -185,6 +191,7 @@ class Stream(Frozen):
         for i, part in enumerate(parts):
             for ref in part._refs():
                 doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
+        check_calls(sum(part.count for part in parts))
         self._found: list[Call] = []
         self.parts = tuple(
             self._part(part, iterate(part.order, part.loops, threads)) for part in parts
@@ -224,6 +231,7 @@ class Stream(Frozen):
         return result
 
     def _part(self, part: Part, nest: Nest) -> Calls:
+        check_sums(part.order, part.reduction)
         before, after = (
             [self._beside(other, part, nest, last) for other in others]
             for last, others in enumerate((part.before, part.after))
@@ -242,16 +250,18 @@ class Stream(Frozen):
             for x in (own, nest)
         )
         wanted[:, 0] = nest.thread
-        begins, ends = _edges(key)
+        begins, ends = groups(key)
         place = {tuple(k): i for i, k in enumerate(key[begins, 1:].tolist())}
-        firsts, behind = _edges(wanted)
+        firsts, behind = groups(wanted)
         group = [place[tuple(k)] for k in wanted[firsts, 1:].tolist()]
         count = (ends - begins)[group]
+        check_calls(int(count.sum()))
         at = np.repeat(behind - 1 if last else firsts, count)
         index = np.repeat(begins[group] - np.cumsum(count) + count, count) + np.arange(len(at))
         chosen = replace(
             own, start={n: x[index] for n, x in own.start.items()},
             size={n: x[index] for n, x in own.size.items()}, thread=nest.thread[at],
+            phase=nest.phase[at],
         )  # fmt: skip
         return self._part(other, chosen), at
 
@@ -266,7 +276,7 @@ class Stream(Frozen):
             first &= nest.start[n] == 0
             last &= nest.start[n] + nest.size[n] == part.loops[n].extent
         table = np.stack([*columns, first, last], axis=1)
-        shapes, index = _distinct(table)
+        shapes, index = distinct(table)
         words = tuple(
             Word(name, self.tensors.index(ref.tensor), ref.element.bit_length() - 1)
             for name, ref in part.words.items()
@@ -288,11 +298,16 @@ class Stream(Frozen):
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
             offsets[:, w] = _offsets(ref, nest)
-        if offsets.size and (offsets.max() >= 1 << 32 or offsets.min() < 0):
+        if offsets.size and offsets.max() >= 1 << 32:
+            raise TooLarge(f"a tensor of more than 2**32 elements (part {part.title!r})")
+        if offsets.size and offsets.min() < 0:
             raise ValueError(
-                f"{part.title}: words reach elements {offsets.min()} to {offsets.max()} of their "
-                "tensors; they must be from 0 to 2**32 - 1"
+                f"{part.title}: a word begins at element {offsets.min()} of its tensor"
             )
+        if self.threads > 1:
+            for w, word in enumerate(part.words):
+                if word == "c":
+                    check_owners(part.title, part.order, nest, offsets[:, w])
         kind = np.array(kinds, np.int64)[index]
         flags = np.full(len(nest), -1) if part.when is None else _offsets(part.when, nest)
         return Calls(part, nest, kind, offsets, flags)
@@ -349,24 +364,6 @@ def _offsets(ref: Ref, nest: Nest) -> np.ndarray:
     for name, elements in ref.table.items():
         offsets = offsets + elements[nest.start[name]]
     return offsets
-
-
-def _distinct(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of a table of small numbers, and which of them each row is. (np.unique
-    takes 15 milliseconds at its first call.)"""
-    radix = np.concatenate([[1], np.cumprod(table.max(axis=0) + 1)[:-1]])
-    key = table @ radix
-    order = np.argsort(key, kind="stable")
-    new = np.concatenate([[True], np.diff(key[order]) != 0])
-    index = np.empty(len(key), np.int64)
-    index[order] = np.cumsum(new) - 1
-    return table[order[new]], index
-
-
-def _edges(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and ends of stretches of equal rows."""
-    edges = np.flatnonzero((np.diff(key, axis=0) != 0).any(axis=1)) + 1
-    return np.concatenate([[0], edges]), np.concatenate([edges, [len(key)]])
 
 
 def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Calls, np.ndarray]]:

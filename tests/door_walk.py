@@ -31,8 +31,9 @@ from jitgen import doors
 #: Modules of `primitives` that only layers use, which have checked what they pass on
 INSIDE = (
     "arrays", "conv_cost", "conv_depthwise", "conv_layouts", "conv_streams", "conv_tiles",
-    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "images",
-    "recurrent_backward", "recurrent_lengths", "recurrent_streams", "run", "runs", "windows",
+    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "images", "limits",
+    "recurrent_backward", "recurrent_lengths", "recurrent_streams", "run", "runs", "tables",
+    "windows",
 )  # fmt: skip
 #: What is public but in no module that is walked: docs name it
 DOCUMENTED = (
@@ -56,6 +57,7 @@ LEFT_OUT = {
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
     "primitives.loops.Nest": "the result of iterate, to be read",
+    "primitives.loops.check_order": _INNER, "primitives.loops.check_sums": _INNER,
     "primitives.optimizers.Optimizer": "the base of Sgd and Adam",
     "primitives.recurrent_kept.Kept": _INNER, "primitives.recurrent_kept.Kept.check": _INNER,
     "primitives.pooling.Stretch": _INNER, "primitives.pooling.Pass": _INNER,

@@ -18,7 +18,7 @@ import needs
 import numpy as np
 import pytest
 
-from jitgen import cpu, limits, loader, threads
+from jitgen import cpu, loader, quota, threads
 from primitives.gemm import Product, pack_part, product_part
 from primitives.stream import Stream
 
@@ -167,7 +167,7 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.check_threads(None) == 5
     assert threads.check_threads(1) == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads.check_threads(None) == limits.cpus() <= len(os.sched_getaffinity(0))
+    assert threads.check_threads(None) == quota.cpus() <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_quotas(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(limits.quotas(str(tmp_path / "membership"), str(tmp_path))) == cpus
+    assert list(quota.quotas(str(tmp_path / "membership"), str(tmp_path))) == cpus
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_quotas(
 def test_a_quota_counts_as_cores_do(
     found: list[float], allowed: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "quotas", lambda *_: iter(found))
+    monkeypatch.setattr(quota, "quotas", lambda *_: iter(found))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    limits.cpus.cache_clear()
+    quota.cpus.cache_clear()
     try:
         assert threads.check_threads(None) == expected
     finally:
-        limits.cpus.cache_clear()
+        quota.cpus.cache_clear()
 
 
 @pytest.mark.parametrize("bad", [0, -1, 100_000, 2.0, "2", True])
