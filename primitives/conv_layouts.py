@@ -6,10 +6,10 @@ Not here: the products (`primitives.conv_streams`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
+from jitgen.cache import lazy
 from jitgen.elementwise import emit_map
 from jitgen.kernel import panel_width
 from jitgen.layout import emit_transpose
@@ -76,7 +76,7 @@ class Conv:
             always["padding"] = self.padding
         return always
 
-    @cached_property
+    @lazy
     def taps(self) -> list[tuple[int, int]]:
         """Rows and columns by which the taps look down and right."""
         return [

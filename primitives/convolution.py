@@ -162,7 +162,7 @@ class Convolution(Frozen):
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._runs = Runs(self.conv.arguments)
+        self._runs = Runs(self._sizes)
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = tune
@@ -183,7 +183,7 @@ class Convolution(Frozen):
 
     def _check_sizes(self) -> None:
         """Raise ValueError where arrays, or the numbers of taps or rows, are too large."""
-        conv, sizes = self.conv, self.conv.arguments
+        conv, sizes = self.conv, self._sizes
         taps = prod(conv.kernel)
         if taps > MOST_TAPS:
             raise ValueError(f"kernel={conv.kernel} has {taps} taps; it has {MOST_TAPS} at most")
@@ -210,6 +210,11 @@ class Convolution(Frozen):
         epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
         return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
 
+    @property
+    def _sizes(self) -> dict[str, object]:
+        """The arguments that say how large the layer is, for errors."""
+        return self.conv.arguments
+
     def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
         """The sides that arrays have of a window or an image."""
         return size
@@ -223,7 +228,7 @@ class Convolution(Frozen):
         run = self._runs.get(key)
         if run is None:
             make, choice = self._maker(which)
-            run = made(partial(make, self.conv, *choice, *how), which, self.conv.arguments)
+            run = made(partial(make, self.conv, *choice, *how), which, self._sizes)
             self._runs[key] = run
         return run
 
@@ -302,10 +307,10 @@ class Convolution(Frozen):
         packed = []
         for way in (False, True)[: 1 + backward]:
             shape = self._layout(way)[1]
-            check_elements(conv.arguments, w_in_panels=shape)
+            check_elements(self._sizes, w_in_panels=shape)
             array = aligned(shape, conv.dtype)
             module = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
-            run = made(partial(module.pack_weights, conv, way), "pack_weights", conv.arguments)
+            run = made(partial(module.pack_weights, conv, way), "pack_weights", self._sizes)
             run((buffer, buffer_of(array)))
             packed.append(array)
         layouts = self._layout(False)[0], self._layout(True)[0]

@@ -18,6 +18,14 @@ from primitives.windows import border, out_size, pair
 class _Signals(Convolution):
     """A convolution of images of height 1 that arrays do not show."""
 
+    @property
+    def _sizes(self) -> dict[str, object]:
+        images = super()._sizes.items()
+        return {
+            "length" if name == "width" else name: value[1] if isinstance(value, tuple) else value
+            for name, value in images if name != "height"
+        }  # fmt: skip
+
     def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
         return size[1:]
 

@@ -53,14 +53,26 @@ FC, CONV, CONV1, POOL, RECURRENT, KERNEL = (
 FORWARD, DATA, UPDATE = (
     f".stream({name!r}, packed=False)" for name in ("forward", "backward_data", "backward_weights")
 )
-HUGE = (1 << 31, 1 << 40, 10**30)
+#: The largest size that a door lets through, and others
+HUGE = ((1 << 31) - 1, 1 << 40, 10**30)
+
+
+def absurd(call: str, sizes: str, *words: str) -> list[tuple[str, tuple[str, ...]]]:
+    """A call with each huge number n in its sizes, and words of its error."""
+    cases = []
+    for n in HUGE:
+        here = (word.replace("{n}", str(n)) for word in words)
+        cases.append((call.format(sizes.replace("{n}", str(n))), tuple(here)))
+    return [cases[0], *((text, ("larger than 2147483647",)) for text, _ in cases[1:])]
+
+
 
 #: text of a call -> words of its error
 CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "fully connected": [
-        *((FC.format(f"{n}, 64, 64"), (f"batch={n}", "x has")) for n in HUGE),
-        *((FC.format(f"64, {n}, 64"), (f"in_features={n}", "x has")) for n in HUGE),
-        *((FC.format(f"64, 64, {n}"), (f"out_features={n}", "w has")) for n in HUGE),
+        *absurd(FC, "{n}, 64, 64", "batch={n}", "x has"),
+        *absurd(FC, "64, {n}, 64", "in_features={n}", "x has"),
+        *absurd(FC, "64, 64, {n}", "out_features={n}", "w has"),
         (FC.format("1 << 17, 1, 1 << 17"), ("batch=131072", "out_features=131072", "y has")),
         (FC.format("1, 1 << 29, 1"), ("in_features=536870912", "a row of x", "2 GiB")),
         (FC.format("1, 1, 1 << 29"), ("out_features=536870912", "a row of y", "2 GiB")),
@@ -68,19 +80,18 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (FC.format("8, 1 << 12, 1 << 20, blocks=(8, 1 << 20)"), ("blocks=(8, 1048576)", "columns")),
         (FC.format("1 << 24, 2, 2, blocks=(1, 1)") + FORWARD, ("blocks=(1, 1)", "forward has")),
         ("Mlp(1 << 20, [1 << 20, 1 << 20])", ("batch=1048576", "x has")),
-        ("Mlp(64, [64, 1 << 40])", ("out_features=1099511627776",)),
+        ("Mlp(64, [64, 1 << 40])", ("sizes[1]=1099511627776",)),
     ],
     "convolution": [
         (CONV.format("1, 1, 1 << 17, 1 << 17, 1, 3"), ("height=131072", "width=131072", "x has")),
-        *((CONV.format(f"{n}, 4, 8, 8, 4, 3"), (f"batch={n}",)) for n in HUGE),
-        *((CONV.format(f"2, {n}, 8, 8, 4, 3"), (f"in_channels={n}",)) for n in HUGE),
-        *((CONV.format(f"2, 4, {n}, 8, 4, 3"), (f"height={n}",)) for n in HUGE),
-        *((CONV.format(f"2, 4, 8, {n}, 4, 3"), (f"width={n}",)) for n in HUGE),
-        *((CONV.format(f"2, 4, 8, 8, {n}, 3"), (f"out_channels={n}",)) for n in HUGE),
-        *((CONV.format(f"2, 4, 8, 8, 4, 3, padding={n}"), (f"padding=({n}, {n})", "y has"))
-          for n in HUGE),
-        *((CONV.format(f"2, 4, 8, 8, 4, {n}, padding={n}"), ("kernel=", "taps")) for n in HUGE),
-        *((CONV.format(f"2, 4, 8, 8, 4, 3, dilation={n}"), ("height=8", "reach")) for n in HUGE),
+        *absurd(CONV, "{n}, 4, 8, 8, 4, 3", "batch={n}"),
+        *absurd(CONV, "2, {n}, 8, 8, 4, 3", "in_channels={n}"),
+        *absurd(CONV, "2, 4, {n}, 8, 4, 3", "height={n}"),
+        *absurd(CONV, "2, 4, 8, {n}, 4, 3", "width={n}"),
+        *absurd(CONV, "2, 4, 8, 8, {n}, 3", "out_channels={n}"),
+        *absurd(CONV, "2, 4, 8, 8, 4, 3, padding={n}", "padding=({n}, {n})", "y has"),
+        *absurd(CONV, "2, 4, 8, 8, 4, {n}, padding={n}", "kernel=", "taps"),
+        *absurd(CONV, "2, 4, 8, 8, 4, 3, dilation={n}", "height=8", "reach"),
         (CONV.format("1, 1, 1 << 16, 1 << 16, 1 << 16, 1, groups=1"), ("y has",)),
         (CONV.format("2, 4, 64, 64, 4, 3, stride=1 << 20, padding=1 << 20"),
          ("padding=(1048576, 1048576)", "x with its border")),
@@ -96,29 +107,30 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (CONV.format("1, 64, 3, 1 << 24, 1, 3, layout='nhwc'") + UPDATE, ("a row of x", "2 GiB")),
         (CONV.format("1, 8, 1 << 22, 2, 8, 3, padding=1, algorithm='winograd'"),
          ("algorithm='winograd'", "rows of tiles")),
-        *((CONV1.format(f"2, 4, {n}, 4, 3"), (f"width={n}",)) for n in HUGE),
-        *((CONV1.format(f"2, 4, 8, 4, {n}, padding={n}"), ("kernel=", "taps")) for n in HUGE),
-        (CONV1.format("64, 64, 1 << 26, 64, 3"), ("width=67108864", "x has")),
+        *absurd(CONV1, "2, 4, {n}, 4, 3", "length={n}"),
+        *absurd(CONV1, "2, 4, 8, 4, {n}, padding={n}", "kernel=", "taps"),
+        (CONV1.format("64, 64, 1 << 26, 64, 3"), ("length=67108864", "x has")),
         (CONV1.format("1, 40, 1 << 26, 40, 3, groups=40, layout='nhwc'") + FORWARD,
-         ("width=67108864", "forward has")),
+         ("length=67108864", "forward has")),
     ],
     "pooling": [
-        *((POOL.format(f"{n}, 4, 8, 8, 2"), (f"batch={n}",)) for n in HUGE),
-        *((POOL.format(f"2, {n}, 8, 8, 2"), (f"channels={n}",)) for n in HUGE),
-        *((POOL.format(f"2, 4, {n}, 8, 2"), (f"height={n}",)) for n in HUGE),
-        *((POOL.format(f"2, 4, 8, {n}, 2"), (f"width={n}",)) for n in HUGE),
-        *((POOL.format(f"2, 4, 8, 8, {n}"), (f"kernel={n}",)) for n in HUGE),
-        (POOL.format("1, 1, 1 << 31, 1, 1"), ("height=2147483648", "rows")),
-        (POOL.format("1, 64, 4, 1 << 24, 3"), ("width=16777216", "the rows of x", "2 GiB")),
+        *absurd(POOL, "{n}, 4, 8, 8, 2", "batch={n}"),
+        *absurd(POOL, "2, {n}, 8, 8, 2", "channels={n}"),
+        *absurd(POOL, "2, 4, {n}, 8, 2", "height={n}"),
+        *absurd(POOL, "2, 4, 8, {n}, 2", "width={n}"),
+        *absurd(POOL, "2, 4, 8, 8, {n}", "kernel={n}"),
+        (POOL.format("1, 1, (1 << 31) - 1, 1, 1, layout='nhwc'"), ("height=2147483647", "rows")),
+        (POOL.format("1, 64, 4, 1 << 24, 3, layout='nhwc'"),
+         ("width=16777216", "the rows of x", "2 GiB")),
         (POOL.format("1, 1, 1 << 15, 1 << 15, 3, layout='nchw'"), ("a channel of an image",)),
-        (POOL.format("1, 1, 1, 1 << 31, 1").replace("Max", "Average"), ("the rows of x",)),
+        (POOL.format("1, 1, 1, (1 << 31) - 1, 1, layout='nhwc'").replace("Max", "Average"),
+         ("the rows of x",)),
     ],
     "recurrent": [
-        *((RECURRENT.format(f"{n}, 4, 8, 8"), (f"batch={n}",)) for n in HUGE),
-        *((RECURRENT.format(f"2, {n}, 8, 8"), (f"steps={n}",)) for n in HUGE),
-        *((RECURRENT.format(f"2, 4, {n}, 8"), (f"in_features={n}",)) for n in HUGE),
-        *((RECURRENT.format(f"2, 4, 8, {n}").replace("Lstm", "Gru"), (f"hidden={n}",))
-          for n in HUGE),
+        *absurd(RECURRENT, "{n}, 4, 8, 8", "batch={n}"),
+        *absurd(RECURRENT, "2, {n}, 8, 8", "steps={n}"),
+        *absurd(RECURRENT, "2, 4, {n}, 8", "in_features={n}"),
+        *absurd(RECURRENT.replace("Lstm", "Gru"), "2, 4, 8, {n}", "hidden={n}"),
         (RECURRENT.format("1, 2, 1 << 24, 4").replace("Lstm", "Rnn"), ("a block of rows of x",)),
         (RECURRENT.format("1, 2, 4, 1 << 16"), ("hidden=65536", "r has")),
         (RECURRENT.format("1, 1 << 20, 1, 1, reset='before'").replace("Lstm", "Gru"),
@@ -234,6 +246,6 @@ def test_a_curve_is_over_two_loops() -> None:
 
 
 def test_the_number_of_calls_is_known_before_the_stream_is_made() -> None:
-    loops = {"n": Loop(MOST_CALLS + 1, (1,)), "k": Loop(1 << 40, (1,))}
-    with pytest.raises(TooLarge, match=f"{(MOST_CALLS + 1) << 40} kernel calls"):
+    loops = {"n": Loop(MOST_CALLS + 1, (1,)), "k": Loop(1 << 30, (1,))}
+    with pytest.raises(TooLarge, match=f"{(MOST_CALLS + 1) << 30} kernel calls"):
         Stream([Part("many", "nk", loops, code, {"c": Ref("c", {})})], ["c"])
