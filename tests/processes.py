@@ -10,6 +10,8 @@ test_soak).
 
 from __future__ import annotations
 
+import glob
+import importlib.util
 import os
 import subprocess
 import sys
@@ -327,11 +329,15 @@ SETTINGS = {
     "limited": {"OMP_THREAD_LIMIT": "1"},
 }
 OWN = {"WITHOUT_OPENMP": "1"}
+#: LLVM's runtime, where it is installed, in place of GNU's
+LLVM = next(iter(sorted(glob.glob("/usr/lib/llvm-*/lib/libomp.so.5"))), "")
+WITH_LLVM = {"LD_PRELOAD": LLVM}
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A program; with `each` every run is a process of its own."""
+    """A program; with `each` every run is a process of its own. What it needs beside jitgen:
+    `torch`, or in its environment LLVM's runtime."""
 
     program: str
     each: bool = False
@@ -381,8 +387,27 @@ SCENARIOS: dict[str, Scenario] = {
     "threads that end": Scenario(THREADS_END, runs=20),
     "threads that end, threads of our own": Scenario(THREADS_END, environment=OWN, runs=20),
     "sub-interpreters": Scenario(SUB_INTERPRETERS, runs=2),
+    "exit, LLVM": Scenario(EXIT, True, environment=WITH_LLVM),
+    "exit with threads inside, LLVM": Scenario(
+        EXIT_WITH_THREADS_INSIDE, True, environment=WITH_LLVM
+    ),
+    "fork after jitgen used threads, LLVM": Scenario(FORK_AFTER_JITGEN, environment=WITH_LLVM),
+    "fork while others run, LLVM": Scenario(FORK_WHILE_OTHERS_RUN, environment=WITH_LLVM),
+    "interrupt, LLVM": Scenario(INTERRUPT, environment=WITH_LLVM, runs=20),
+    "interrupt often, LLVM": Scenario(INTERRUPT_OFTEN, environment=WITH_LLVM),
+    "a handler that calls, LLVM": Scenario(HANDLER_CALLS, environment=WITH_LLVM, runs=20),
 }  # fmt: skip
 NAMES = list(SCENARIOS)
+
+
+def missing(name: str) -> tuple[str | None, bool]:
+    """What a scenario needs and this machine lacks, and whether CI installs it."""
+    scenario = SCENARIOS[name]
+    if scenario.torch and importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed", False
+    if scenario.environment is WITH_LLVM and not LLVM:
+        return "LLVM's OpenMP runtime is not installed (Debian: libomp5)", True
+    return None, True
 
 
 def run(name: str, runs: int, root: Path = HERE.parent) -> list[str]:

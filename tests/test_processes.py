@@ -18,8 +18,6 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("name", processes.NAMES)
 def test_processes(name: str) -> None:
-    scenario = processes.SCENARIOS[name]
-    if scenario.torch:
-        needs.need_torch()
-    wrong = processes.run(name, scenario.runs)
+    needs.need(*processes.missing(name))
+    wrong = processes.run(name, processes.SCENARIOS[name].runs)
     assert not wrong, "\n\n".join(wrong)

@@ -58,7 +58,6 @@ def test_random_layers(own: bool, request: pytest.FixtureRequest) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("name", processes.NAMES)
 def test_processes(name: str, request: pytest.FixtureRequest) -> None:
-    if processes.SCENARIOS[name].torch:
-        needs.need_torch()
+    needs.need(*processes.missing(name))
     wrong = processes.run(name, request.config.getoption("--runs") or 5)
     assert not wrong, "\n\n".join([f"{len(wrong)} runs failed", *wrong])

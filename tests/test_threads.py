@@ -6,7 +6,6 @@ Not here: what they compute (test_streams); processes that end, fork or are inte
 
 from __future__ import annotations
 
-import glob
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import needs
 import numpy as np
+import processes
 import pytest
 
 from jitgen import cpu, loader, quota, threads
@@ -114,14 +114,13 @@ def test_many_callers_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_llvms_runtime() -> None:
     """LLVM's OpenMP has the GNU interface too."""
-    runtime = next(iter(sorted(glob.glob("/usr/lib/llvm-*/lib/libomp.so.5"))), None)
-    needs.need(None if runtime else "LLVM's OpenMP runtime is not installed (Debian: libomp5)")
+    needs.need(*processes.missing("exit, LLVM"))
     body = (
         "from jitgen import threads\n"
         "assert threads.usable_openmp()\n"
         "assert ['libomp' in name for name in threads._loaded_runtimes()] == [True]\n" + FORK
     )
-    assert "fine" in in_a_child(body, LD_PRELOAD=str(runtime))
+    assert "fine" in in_a_child(body, **processes.WITH_LLVM)
 
 
 @pytest.mark.parametrize("openmp", [True, False])
