@@ -80,6 +80,8 @@ class Pool:
         #: bytes of all blocks, in use or not, but for what was freed since
         self._bytes = 0
         self._freed: deque[int] = deque()
+        #: there may be more than the bound: ask `full`
+        self.over = False
         self._lock = threading.RLock()
 
     @lazy
@@ -93,7 +95,8 @@ class Pool:
     @property
     def full(self) -> bool:
         """Whether there is more than the bound, so that a block should rather go than be kept."""
-        return self._bytes > self.most_bytes and self.bytes > self.most_bytes
+        self.over = self.bytes > self.most_bytes
+        return self.over
 
     @property
     def bytes(self) -> int:
@@ -111,6 +114,7 @@ class Pool:
                 block = self._another(size)
             if block is None:
                 self._bytes += size
+                self.over = self._bytes > self.most_bytes
                 return Block(size, self._freed)
         block.memory[:size] = 0
         block.views = None

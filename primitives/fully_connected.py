@@ -213,7 +213,8 @@ class FullyConnected(Frozen):
             run((first, second, buffer_of(panels), *more))
             return Blocked(panels, columns)
         shape = (layer.batch, columns)
-        inputs = {a[0]: a[1], "w": array, **others}
+        # a new array overlaps nothing
+        inputs = {} if out is None else {a[0]: a[1], "w": array, **others}
         out, third = output(out, shape, layer.dtype, inputs)
         run((first, second, third, *more))
         return out

@@ -61,7 +61,7 @@ class Run:
             self._team = self.stream.team(self._target)
         slices = None if flags is None else self.stream.chosen(flags)
         if not self._size:
-            self._team((*buffers, *self._tables), slices)
+            self._team((*buffers, *self._tables) if self._tables else buffers, slices)
             return
         seat = self._seat
         try:
@@ -72,7 +72,7 @@ class Run:
             block.views = [buffer_of(block.memory[place]) for place in self._places]
         self._team((*buffers, *block.views, *self._tables), slices)
         seat.used = next(POOL.clock)
-        if not POOL.full:
+        if not (POOL.over and POOL.full):
             seat.blocks.append(block)
 
     __reduce_ex__ = uncopied("copy the layer")
