@@ -81,7 +81,7 @@ def emit_cell(
     operands = {w: o for w, o in known.operands.items() if masked or w != known.only_masked}
     hidden = units if hidden is None else hidden
     check_shape(rows, units, dtype, hidden)
-    lanes = target.machine(dtype, min(units, width)).lanes
+    lanes = target.machine(dtype, max(1, min(units, width))).lanes
     if width < 1 or width % lanes:
         raise ValueError(f"width={width} is not a multiple of the vector's {lanes} elements")
     pitches: dict[str, int] = {}

@@ -30,15 +30,8 @@ from primitives.arrays import aligned, buffer_of, check
 from primitives.recurrent_backward import TENSORS, backward
 from primitives.recurrent_kept import Kept, PackedRecurrent
 from primitives.recurrent_lengths import Lengths, Whole
-from primitives.recurrent_streams import (
-    STATES,
-    Layer,
-    Way,
-    check_sizes,
-    forward,
-    pack_weights,
-    packed_elements,
-)
+from primitives.recurrent_steps import STATES, Layer, Way, check_sizes
+from primitives.recurrent_streams import forward, pack_weights, packed_elements
 from primitives.run import Run
 from primitives.runs import Runs
 

@@ -19,7 +19,7 @@ from jitgen.kernel import brgemm, panel_width
 from jitgen.pack import emit_packer
 from primitives.gemm import Product, pack_part, product_parts
 from primitives.loops import Loop
-from primitives.recurrent_streams import (
+from primitives.recurrent_steps import (
     BACKWARD_ROWS,
     ROWS_BY_LENGTH,
     Layer,

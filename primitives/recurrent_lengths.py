@@ -15,7 +15,7 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.doors import NUMPY
-from primitives.recurrent_streams import Layer
+from primitives.recurrent_steps import Layer
 
 
 class Whole:

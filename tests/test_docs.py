@@ -29,6 +29,7 @@ EXEMPT = {
     "python3 -m venv .venv": "installs into the clone",
     "bash tools/test.sh": "it is what runs this test",
     "pip install": "installs",
+    "python -m pytest -m soak": "ten minutes and more; test_soak itself runs a little of it",
     "python -m tools.bench": "minutes of measuring; its arguments are read below",
 }
 #: Commands that take long, and the options with which they are run instead

@@ -19,7 +19,7 @@ from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
 from jitgen import cpu
-from primitives import recurrent_streams
+from primitives import recurrent_steps
 from primitives.recurrent import Gru, Lstm, Rnn
 
 HERE = [name for name, why in cpu.targets().items() if not why]
@@ -32,7 +32,7 @@ PARTS, PART = 10, 30
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share also the work of a test, and what a layer allocates is NaN at first."""
-    monkeypatch.setattr(recurrent_streams, "OPERATIONS_PER_THREAD", 1)
+    monkeypatch.setattr(recurrent_steps, "OPERATIONS_PER_THREAD", 1)
     poison_empty(monkeypatch)
 
 

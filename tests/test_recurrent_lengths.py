@@ -22,7 +22,7 @@ from rig import count
 from jitgen import cpu
 from jitgen.replay import BARRIER, END, FIRST_KIND
 from jitgen.team import Team
-from primitives import recurrent_streams
+from primitives import recurrent_steps
 from primitives.recurrent import Lstm
 from primitives.stream import Stream
 
@@ -38,7 +38,7 @@ each_direction = pytest.mark.parametrize("direction", ["forward", "reverse", "bi
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share also the work of a test, and what a layer allocates is NaN at first."""
-    monkeypatch.setattr(recurrent_streams, "OPERATIONS_PER_THREAD", 1)
+    monkeypatch.setattr(recurrent_steps, "OPERATIONS_PER_THREAD", 1)
     poison_empty(monkeypatch)
 
 
