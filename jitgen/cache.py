@@ -13,11 +13,11 @@ scratch memory (`jitgen.scratch`).
 from __future__ import annotations
 
 import functools
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, TypeVar
+
+from jitgen import shared
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -62,14 +62,13 @@ class Cache:
         self.most_bytes = most_bytes
         self.bytes = 0
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.RLock()
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """The value of `key`, made by `make()` if it is not there."""
         found: V | None = self.peek(key)
         if found is not None:
             return found
-        with self._lock:
+        with shared.lock:
             found = self.peek(key)
             if found is None:
                 found = make()
@@ -93,8 +92,9 @@ class Cache:
         self._values[key] = value, size
         self.bytes += size
         if self.bytes > self.most_bytes:
-            # anew: an exception at the wrong moment, or a fork, may have spoilt the sum
-            self.bytes = sum(each for _, each in self._values.values())
+            # anew: an exception at the wrong moment may have spoilt the sum. Not by the ordered
+            # dict's own iterator, as `peek` changes the order without the lock
+            self.bytes = sum(each for _, each in list(dict.values(self._values)))
         # the newest one stays, whatever its size: whoever asked for it has it anyway
         while len(self._values) > 1 and (
             len(self._values) > self.entries or self.bytes > self.most_bytes
@@ -113,7 +113,7 @@ class Cache:
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with shared.lock:
             self._values.clear()
             self.bytes = 0
 
@@ -122,10 +122,6 @@ class Cache:
         return {
             "entries": len(self._values), "bytes": self.bytes, "most_bytes": self.most_bytes,
         }  # fmt: skip
-
-    def after_fork(self) -> None:
-        """In a forked child: the lock may be held by a thread that is not there."""
-        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -140,12 +136,3 @@ STREAMS = Cache("streams", most_bytes=64 * MIB)
 #: Choices: widths of panels, blocks, curves
 PLANS = Cache("plans", 8192, 16 * MIB)
 ALL = (KERNELS, CODE, STREAMS, PLANS)
-
-
-def _after_fork_in_child() -> None:
-    for cache in ALL:
-        cache.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+import numpy as np
+
 from isa.program import Program
 from isa.x86 import FORMS, RAX, RBX, RCX, RDX, RSI, nops
 from jitgen import loader
@@ -54,12 +56,13 @@ def _probe_code() -> bytes:
 
 def _x86_features() -> frozenset[str]:
     code = loader.load(_probe_code())
-    probe = loader.ffi.cast("void (*)(uint32_t *, int64_t, int64_t)", code.address)
-    out = loader.ffi.new("uint32_t[4]")
+    probe = loader.ffi.cast(loader.OF_NUMBERS, code.address)
+    out = np.zeros(4, np.uint32)
 
     def read(leaf: int, subleaf: int) -> list[int]:
-        probe(out, leaf, subleaf)
-        return list(out)
+        probe(out.__array_interface__["data"][0], leaf % (1 << 64), subleaf)
+        found: list[int] = out.tolist()
+        return found
 
     highest = read(0, 0)[0]
     found = {

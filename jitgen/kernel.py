@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import isa
-from jitgen import cpu, disk, doors, generator, loader
+from jitgen import cpu, disk, doors, generator, loader, shared
 from jitgen.cache import KERNELS, PLANS
 from jitgen.frozen import Frozen, uncopied
 from jitgen.operands import make_arguments
@@ -29,7 +29,7 @@ CODE_BYTES = 256 * 1024
 LARGE = 1 << 12
 
 #: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
-#: loader.lock
+#: shared.lock
 loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
 on_load: Callable[[Kernel, loader.Code], None] | None = None
 
@@ -104,7 +104,7 @@ class Kernel(Frozen):
             reason = cpu.why_not(self.target)
             if reason:
                 raise RuntimeError(f"cannot run a kernel for {self.target.name}: {reason}")
-            with loader.lock:
+            with shared.lock:
                 if self._loaded is None:
                     self._loaded = loader.load(self.code)
                     loaded[self] = self._loaded

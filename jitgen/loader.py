@@ -17,14 +17,13 @@ import contextlib
 import os
 import platform
 import sys
-import threading
-import weakref
 from collections import deque
 from functools import lru_cache
 from typing import Any
 
 import cffi
 
+from jitgen import shared
 from jitgen.frozen import uncopied
 
 ffi = cffi.FFI()
@@ -43,6 +42,7 @@ ffi.cdef(
 WORDS, BYTES, ADDRESSES = (ffi.typeof(name) for name in ("uint64_t[]", "char[]", "void *[]"))
 ADDRESS, BYTE_ADDRESS, NUMBER = (ffi.typeof(name) for name in ("void *", "char *", "uintptr_t"))
 PROCEDURE, FUNCTION = (ffi.typeof(f"{kind} (*)(void *)") for kind in ("void", "int64_t"))
+OF_NUMBERS = ffi.typeof("void (*)(uintptr_t, uintptr_t, uintptr_t)")
 _libc = ffi.dlopen(None)
 with contextlib.suppress(AttributeError):  # not on every system: `why_not_here` says so
     for _name in ("mmap", "munmap", "mprotect", "mremap", "getauxval", "prctl"):
@@ -118,7 +118,7 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, size)]
         self._dead: deque[tuple[int, int]] = deque()
         self._map_twice()
-        _arenas.add(self)
+        _mapped[id(self)] = self.size
 
     def _map_twice(self) -> None:
         self._writable = self._map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)
@@ -177,6 +177,7 @@ class Arena:
         # not as the interpreter ends: a thread that it does not wait for may still run code here
         with contextlib.suppress(AttributeError, TypeError):
             if not sys.is_finalizing():
+                _mapped.pop(id(self), None)
                 for view in views:
                     self._c.munmap(ffi.cast(ADDRESS, getattr(self, view)), self.size)
 
@@ -209,7 +210,7 @@ class Pages(Arena):
         self._dead = deque()
         access = PROT_READ | PROT_WRITE
         self._writable = self._executable = self._map(access, MAP_PRIVATE | MAP_ANONYMOUS)
-        _arenas.add(self)
+        _mapped[id(self)] = self.size
 
     def place(self, code: bytes) -> Code | None:
         placed = super().place(code)
@@ -232,19 +233,16 @@ def _checked(address: Any) -> int:
     return mapped
 
 
-#: All memory for code that is mapped
-_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+#: Bytes of all memory for code that is mapped, by arena
+_mapped: dict[int, int] = {}
 
 
 def info() -> dict[str, int]:
     """Pieces of memory for machine code, and their bytes."""
-    with lock:
-        sizes = [arena.size for arena in _arenas]
+    sizes = list(_mapped.values())
     return {"entries": len(sizes), "bytes": sum(sizes)}
 
 
-#: Guards loading. A fork waits for it, so that a child never inherits it taken.
-lock = threading.RLock()
 #: The arena that takes the next kernels; an older one lives as long as its kernels do
 _arena: Arena | None = None
 #: Whether kernels share arenas. `jitgen.debug` wants pages of its own for each kernel, private ones
@@ -260,7 +258,7 @@ def load(code: bytes) -> Code:
     reason = why_not_here()
     if reason:
         raise ExecutableMemoryError(0, reason)
-    with lock:
+    with shared.lock:
         placed = _place(code)
     if architecture() == "aarch64":
         _flush_instruction_cache(placed)
@@ -268,26 +266,32 @@ def load(code: bytes) -> Code:
 
 
 def _place(code: bytes) -> Code:
+    global _arena
+    # nobody else's while it is in use: a signal handler that loads code finds none, and begins
+    # another; what an exception leaves half done is not used again
+    arena, _arena = _arena, None
+    placed = None
     # a process that was forked past Python's hooks still shares its parent's arena
-    if share and _arena and _arena.pid == os.getpid() and (placed := _arena.place(code)):
-        return placed
-    placed = _new_arena(len(code)).place(code)
+    if share and arena is not None and arena.pid == os.getpid():
+        placed = arena.place(code)
+    if placed is None:
+        arena = _new_arena(len(code))
+        placed = arena.place(code)
     assert placed is not None, "a new arena has room"
+    if not isinstance(arena, Pages):
+        _arena = arena
     return placed
 
 
 def _new_arena(size: int) -> Arena:
-    global _arena
     for kind in (Arena, FileArena) if share else ():
         with contextlib.suppress(OSError):
-            _arena = kind(max(ARENA_BYTES, -(-size // 4096) * 4096))
-            return _arena
+            return kind(max(ARENA_BYTES, -(-size // 4096) * 4096))
     return Pages(size)
 
 
-def _before_fork() -> None:
+def _give_up_arena() -> None:
     global _arena
-    lock.acquire()
     _arena = None
 
 
@@ -304,22 +308,8 @@ def _flush_instruction_cache(code: Code) -> None:
         stub = flush_icache_code()
         placed = Pages(len(stub)).place(stub)
         assert placed is not None
-        _flush = (ffi.cast("void (*)(uintptr_t, uintptr_t)", placed.address), placed)
-    _flush[0](code.address, code.address + code.size)
+        _flush = (ffi.cast(OF_NUMBERS, placed.address), placed)
+    _flush[0](code.address, code.address + code.size, 0)
 
 
-def _after_fork_in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # an interrupt may have come before the lock was taken
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global lock
-    lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )  # fmt: skip
+shared.before_fork.append(_give_up_arena)

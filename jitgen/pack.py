@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import cpu, doors, loader
+from jitgen import cpu, doors, loader, shared
 from jitgen.cache import CODE
 from jitgen.copying import copy_rows, repeated
 from jitgen.doors import NUMPY
@@ -110,7 +110,7 @@ def _elements(b: np.ndarray, batch: np.ndarray, axis: int, default: int) -> int:
 
 
 def _packer(*shape: Any) -> Any:
-    with loader.lock:
+    with shared.lock:
         return _load(*shape)[0]
 
 

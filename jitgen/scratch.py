@@ -15,14 +15,13 @@ import contextlib
 import mmap
 import os
 import re
-import threading
 import weakref
-from collections import deque
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from jitgen import shared
 from jitgen.cache import lazy
 
 MIB = 1 << 20
@@ -32,15 +31,18 @@ DEFAULT_MIB = 512
 HUGE_BYTES = 4 * MIB
 #: A block of another layer may be so many times larger than what is needed
 WASTE = 4
+#: Seats that are not worth a look for those of layers that are gone
+CROWD = 64
+
+T = TypeVar("T")
 
 
 class Block:
     """Memory that begins at a page."""
 
-    __slots__ = ("_freed", "memory", "size", "views")
+    __slots__ = ("__weakref__", "memory", "size", "views")
 
-    def __init__(self, size: int, freed: deque[int]) -> None:
-        self._freed = freed
+    def __init__(self, size: int) -> None:
         # from the system, which makes zeros where they are first touched, and gets it back at once:
         # freed memory of the C library's may stay in its heap. Private: a child has its own
         pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -51,11 +53,6 @@ class Block:
         self.size = size
         #: what the layer has made of it, for its next call
         self.views: Any = None
-
-    def __del__(self) -> None:
-        # takes no lock: a garbage collection can call this at any point of any thread
-        with contextlib.suppress(AttributeError):
-            self._freed.append(self.size)
 
 
 class Seat:
@@ -68,21 +65,31 @@ class Seat:
         self.blocks: list[Block] = []
         #: when the layer was last called, by the pool's clock
         self.used = 0
-        pool.seats.add(self)
+        pool.enter(self)
 
 
 class Pool:
-    """The seats of all layers, and how much memory their blocks have."""
+    """The seats of all layers, and how much memory their blocks have.
+
+    No sum is kept that an exception, or a handler in between, could spoil.
+    """
 
     def __init__(self) -> None:
-        self.seats: weakref.WeakSet[Seat] = weakref.WeakSet()
         self.clock = count(1)
-        #: bytes of all blocks, in use or not, but for what was freed since
-        self._bytes = 0
-        self._freed: deque[int] = deque()
         #: there may be more than the bound: ask `full`
         self.over = False
-        self._lock = threading.RLock()
+        #: blocks, in use or not
+        self._blocks: dict[int, weakref.ref[Block]] = {}
+        self._seats: dict[int, weakref.ref[Seat]] = {}
+        #: so many seats are looked through for those of layers that are gone
+        self._crowd = CROWD
+
+    def enter(self, seat: Seat) -> None:
+        """A new layer's seat, as long as it lives."""
+        with shared.lock:
+            if len(self._seats) >= self._crowd:
+                self._crowd = 2 * len(_living(self._seats)) + CROWD
+            self._seats[id(seat)] = weakref.ref(seat)
 
     @lazy
     def most_bytes(self) -> int:
@@ -95,27 +102,26 @@ class Pool:
     @property
     def full(self) -> bool:
         """Whether there is more than the bound, so that a block should rather go than be kept."""
-        self.over = self.bytes > self.most_bytes
-        return self.over
+        with shared.lock:
+            self.over = self.bytes > self.most_bytes
+            return self.over
 
     @property
     def bytes(self) -> int:
         """Bytes of all blocks."""
-        with self._lock:
-            while self._freed:
-                self._bytes -= self._freed.popleft()
-            return self._bytes
+        return sum(block.size for block in _living(self._blocks))
 
     def take(self, size: int) -> Block:
         """A block of `size` bytes or more for a layer whose seat is empty; all zeros."""
-        with self._lock:
+        with shared.lock:
             block = None
             if self.bytes + size > self.most_bytes:
                 block = self._another(size)
             if block is None:
-                self._bytes += size
-                self.over = self._bytes > self.most_bytes
-                return Block(size, self._freed)
+                block = Block(size)
+                self._blocks[id(block)] = weakref.ref(block)
+                self.over = self.bytes > self.most_bytes
+                return block
         block.memory[:size] = 0
         block.views = None
         return block
@@ -123,7 +129,7 @@ class Pool:
     def _another(self, size: int) -> Block | None:
         """The block of the layer that has waited longest and has one that suits; if there is none,
         blocks are freed until a new one fits."""
-        seats = sorted(self.seats, key=lambda seat: seat.used)
+        seats = sorted(_living(self._seats), key=lambda seat: seat.used)
         for seat in seats:
             for block in list(seat.blocks):
                 if size <= block.size <= WASTE * size:
@@ -137,18 +143,28 @@ class Pool:
 
     def clear(self) -> None:
         """Give all idle memory back."""
-        for seat in list(self.seats):
+        for seat in _living(self._seats):
             while seat.blocks:
                 _drop(seat)
 
     def info(self) -> dict[str, int]:
         """Idle blocks and their bytes, and how many there may be at most."""
-        sizes = [block.size for seat in list(self.seats) for block in list(seat.blocks)]
+        sizes = [block.size for seat in _living(self._seats) for block in list(seat.blocks)]
         return {"entries": len(sizes), "bytes": sum(sizes), "most_bytes": self.most_bytes}
 
-    def after_fork(self) -> None:
-        """In a forked child: the lock may be held by a thread that is not there."""
-        self._lock = threading.RLock()
+
+def _living(references: dict[int, weakref.ref[T]]) -> list[T]:
+    """The objects that are still there; the others are forgotten. (A callback of a reference, or a
+    `__del__`, would swallow an interrupt that comes in it.)"""
+    found = []
+    with shared.lock:
+        for key, reference in list(references.items()):
+            living = reference()
+            if living is not None:
+                found.append(living)
+            elif references.get(key) is reference:
+                references.pop(key, None)
+    return found
 
 
 def _drop(seat: Seat) -> None:
@@ -158,6 +174,3 @@ def _drop(seat: Seat) -> None:
 
 #: The pool of this process
 POOL = Pool()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=POOL.after_fork)

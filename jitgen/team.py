@@ -39,7 +39,7 @@ class _Context:
         self._mutex = ffi.new(loader.BYTES, _MUTEX_BYTES)
         self._barrier: threads.Barrier | None = None
         #: the OpenMP runtime that all words are set for
-        self._runtime: Any = None
+        self._runtime: threads.OpenMP | None = None
         self.use_streams(streams)
         for i in range(len(streams)):
             self.jobs[_JOB_WORDS * i + replay.BASES // 8] = number(self.bases)
@@ -58,14 +58,14 @@ class _Context:
         for i, stream in enumerate(streams):
             self.jobs[_JOB_WORDS * i + replay.STREAM // 8] = stream
 
-    def use_openmp(self, library: Any) -> None:
+    def use_openmp(self, runtime: threads.OpenMP) -> None:
         """Before threads of a runtime."""
         self.words[crew.MISMATCH // 8] = 0
-        if self._runtime is not library:
-            self.words[crew.THREAD_NUMBER // 8] = number(library.omp_get_thread_num)
-            self.words[crew.TEAM_SIZE // 8] = number(library.omp_get_num_threads)
-            self._use_barrier(number(library.GOMP_barrier), 0)
-            self._runtime = library
+        if self._runtime is not runtime:
+            self.words[crew.THREAD_NUMBER // 8] = runtime.thread_number
+            self.words[crew.TEAM_SIZE // 8] = runtime.team_size
+            self._use_barrier(runtime.barrier, 0)
+            self._runtime = runtime
 
     def use_crew(self, helper: int) -> None:
         """Before threads of our own."""
@@ -152,12 +152,19 @@ class Team:
     __reduce_ex__ = uncopied("copy the layer, or make the stream anew")
 
     def _parallel(self, context: _Context) -> int:
-        library, size, enter = threads.usable_openmp(), len(self._streams), self._enter
+        size, enter = len(self._streams), self._enter
         assert enter is not None
         done = False
-        if library is not None:
-            context.use_openmp(library)
-            library.GOMP_parallel(enter.member, context.address, size, 0)
+        working = threads.working
+        try:
+            working.add(context)  # before it is asked whether the runtime may be used
+            runtime = threads.usable_openmp()
+            if runtime is not None:
+                context.use_openmp(runtime)
+                runtime.parallel(enter.member, context.address, size, 0)
+        finally:
+            working.discard(context)
+        if runtime is not None:
             # it may give fewer threads than asked for: a limit, a nested region
             done = not context.words[crew.MISMATCH // 8]
         if not done:

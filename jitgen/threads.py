@@ -8,21 +8,20 @@ do (`jitgen.replay`).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import os
 import re
+import time
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from jitgen import doors, quota
 from jitgen.loader import BYTES, ffi, libc, number
 
 ffi.cdef(
     """
-    void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
-    void GOMP_barrier(void);
-    int omp_get_thread_num(void);
-    int omp_get_num_threads(void);
     int pthread_create(void *, const void *, void *, void *);
     int pthread_join(uintptr_t, void *);
     int pthread_mutex_lock(void *);
@@ -33,6 +32,7 @@ ffi.cdef(
     """
 )
 #: looked up under a lock of cffi's: see jitgen.loader
+_GOMP_PARALLEL = ffi.typeof("void (*)(void (*)(void *), void *, unsigned, unsigned)")
 with contextlib.suppress(AttributeError):
     for _name in (
         "create", "join", "mutex_lock", "mutex_unlock", "barrier_init", "barrier_wait",
@@ -45,6 +45,8 @@ RUNTIMES = ("libgomp.so.1", "libomp.so.5", "libomp.so", "libiomp5.so")
 MOST_THREADS = 1024
 #: Larger than any C library's pthread_barrier_t
 _BARRIER_BYTES = 64
+#: Seconds that the end of the interpreter waits for teams at work
+EXIT_SECONDS = 10.0
 #: A process that was forked and has not begun a program of its own since (Linux's sched.h)
 _FORKED_WITHOUT_EXEC = 0x40
 
@@ -70,7 +72,16 @@ def check_threads(threads: int | None) -> int:
     return value
 
 
-def usable_openmp() -> Any | None:
+class OpenMP(NamedTuple):
+    """Functions of a runtime: the one that makes a team, and addresses of others."""
+
+    parallel: Any
+    barrier: int
+    thread_number: int
+    team_size: int
+
+
+def usable_openmp() -> OpenMP | None:
     """The OpenMP runtime if this process may enter a team of it, else None."""
     if _process != os.getpid():  # forked past Python's hooks
         _after_fork_in_child()
@@ -78,34 +89,46 @@ def usable_openmp() -> Any | None:
 
 
 @cache
-def openmp() -> Any | None:
+def openmp() -> OpenMP | None:
     """The OpenMP runtime: one that this process has loaded already (PyTorch brings its own), else
     one of the system's; None if there is none.
 
-    It is never unloaded: its threads may still spin in it when the interpreter has ended.
+    It is never unloaded: its threads may still spin in it when the interpreter has ended. Opened
+    past cffi, whose lock a signal handler or a forked child might find taken.
     """
-    for name in (*_loaded_runtimes(), *RUNTIMES):
+    global _sought
+    _sought = True
+    for name in (*(_loaded_runtimes() or ()), *RUNTIMES):
         with contextlib.suppress(OSError, AttributeError):
-            library = ffi.dlopen(name, ffi.RTLD_NOW | ffi.RTLD_NODELETE)
-            for function in (
-                "GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"
-            ):
-                getattr(library, function)
-            return library
+            library = ctypes.CDLL(name, os.RTLD_NOW | os.RTLD_NODELETE)
+            parallel, *others = (
+                ctypes.cast(getattr(library, function), ctypes.c_void_p).value or 0
+                for function in (
+                    "GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"
+                )
+            )
+            return OpenMP(ffi.cast(_GOMP_PARALLEL, parallel), *others)
     return None
 
 
-def _loaded_runtimes() -> list[str]:
-    with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:
-        found = re.findall(r"(/\S*/lib(?:gomp|omp|iomp5)\b\S*)", maps.read())
-        return list(dict.fromkeys(found))
-    return []
+def _loaded_runtimes() -> list[str] | None:
+    """OpenMP runtimes in this process; None where that cannot be found out."""
+    try:
+        # names of files are bytes
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            found = re.findall(r"(/.*/lib(?:gomp|omp|iomp5)\b\S*)", maps.read())
+    except OSError:
+        return None
+    return list(dict.fromkeys(found))
 
 
 def _forked_before_import() -> bool:
-    """Whether this process is the child of one that ran something else than jitgen."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/stat") as file:
-        flags = int(file.read().rpartition(")")[2].split()[6])
+    """Whether this process is the child of one that ran something else than jitgen (without /proc,
+    nobody knows)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # the name of the process may have been cut within a character
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            flags = int(file.read().rpartition(")")[2].split()[6])
         return bool(flags & _FORKED_WITHOUT_EXEC)
     return False
 
@@ -127,15 +150,30 @@ class Barrier:
 
 
 def _after_fork_in_child() -> None:
-    global _process, _stale
-    _process = os.getpid()
+    global _process, _stale, working
+    _process, working = os.getpid(), set()
     # a runtime may have made a team at any time: for whom cannot be found out
-    _stale = _stale or openmp.cache_info().currsize > 0 or bool(_loaded_runtimes())
+    _stale = _stale or _sought or _loaded_runtimes() != []
 
 
+def _at_exit() -> None:
+    """Runtimes are torn down when the process ends, and LLVM's then crashes if a team is at work:
+    threads that nobody waits for go on without."""
+    global _stale
+    _stale = True
+    end = time.monotonic() + EXIT_SECONDS
+    while working and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
+#: An entry for each call that is in a team of the runtime
+working: set[Any] = set()
 _process = os.getpid()
+#: A runtime was looked for
+_sought = False
 #: A runtime is loaded that may wait for threads which a fork has not copied
-_stale = _forked_before_import() and bool(_loaded_runtimes())
+_stale = _forked_before_import() and _loaded_runtimes() != []
+atexit.register(_at_exit)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -268,6 +268,39 @@ for _ in range(RUNS):
 assert all(inside)
 """
 
+HANDLER_MAKES = """
+# a handler that makes layers, and forgets others', whatever it interrupts
+import jitgen
+inside = []
+def again(*_):
+    made = FullyConnected(*(s + random.randrange(9) for s in SHAPE), threads=2)
+    n, c, k = made.layer.batch, made.layer.in_features, made.layer.out_features
+    made.forward(*(np.ones(s, np.float32) for s in ((n, c), (k, c), (k,))))
+    jitgen.cache_info()
+    if random.random() < 0.3:
+        jitgen.clear_caches()
+    inside.append(right(layer()))
+stop = threading.Event()
+wrong = []
+def work():
+    while not stop.is_set():
+        if not right(FullyConnected(*SHAPE, threads=1)):
+            wrong.append(1)
+again()  # imports what is imported late: Python 3.11's own import fails in a handler
+other = threading.Thread(target=work, daemon=True)
+other.start()
+signal.signal(signal.SIGALRM, again)
+for _ in range(RUNS):
+    begun = len(inside)
+    signal.setitimer(signal.ITIMER_REAL, random.random() / 50 + 1e-6)
+    while len(inside) == begun:
+        jitgen.clear_caches()
+        assert right(layer())
+stop.set()
+other.join()
+assert all(inside) and not wrong
+"""
+
 THREADS_END = """
 # threads of the program's own come and go: nothing stays behind
 made, arrays = layer(), data()
@@ -383,6 +416,10 @@ SCENARIOS: dict[str, Scenario] = {
     "a handler that calls": Scenario(HANDLER_CALLS, runs=20),
     "a handler that calls, threads of our own": Scenario(
         HANDLER_CALLS, environment=OWN, runs=20
+    ),
+    "a handler that makes layers": Scenario(HANDLER_MAKES, runs=20),
+    "a handler that makes layers, threads of our own": Scenario(
+        HANDLER_MAKES, environment=OWN, runs=20
     ),
     "threads that end": Scenario(THREADS_END, runs=20),
     "threads that end, threads of our own": Scenario(THREADS_END, environment=OWN, runs=20),

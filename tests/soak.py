@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import jitgen
+from jitgen import scratch
 from primitives.convolution import Convolution
 from primitives.fully_connected import FullyConnected
 from primitives.pooling import AveragePool, MaxPool
@@ -231,6 +232,7 @@ def main(seconds: float, layers: int, seed: int) -> None:
     jitgen.clear_caches()
     left = _resident()
     assert left <= start + GROWTH, (start, left)
+    assert scratch.POOL.bytes == 0, scratch.POOL.bytes
     for _ in range(100):  # the runtime's threads end a little after their callers
         if _tasks() <= idle:
             break

@@ -13,7 +13,7 @@ import pytest
 from child import run_child
 from spans import check_run, recorded
 
-from jitgen import cpu, loader
+from jitgen import cpu, loader, shared
 from jitgen.dot import emit_dot, possible
 from jitgen.elementwise import emit_column_sums
 from jitgen.frame import ARGUMENTS
@@ -94,7 +94,7 @@ def sparse(elements: int) -> np.ndarray:
 
 def call(code: bytes, **words: np.ndarray | int) -> None:
     """Run machine code."""
-    with loader.lock:
+    with shared.lock:
         loaded = loader.load(code)
     struct = loader.ffi.new("uint64_t[]", len(ARGUMENTS))
     for name, value in words.items():

@@ -204,6 +204,73 @@ def test_the_pool_is_bounded_and_can_be_emptied() -> None:
     assert pool.bytes == 0
 
 
+def test_what_fails_or_is_interrupted_is_not_counted() -> None:
+    pool = pool_of(1 << 62)
+    for _ in range(3):
+        with pytest.raises((OSError, OverflowError, ValueError)):
+            pool.take(1 << 60)
+    assert pool.bytes == 0 and not pool.full
+    run_child("""
+    import signal
+    from jitgen.scratch import POOL, Seat
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    seat, interrupts = Seat(POOL), 0
+    for _ in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 2e-4)
+            while True:
+                block = POOL.take(1 << 16)
+                del block
+        except KeyboardInterrupt:
+            interrupts += 1
+    block = None
+    assert interrupts == 300 and POOL.bytes == 0, (interrupts, POOL.bytes)
+    """)
+
+
+def test_layers_that_are_gone_are_forgotten() -> None:
+    pool = pool_of(1000)
+    for _ in range(1000):
+        Seat(pool)
+    keep = [Seat(pool) for _ in range(500)]
+    for _ in range(3000):
+        keep.append(Seat(pool))
+        keep.pop(0)
+    assert len(pool._seats) < 3 * len(keep)
+
+
+def test_looking_while_others_make_layers_and_values() -> None:
+    """Neither the pool nor a cache minds what other threads do to it meanwhile."""
+    run_child("""
+    import sys, threading
+    sys.setswitchinterval(1e-5)
+    from jitgen import cache, scratch
+    pool = scratch.POOL
+    keep = [scratch.Seat(pool) for _ in range(500)]
+    full = cache.Cache("full", most_bytes=500 * 600)
+    for i in range(500):
+        full.get(i, lambda: b"x" * 100)
+    stop = False
+    def work():
+        while not stop:
+            scratch.Seat(pool)
+            full.get(499, lambda: b"x" * 100)
+    others = [threading.Thread(target=work) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for i in range(500, 2500):
+            full.get(i, lambda: b"x" * 100)
+            if i % 10 == 0:
+                pool.info(), pool._another(1 << 20)
+    finally:
+        stop = True
+        for other in others:
+            other.join()
+    assert full.bytes <= full.most_bytes
+    """)
+
+
 def test_many_threads_at_the_pool() -> None:
     """Nobody gets what another one has."""
     pool, wrong = pool_of(6000), []

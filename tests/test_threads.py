@@ -93,6 +93,42 @@ def test_after_a_fork() -> None:
     assert "fine" in in_a_child(FORK)
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Of a file in this process's memory, and of a process, cut within a character."""
+    body = f"""
+    import ctypes, mmap
+    from jitgen import threads
+    name = os.fsencode({str(tmp_path)!r}) + b"/\\xff.bin"
+    with open(name, "wb+") as file:
+        file.write(b"x" * 4096)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 4096)
+        threads.openmp.cache_clear()
+        problem.check()
+    assert threads._loaded_runtimes() is not None
+    ctypes.CDLL(None).prctl(15, b"\\xd0\\xb0" * 7 + b"\\xd0", 0, 0, 0)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if threads._forked_before_import() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    assert "fine" in in_a_child(textwrap.dedent(body))
+
+
+def test_what_cannot_be_found_out_counts_as_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, a forked process uses threads of its own."""
+    monkeypatch.setattr(threads, "_loaded_runtimes", lambda: None)
+    monkeypatch.setattr(threads, "_stale", False)
+    monkeypatch.setattr(threads, "_sought", False)
+    monkeypatch.setattr(threads, "working", set())
+    threads._after_fork_in_child()
+    assert threads.usable_openmp() is None
+    monkeypatch.setattr(threads, "_stale", False)
+    monkeypatch.setattr(threads, "_loaded_runtimes", list)
+    threads._after_fork_in_child()
+    assert not threads._stale
+
+
 def test_a_limit_on_the_team() -> None:
     """The runtime gives fewer threads than asked for."""
     assert "fine" in in_a_child(OMP_THREAD_LIMIT="2")

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
-from jitgen import doors, loader
+from jitgen import doors, loader, shared
 from jitgen import kernel as kernels
 from jitgen.debug.image import Image
 
@@ -47,7 +47,7 @@ class Tool(Protocol):
         """Announce no more; files stay as far as they are of use. `add` begins anew."""
 
 
-#: All of it is guarded by loader.lock
+#: All of it is guarded by shared.lock
 _tools: dict[str, Tool] = {}
 _images: list[Image] = []
 
@@ -66,7 +66,7 @@ def enable(*tools: str, directory: str | os.PathLike[str] | None = None) -> None
         raise ValueError(f"name at least one tool: {', '.join(TOOLS)}")
     if directory is not None and not os.path.isdir(doors.path("directory", directory)):
         raise ValueError(f"directory={os.fspath(directory)!r} is no directory")
-    with loader.lock:
+    with shared.lock:
         new = [name for name in dict.fromkeys(tools) if name not in _tools]
         for name in new:
             module, kind = TOOLS[name]
@@ -80,7 +80,7 @@ def enable(*tools: str, directory: str | os.PathLike[str] | None = None) -> None
 
 def disable() -> None:
     """Turn all tools off. Map and dump stay for perf; gdb forgets the kernels."""
-    with loader.lock:
+    with shared.lock:
         for name in list(_tools):
             _turn_off(name)
 
@@ -101,7 +101,7 @@ def enable_from_environment() -> None:
 
 
 def _on_load(kernel: kernels.Kernel, code: loader.Code) -> None:
-    """Announce a kernel that has been loaded; called with loader.lock held."""
+    """Announce a kernel that has been loaded; called with shared.lock held."""
     _images.append(Image(kernel, code))
     _announce(_images[-1:], list(_tools))
 
@@ -133,7 +133,7 @@ def _set_sharing() -> None:
 
 
 def _after_fork() -> None:
-    with loader.lock:
+    with shared.lock:
         again = [name for name, tool in _tools.items() if not tool.inherited]
         for name in again:
             _tools[name].close()
