@@ -182,19 +182,19 @@ class FullyConnected(Frozen):
         if panels is None:
             raise ValueError("w was packed with backward=False")
         rows, columns = self._w_shape if backward else self._w_shape[::-1]
-        width = self._panel_width("w", panels)
+        width: int = panels.array.shape[2]
+        if width % self._lanes:
+            self._check_width("w", panels)
         shape = (-(-columns // width), rows, width)
         return width, check("w (packed)", panels.array, shape, layer.dtype), panels.array
 
-    def _panel_width(self, name: str, panels: Blocked) -> int:
-        """The width of panels that become the kernel's B."""
-        width = panels.width
-        if width % self._lanes:
+    def _check_width(self, name: str, panels: Blocked) -> None:
+        """Raise ValueError unless these panels can be the kernel's B."""
+        if panels.width % self._lanes:
             raise ValueError(
-                f"{name} was packed for another target, in panels of {width} columns; "
+                f"{name} was packed for another target, in panels of {panels.width} columns; "
                 f"{self.layer.target.name} takes multiples of {self._lanes}"
             )
-        return width
 
     def _multiply(
         self, make: Any, a: tuple[str, Any, int], weights: tuple[int, Any, np.ndarray],
@@ -279,7 +279,7 @@ class FullyConnected(Frozen):
         a_width, first = self._operand("dz", dz, layer.out_features)
         b_width, second = self._operand("x", x, layer.in_features)
         if isinstance(x, Blocked):
-            self._panel_width("x", x)
+            self._check_width("x", x)
         dw: np.ndarray
         db: np.ndarray | None
         if out is None:
