@@ -21,6 +21,7 @@ Not here: what the values mean; cffi buffers of arrays (`primitives.arrays`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -96,10 +97,11 @@ def number(
 ) -> float:  # fmt: skip
     """A real number with low <= value <= high, above < value < below, that `dtype` can hold."""
     given = value
-    if isinstance(value, np.ndarray) and not value.ndim:
-        value = plain(name, value)[()]
-    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
-        raise TypeError(f"{name}={shown(given)} is no real number")
+    if type(value) is not float:  # which most are, and an optimizer's step has several
+        if isinstance(value, np.ndarray) and not value.ndim:
+            value = plain(name, value)[()]
+        if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
+            raise TypeError(f"{name}={shown(given)} is no real number")
     try:
         result = float(value)
         if dtype is not None:
@@ -109,14 +111,17 @@ def number(
         raise ValueError(f"{name}={shown(given)} is too large for {kind}") from None
     if math.isnan(result) or (math.isinf(result) and not infinite):
         raise ValueError(f"{name}={result} is not finite")
-    for bad, rule in (
-        (low is not None and result < low, f"smaller than {low}"),
-        (above is not None and result <= above, f"not above {above}"),
-        (high is not None and result > high, f"larger than {high}"),
-        (below is not None and result >= below, f"not below {below}"),
-    ):
-        if bad:
-            raise ValueError(f"{name}={shown(given)} is {rule}")
+    rule = ""
+    if low is not None and result < low:
+        rule = f"smaller than {low}"
+    elif above is not None and result <= above:
+        rule = f"not above {above}"
+    elif high is not None and result > high:
+        rule = f"larger than {high}"
+    elif below is not None and result >= below:
+        rule = f"not below {below}"
+    if rule:
+        raise ValueError(f"{name}={shown(given)} is {rule}")
     return result + 0.0  # no -0.0: it equals 0.0 as a key of caches
 
 
@@ -177,16 +182,15 @@ def path(name: str, value: Any) -> str:
 
 def items(name: str, value: Any, count: int | None = None, what: str = "") -> tuple[Any, ...]:
     """The elements of a sequence, `count` of them if told; `what` says of what."""
-    rule = f"{name}={shown(value)} is no {'sequence' if count is None else 'pair'}{what}"
-    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set)):
-        raise TypeError(rule)
-    try:
-        found = tuple(value)
-    except TypeError:
-        raise TypeError(rule) from None
-    if count is not None and len(found) != count:
-        raise ValueError(rule)
-    return found
+    error: type[Exception] = TypeError
+    if not isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set)):
+        with contextlib.suppress(TypeError):
+            found = tuple(value)
+            if count is None or len(found) == count:
+                return found
+            error = ValueError
+    # the value is shown only here: the text of an array takes a while
+    raise error(f"{name}={shown(value)} is no {'sequence' if count is None else 'pair'}{what}")
 
 
 def pair(name: str, value: Any, what: str = "", least: int = 1) -> tuple[int, int]:
