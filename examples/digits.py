@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from primitives.mlp import Mlp
-from primitives.optimizers import Adam, Sgd
+from jitgen.primitives.train.mlp import Mlp
+from jitgen.primitives.train.optimizers import Adam, Sgd
 
 COMPARED_STEPS = 50
 #: Inputs of a step, and their labels

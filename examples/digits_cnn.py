@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from digits import parse, run
 
-from primitives.convolution import Convolution
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import softmax_cross_entropy
-from primitives.optimizers import Adam, Sgd
-from primitives.pooling import AveragePool, MaxPool
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen.primitives.train.mlp import softmax_cross_entropy
+from jitgen.primitives.train.optimizers import Adam, Sgd
 
 #: Input and output channels of the convolutions, and pixels a side of their images
 CONVOLUTIONS = ((1, 16, 8), (16, 32, 4))
@@ -30,7 +30,7 @@ CLASSES = 10
 
 
 class Cnn:
-    """The network for batches of one size, with the methods of primitives.mlp.Mlp.
+    """The network for batches of one size, with the methods of jitgen.primitives.train.mlp.Mlp.
 
     parameters: weight and bias of each layer, shaped as PyTorch's; they begin as PyTorch's do
     (uniform in +-1/sqrt(inputs)).

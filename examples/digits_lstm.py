@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from digits import parse, run
 
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import softmax_cross_entropy
-from primitives.optimizers import Adam, Sgd
-from primitives.recurrent import Lstm
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.recurrent import Lstm
+from jitgen.primitives.train.mlp import softmax_cross_entropy
+from jitgen.primitives.train.optimizers import Adam, Sgd
 
 ROWS = COLUMNS = 8
 CLASSES = 10

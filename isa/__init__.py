@@ -2,7 +2,7 @@
 
 This package knows instructions and registers, not algorithms; it imports nothing but the
 standard library. One file per instruction set holds a table in the manual's own notation and the
-binding of the verbs of `isa.machine.Machine` to rows of that table.
+binding of the verbs of `jitgen.isa.machine.Machine` to rows of that table.
 
 >>> import isa
 >>> machine = isa.open_machine("avx2", "f32")
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import importlib
 
-from isa.machine import Machine
-from isa.program import Program
+from jitgen.isa.machine import Machine
+from jitgen.isa.program import Program
 
 __all__ = ["FAMILIES", "Machine", "Program", "open_machine"]
 
 #: Instruction-set families: name -> (module, architecture). The file name is the registry.
 FAMILIES = {
-    "avx2": ("isa.avx2", "x86_64"),
-    "avx512": ("isa.avx512", "x86_64"),
-    "sve": ("isa.sve", "aarch64"),
+    "avx2": ("jitgen.isa.avx2", "x86_64"),
+    "avx512": ("jitgen.isa.avx512", "x86_64"),
+    "sve": ("jitgen.isa.sve", "aarch64"),
 }
 
 

@@ -1,17 +1,18 @@
 """A64: general-purpose rows, the AAPCS64 calling convention and the scalar verbs.
 
-Vector rows and verbs stand in isa.sve, which builds on `A64Machine` here. Rows are in the notation
-of isa.a64_rows. Registers are numbers; 31 is the stack pointer and 32 the zero register.
+Vector rows and verbs stand in jitgen.isa.sve, which builds on `A64Machine` here. Rows are in the
+notation of jitgen.isa.a64_rows. Registers are numbers; 31 is the stack pointer and 32 the zero
+register.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from isa.a64_rows import SP, XZR, parse_table
-from isa.form import Form
-from isa.machine import At, Machine
-from isa.program import Program
+from jitgen.isa.a64_rows import SP, XZR, parse_table
+from jitgen.isa.form import Form
+from jitgen.isa.machine import At, Machine
+from jitgen.isa.program import Program
 
 # syntax | bit diagram | feature
 TABLE = """

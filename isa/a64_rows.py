@@ -10,7 +10,7 @@ marks an operand that is read and written. Operands come in the order of the syn
 the diagram is `name:width`, or `name<high:low>` for a part of a split one, then 's' if it is signed
 and '*n' if it counts in units of n. Operand kinds, ranges, text and signature follow from the row;
 the signature is the syntax without names and commas: "fmla z.s p/m z.s z.s". Not here: which rows
-there are (isa.a64, isa.sve).
+there are (jitgen.isa.a64, jitgen.isa.sve).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from isa.form import EncodingError, Form, Operands
+from jitgen.isa.form import EncodingError, Form, Operands
 
 #: The stack pointer and the zero register share the code 31; as operands they are two numbers.
 SP = 31

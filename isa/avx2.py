@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from isa.form import Form
-from isa.machine import ELEMENTS, At, Constant
-from isa.x86 import RAX
-from isa.x86_rows import parse_table
-from isa.x86_vector import TRANSPOSE, X86VectorMachine
+from jitgen.isa.form import Form
+from jitgen.isa.machine import ELEMENTS, At, Constant
+from jitgen.isa.x86 import RAX
+from jitgen.isa.x86_rows import parse_table
+from jitgen.isa.x86_vector import TRANSPOSE, X86VectorMachine
 
 # mnemonic | operands | encoding | feature
 TABLE = """

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from isa.form import Form
-from isa.machine import At, Constant
-from isa.x86 import RAX
-from isa.x86_rows import parse_table
-from isa.x86_vector import REGISTER, TRANSPOSE, X86VectorMachine
+from jitgen.isa.form import Form
+from jitgen.isa.machine import At, Constant
+from jitgen.isa.x86 import RAX
+from jitgen.isa.x86_rows import parse_table
+from jitgen.isa.x86_vector import REGISTER, TRANSPOSE, X86VectorMachine
 
 # Rows for every width: {v} register, {L} its bits, {f} the feature (512 bits: F, less: VL).
 # mnemonic | operands | encoding | feature

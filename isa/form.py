@@ -2,7 +2,8 @@
 
 A `Form` is one encodable shape of an instruction. An emitted instruction is a plain tuple
 `(form, operands)`; its bytes are cached per operand tuple, because a kernel repeats a few hundred
-encodings. Not here: how a row is written and encoded; see `isa.x86_rows` and `isa.a64_rows`.
+encodings. Not here: how a row is written and encoded; see `jitgen.isa.x86_rows` and
+`jitgen.isa.a64_rows`.
 """
 
 from __future__ import annotations

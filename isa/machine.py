@@ -1,10 +1,11 @@
 """The only interface between an algorithm and an instruction set: facts and verbs.
 
 Every instruction set is a machine that multiplies a (1 x ku) unit of A, broadcast, by a (ku x
-lanes) unit of B into a row of `lanes` accumulators; ku belongs to the element type (jitgen.spec).
-A `Machine` says how many lanes and registers there are and how far addresses reach (facts), and
-emits the few operations an algorithm is written in (verbs). Registers are plain numbers. Not here:
-any algorithm, and any instruction: the bindings stand in one file per instruction set.
+lanes) unit of B into a row of `lanes` accumulators; ku belongs to the element type
+(jitgen.gemm.spec). A `Machine` says how many lanes and registers there are and how far addresses
+reach (facts), and emits the few operations an algorithm is written in (verbs). Registers are plain
+numbers. Not here: any algorithm, and any instruction: the bindings stand in one file per
+instruction set.
 
 Vector operands: `at` is an address (register, byte displacement); `lanes` the number of active
 elements of a vector (inactive ones are neither read nor written). In arithmetic verbs the last
@@ -17,7 +18,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from isa.program import Program
+from jitgen.isa.program import Program
 
 At = tuple[int, int]
 #: Handle of a constant: its address but for the base register, which `use_constants` names.
@@ -229,7 +230,7 @@ class Machine(ABC):
     def prefetch(self, at: At) -> None:
         """Bring the line at `at` into the first-level cache; never faults."""
 
-    # ---- arithmetic of epilogues (names as in jitgen.functions.Emitter) ---------------------
+    # ---- arithmetic of epilogues (names as in jitgen.emit.functions.Emitter) ---------------------
     def const(self, value: float) -> Constant:
         """Handle of a constant, one value in every lane."""
         return self._constant(struct.pack(ELEMENTS[self.dtype][0], value))

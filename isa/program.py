@@ -1,9 +1,9 @@
 """A program: instruction records, labels, sections and constant data, and their encoding.
 
 Records are plain tuples `(form, operands)`. Labels, sections and alignments are records whose form
-is one of the markers below. Not here: loading the bytes (`jitgen.loader`).
+is one of the markers below. Not here: loading the bytes (`jitgen.run.loader`).
 
->>> from isa.x86 import FORMS
+>>> from jitgen.isa.x86 import FORMS
 >>> p = Program(); p.emit(FORMS["ret"], ()); p.encode().hex()
 'c3'
 """
@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from isa.form import CACHE_SIZE, Form, Operands, Record
+from jitgen.isa.form import CACHE_SIZE, Form, Operands, Record
 
 
 def _unencodable(operands: Operands) -> bytes:

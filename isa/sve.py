@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isa.a64 import X16, A64Machine
-from isa.a64_rows import XZR, parse_table
-from isa.form import Form
-from isa.machine import At, Constant
+from jitgen.isa.a64 import X16, A64Machine
+from jitgen.isa.a64_rows import XZR, parse_table
+from jitgen.isa.form import Form
+from jitgen.isa.machine import At, Constant
 
 # Rows for both element sizes: T is s or d, sz the size field.
 # syntax | bit diagram | feature

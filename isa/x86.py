@@ -1,17 +1,17 @@
 """x86-64: general-purpose rows, the System V calling convention and the scalar verbs.
 
-Vector rows and verbs stand in isa.avx2 and isa.avx512, which build on `X86Machine` here. Rows are
-in the notation of the Intel manual, see isa.x86_rows.
+Vector rows and verbs stand in jitgen.isa.avx2 and jitgen.isa.avx512, which build on `X86Machine`
+here. Rows are in the notation of the Intel manual, see jitgen.isa.x86_rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isa.form import Form
-from isa.machine import At, Machine
-from isa.program import Program
-from isa.x86_rows import R64, parse_table
+from jitgen.isa.form import Form
+from jitgen.isa.machine import At, Machine
+from jitgen.isa.program import Program
+from jitgen.isa.x86_rows import R64, parse_table
 
 # mnemonic | operands | encoding | feature
 TABLE = """

@@ -8,7 +8,7 @@ A row is `mnemonic | operands | encoding | feature`, for example
 allows merging and zeroing masks, '+' marks an operand that is read and written. One row gives one
 `Form` per alternative; its signature is the operands written out: "vfmadd231ps zmm{k}{z} zmm b32".
 A mask register is the last operand. Memory is the tuple (base, index or None, scale, displacement).
-Not here: which rows there are (isa.x86, isa.avx2, isa.avx512).
+Not here: which rows there are (jitgen.isa.x86, jitgen.isa.avx2, jitgen.isa.avx512).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from isa.form import EncodingError, Form, Operands
+from jitgen.isa.form import EncodingError, Form, Operands
 
 Memory = tuple[int, "int | None", int, int]
 

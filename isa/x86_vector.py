@@ -2,7 +2,7 @@
 
 A machine here names its table, its widest register and how a constant is written as an operand
 (a whole vector in memory for AVX2, a broadcast element for AVX-512). Not here: loads, stores and
-masks, which differ; see isa.avx2 and isa.avx512.
+masks, which differ; see jitgen.isa.avx2 and jitgen.isa.avx512.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from isa.form import Form
-from isa.machine import At, Constant
-from isa.x86 import X86Machine
-from isa.x86_rows import parse_table
+from jitgen.isa.form import Form
+from jitgen.isa.machine import At, Constant
+from jitgen.isa.x86 import X86Machine
+from jitgen.isa.x86_rows import parse_table
 
 # Squares are transposed in pieces of 128 bits, which needs no permutation across them.
 # mnemonic | operands | encoding | feature

@@ -16,12 +16,12 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from jitgen.cpu import host, targets
-from jitgen.kernel import Bound, Kernel, brgemm
-from jitgen.memory import cache_info, clear_caches
-from jitgen.pack import pack_b
-from jitgen.plan import Plan
-from jitgen.spec import KernelSpec
+from jitgen.gemm.kernel import Bound, Kernel, brgemm
+from jitgen.gemm.plan import Plan
+from jitgen.gemm.spec import KernelSpec
+from jitgen.kernels.pack import pack_b
+from jitgen.run.cpu import host, targets
+from jitgen.run.memory import cache_info, clear_caches
 from jitgen.target import Target
 
 if TYPE_CHECKING:

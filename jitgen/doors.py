@@ -16,7 +16,7 @@ since arguments become keys of caches.
   arrays (their mask would be lost) and np.matrix (its operators differ) are refused; other
   subclasses count as the arrays that they are.
 
-Not here: what the values mean; cffi buffers of arrays (`primitives.arrays`).
+Not here: what the values mean; cffi buffers of arrays (`jitgen.primitives.layers.arrays`).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from isa.form import Form, Operands
-from isa.program import ALIGN, LABEL, SECTION, Program
-from isa.x86_rows import REGISTERS, Memory
+from jitgen.isa.form import Form, Operands
+from jitgen.isa.program import ALIGN, LABEL, SECTION, Program
+from jitgen.isa.x86_rows import REGISTERS, Memory
 from jitgen.target import Target
 
 #: The mnemonics that PeachPy does not share

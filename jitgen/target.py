@@ -2,7 +2,7 @@
 
 Rates are typical of the cores that have the target (sources in docs/performance.md); they steer
 the plan, never correctness. Any target can be generated on any host. Not here: which of them this
-CPU can run (`jitgen.cpu`).
+CPU can run (`jitgen.run.cpu`).
 
 >>> parse_target("sve256").vector_bits
 256
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import isa
-from isa.machine import Machine
-from jitgen import doors
-from jitgen.tiles import Facts, Rates
+from jitgen import doors, isa
+from jitgen.gemm.tiles import Facts, Rates
+from jitgen.isa.machine import Machine
 
 
 @dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing

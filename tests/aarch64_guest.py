@@ -21,9 +21,9 @@ from cases import Case, build, views
 from oracle import compare
 
 import jitgen
-from jitgen import cpu, loader
-from jitgen.threads import usable_openmp
-from primitives.fully_connected import FullyConnected
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.run import cpu, loader
+from jitgen.run.threads import usable_openmp
 
 PR_SVE_SET_VL = 50  # prctl, linux/prctl.h
 INF = float("inf")

@@ -15,7 +15,7 @@ import numpy as np
 from rig.job import Buffer, Job
 from tiers import TIERS
 
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
 #: Every way to execute kernels
@@ -64,7 +64,7 @@ class Wanted:
 
 @dataclass
 class Call:
-    """A kernel and its words (addresses by name of `jitgen.frame.ARGUMENTS`, or numbers).
+    """A kernel and its words (addresses by name of `jitgen.emit.frame.ARGUMENTS`, or numbers).
 
     place: on which side of the buffers lies the unmapped page.
     """

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from rig.job import Buffer, Job, Pointers
 
 import jitgen
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
 
 DTYPES = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 #: fills what a kernel must neither use nor change: a signalling NaN

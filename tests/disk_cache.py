@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import jitgen
-from jitgen import disk
+from jitgen.run import disk
 
 #: in a child: the sources may have been copied a moment ago
 SETTLED = "from jitgen import disk; disk.UNCHANGED_SINCE += 1e6\n"

@@ -38,15 +38,17 @@ from door_values import (
 )
 
 import jitgen
-import jitgen.disk
-import jitgen.measure
-from jitgen import cpu, spec, target, threads
+import jitgen.analysis.measure
+import jitgen.run.disk
+from jitgen import target
 from jitgen.analysis import analyze, plot
 from jitgen.cli import main
+from jitgen.gemm import spec
 from jitgen.inspect import formats
-from primitives import curve, loops, tuning
-from primitives.loops import Loop
-from primitives.stream import Part, Ref, Stream
+from jitgen.primitives.nest import curve, loops, tuning
+from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.run import cpu, threads
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 PASSES = ("forward", "backward_data", "backward_weights")
@@ -146,9 +148,9 @@ SPEC: dict[str, Kind] = {
 add("jitgen.brgemm", jitgen.brgemm,
     lambda: request(packed_b=False, ldb=None, target="avx2", plan={"rows": 2}, assembler="jitgen"),
     **SPEC, packed_b=flag, plan=optional(mapping), assembler=nothing)
-add("jitgen.spec.make_spec", spec.make_spec, lambda: request(panel=0, ldb=None), **SPEC,
+add("jitgen.gemm.spec.make_spec", spec.make_spec, lambda: request(panel=0, ldb=None), **SPEC,
     panel=size(0))
-add("jitgen.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)}, steps=no_items,
+add("jitgen.gemm.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)}, steps=no_items,
     alias={"steps": "epilogue"})
 add("jitgen.Kernel.__call__", run_kernel, call_of_kernel, **OPERANDS)
 add("jitgen.Kernel.bind", run_bound, call_of_kernel, **OPERANDS)
@@ -176,8 +178,8 @@ add("jitgen.Target.machine", lambda dtype, n: target.AVX2.machine(dtype, n).lane
     lambda: {"dtype": "f32", "n": 5}, n=size())
 add("jitgen.target.parse_target", target.parse_target, lambda: {"name": "avx2"}, name=nothing,
     alias={"name": "target"})
-add("jitgen.cpu.choose", cpu.choose, lambda: {"target": "avx2"})
-add("jitgen.threads.check_threads", threads.check_threads, lambda: {"threads": 1})
+add("jitgen.run.cpu.choose", cpu.choose, lambda: {"target": "avx2"})
+add("jitgen.run.threads.check_threads", threads.check_threads, lambda: {"threads": 1})
 #: The child's own, so that files named "4" do no harm
 FOLDER = os.getcwd()
 
@@ -206,14 +208,14 @@ add("jitgen.debug.enable_from_environment", jitgen.debug.enable_from_environment
 
 def disk(directory: Any, limit: Any) -> None:
     try:
-        jitgen.disk.enable(directory, limit)
+        jitgen.run.disk.enable(directory, limit)
     finally:
-        jitgen.disk.disable()
+        jitgen.run.disk.disable()
 
 
-add("jitgen.disk.enable", disk, lambda: {"directory": FOLDER, "limit": 1 << 22},
+add("jitgen.run.disk.enable", disk, lambda: {"directory": FOLDER, "limit": 1 << 22},
     directory=optional(folder), limit=size(1 << 18, math.inf))
-add("jitgen.disk.disable", jitgen.disk.disable, dict)
+add("jitgen.run.disk.disable", jitgen.run.disk.disable, dict)
 add("jitgen.analysis.analyze", lambda **given: analyze(**given).lines(),
     lambda: {"kernel": SHOWN, "cpu": "znver3", "batch": 1, "other_models": False},
     kernel=nothing, cpu=nothing, batch=size(), other_models=flag)
@@ -228,19 +230,19 @@ add("jitgen.inspect.formats.render", formats.render,
     analysis=optional(items(text)))
 add("jitgen.cli.main", main, lambda: {"argv": ["targets", "--json"]}, argv=nothing,
     left_out={"argv": "words that argparse refuses end with 2: test_cli has a table of them"})
-measure = jitgen.measure
-add("jitgen.measure.Problem", measure.Problem, lambda: {"kernel": KERNEL, "count": 1},
+measure = jitgen.analysis.measure
+add("jitgen.analysis.measure.Problem", measure.Problem, lambda: {"kernel": KERNEL, "count": 1},
     kernel=nothing, count=COUNT)
 PROBLEM = measure.Problem(KERNEL, 1)
-add("jitgen.measure.Problem.bind", lambda kernel: PROBLEM.bind(kernel)(),
+add("jitgen.analysis.measure.Problem.bind", lambda kernel: PROBLEM.bind(kernel)(),
     lambda: {"kernel": KERNEL}, kernel=nothing)
-add("jitgen.measure.Problem.check", PROBLEM.check, dict)
-add("jitgen.measure.Problem.numpy_call", lambda: PROBLEM.numpy_call()(), dict)
-add("jitgen.measure.empty_kernel", measure.empty_kernel, lambda: {"kernel": KERNEL},
+add("jitgen.analysis.measure.Problem.check", PROBLEM.check, dict)
+add("jitgen.analysis.measure.Problem.numpy_call", lambda: PROBLEM.numpy_call()(), dict)
+add("jitgen.analysis.measure.empty_kernel", measure.empty_kernel, lambda: {"kernel": KERNEL},
     kernel=nothing)
-add("jitgen.measure.peak_kernel", lambda kernel: measure.peak_kernel(kernel)[1],
+add("jitgen.analysis.measure.peak_kernel", lambda kernel: measure.peak_kernel(kernel)[1],
     lambda: {"kernel": KERNEL}, kernel=nothing)
-add("jitgen.measure.peak_program", lambda target, dtype: measure.peak_program(target, dtype)[1],
+add("jitgen.analysis.measure.peak_program", lambda target, dtype: measure.peak_program(target, dtype)[1],
     lambda: {"target": cpu.host(), "dtype": "f32"}, target=nothing)
 
 
@@ -251,9 +253,9 @@ def interleave(contestants: Any, seconds: Any) -> Any:
 
 
 SECONDS = number(above=0, below=3601)
-add("jitgen.measure.interleave", interleave, lambda: {"contestants": {"a": int}, "seconds": 1.0},
+add("jitgen.analysis.measure.interleave", interleave, lambda: {"contestants": {"a": int}, "seconds": 1.0},
     contestants=nothing, seconds=SECONDS)
-add("jitgen.measure.generation", lambda **given: list(measure.generation(**given)),
+add("jitgen.analysis.measure.generation", lambda **given: list(measure.generation(**given)),
     lambda: {"kernel": SHOWN, "make": functools.partial(jitgen.brgemm, 2, 8, 3, target="avx2")},
     kernel=nothing, make=nothing)
 
@@ -273,33 +275,33 @@ def part(**more: Any) -> Part:
     return Part(**{**given, **more})
 
 
-add("primitives.curve.curve", curve.curve, lambda: {"rows": 2, "columns": 3}, rows=size(0),
+add("jitgen.primitives.nest.curve.curve", curve.curve, lambda: {"rows": 2, "columns": 3}, rows=size(0),
     columns=size(0))
-add("primitives.loops.Loop", Loop, lambda: {"extent": 4, "blocks": (2, 1)}, extent=size(0),
+add("jitgen.primitives.nest.loops.Loop", Loop, lambda: {"extent": 4, "blocks": (2, 1)}, extent=size(0),
     blocks=items(size(), 1))
-add("primitives.loops.parse_order", loops.parse_order, lambda: {"order": "Nk"}, order=text)
-add("primitives.loops.iterate", lambda **given: loops.iterate(**given).thread,
+add("jitgen.primitives.nest.loops.parse_order", loops.parse_order, lambda: {"order": "Nk"}, order=text)
+add("jitgen.primitives.nest.loops.iterate", lambda **given: loops.iterate(**given).thread,
     lambda: {"order": "n", "loops": LOOPS, "threads": 2}, order=nothing, loops=nothing)
-add("primitives.stream.Ref", Ref,
+add("jitgen.primitives.nest.stream.Ref", Ref,
     lambda: {"tensor": "A", "steps": {"n": 1}, "element": 4, "per_thread": 0, "start": 0,
              "table": {"n": np.arange(4)}},
     tensor=text, steps=mapping, element=lambda v: v if size(1, 8)(v) in (1, 2, 4, 8) else NO,
     per_thread=size(0, 1 << 40), start=size(-(1 << 40), 1 << 40), table=mapping)  # fmt: skip
-add("primitives.stream.Part", Part,
+add("jitgen.primitives.nest.stream.Part", Part,
     lambda: {"title": "t", "order": "n", "loops": LOOPS, "code": no_code, "words": {"a": REF},
              "reduction": "", "before": (), "after": (), "variants": {}, "when": REF},
     title=text, order=text, loops=nothing, code=function, words=mapping, reduction=name("", "n"),
     before=items(nothing), after=items(nothing), variants=mapping,
     when=optional(nothing))  # fmt: skip
-add("primitives.stream.Stream", lambda **given: Stream(**given).slices,
+add("jitgen.primitives.nest.stream.Stream", lambda **given: Stream(**given).slices,
     lambda: {"parts": [part()], "tensors": ["A"], "threads": 2}, parts=items(nothing),
     tensors=nothing)
 STREAM = Stream([part()], ["A"])
-add("primitives.stream.Stream.text", STREAM.text, lambda: {"most": 40}, most=size(0))
+add("jitgen.primitives.nest.stream.Stream.text", STREAM.text, lambda: {"most": 40}, most=size(0))
 FLAGGED = Stream([part(when=REF)], ["A"])
-add("primitives.stream.Stream.chosen", FLAGGED.chosen, lambda: {"flags": np.ones(4, bool)},
+add("jitgen.primitives.nest.stream.Stream.chosen", FLAGGED.chosen, lambda: {"flags": np.ones(4, bool)},
     flags=nothing)
-add("primitives.stream.Stream.team", lambda target: STREAM.team(target) and None,
+add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(target) and None,
     lambda: {"target": HERE})
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
 TEAM = Stream(
@@ -308,8 +310,8 @@ TEAM = Stream(
     list("abc"),
 ).team(cpu.host())  # fmt: skip
 add("the call of a Stream.team", TEAM,
-    lambda: {"bases": [jitgen.loader.ffi.from_buffer(zeros(99)) for _ in "abc"]}, bases=nothing)
-add("primitives.tuning.tuned", tuning.tuned,
+    lambda: {"bases": [jitgen.run.loader.ffi.from_buffer(zeros(99)) for _ in "abc"]}, bases=nothing)
+add("jitgen.primitives.nest.tuning.tuned", tuning.tuned,
     lambda: {"key": "k", "candidates": {"a": 1}, "seconds": lambda c: 1.0}, key=anything,
     candidates=nothing, seconds=anything)
-add("primitives.tuning.path", tuning.path, dict)
+add("jitgen.primitives.nest.tuning.path", tuning.path, dict)

@@ -29,15 +29,16 @@ from door_values import (
     tuples,
 )
 
-from primitives import mlp, recurrent_onnx
-from primitives.convolution import Convolution, PackedFilter
-from primitives.convolution_1d import convolution_1d
-from primitives.folding import fold_batch_norm
-from primitives.fully_connected import FullyConnected
-from primitives.layouts import Blocked, PackedWeights
-from primitives.optimizers import Adam, Sgd
-from primitives.pooling import AveragePool, MaxPool
-from primitives.recurrent import Gru, Lstm, PackedRecurrent, Rnn
+from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen.primitives.fc.layouts import Blocked, PackedWeights
+from jitgen.primitives.layers.convolution import Convolution, PackedFilter
+from jitgen.primitives.layers.convolution_1d import convolution_1d
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen.primitives.layers.recurrent import Gru, Lstm, PackedRecurrent, Rnn
+from jitgen.primitives.rnn import onnx as recurrent_onnx
+from jitgen.primitives.train import mlp
+from jitgen.primitives.train.optimizers import Adam, Sgd
 
 PASSES = ("forward", "backward_data", "backward_weights")
 #: An array of floats: the layer that gets it checks the rest
@@ -47,12 +48,12 @@ ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empt
 # ---- layers -------------------------------------------------------------------------------------
 
 FC = FullyConnected(4, 6, 5, activation="relu", **ONE)
-add("primitives.fully_connected.FullyConnected", FullyConnected,
+add("jitgen.primitives.layers.fully_connected.FullyConnected", FullyConnected,
     lambda: {"batch": 4, "in_features": 6, "out_features": 5, "bias": True, "activation": "relu",
              "dtype": "f32", "threads": 1, "blocks": (4, 16), "order": "nm", "target": HERE},
     blocks=optional(items(size(), 2, 2)))  # fmt: skip
 X, W, B, Y = (lambda: rand(4, 6)), (lambda: rand(5, 6)), (lambda: rand(5)), (lambda: rand(4, 5))
-PREFIX = "primitives.fully_connected.FullyConnected."
+PREFIX = "jitgen.primitives.layers.fully_connected.FullyConnected."
 add(PREFIX + "stream", lambda **given: FC.stream(**given).text(), lambda: {"name": "forward",
     "packed": True}, name=name(*PASSES), packed=flag)  # fmt: skip
 add(PREFIX + "pack_weights", FC.pack_weights, lambda: {"w": W(), "backward": True}, w=IN,
@@ -72,11 +73,11 @@ add(PREFIX + "backward_activation of gelu",
 add(PREFIX + "backward_weights", FC.backward_weights,
     lambda: {"dz": Y(), "x": X(), "out": (zeros(5, 6), zeros(5))}, dz=IN, x=IN,
     out=optional(nothing))
-add("primitives.layouts.Blocked", Blocked, lambda: {"array": rand(1, 4, 8), "columns": 6},
+add("jitgen.primitives.fc.layouts.Blocked", Blocked, lambda: {"array": rand(1, 4, 8), "columns": 6},
     array=Array(also=("another dtype", *LOOSE, "read-only")), columns=size(1, 8))
-add("primitives.layouts.Blocked.plain", FC.pack_input(X()).plain, dict)
+add("jitgen.primitives.fc.layouts.Blocked.plain", FC.pack_input(X()).plain, dict)
 BLOCKED = FC.pack_weights(W())
-add("primitives.layouts.PackedWeights", PackedWeights,
+add("jitgen.primitives.fc.layouts.PackedWeights", PackedWeights,
     lambda: {"forward": BLOCKED.forward, "backward": BLOCKED.backward, "layout": BLOCKED.layout},
     forward=nothing, backward=optional(nothing), layout=nothing)
 
@@ -92,15 +93,15 @@ CONV_KINDS: dict[str, Any] = {
         optional(text), mapping),
     "blocks": either(optional(items(size(), 2, 2)), mapping),
 }  # fmt: skip
-add("primitives.convolution.Convolution", Convolution,
+add("jitgen.primitives.layers.convolution.Convolution", Convolution,
     lambda: {"batch": 2, "in_channels": 4, "height": 5, "width": 6, "out_channels": 3,
              "kernel": 3, **OPTIONS}, **CONV_KINDS)  # fmt: skip
-add("primitives.convolution_1d.convolution_1d", convolution_1d,
+add("jitgen.primitives.layers.convolution_1d.convolution_1d", convolution_1d,
     lambda: {"batch": 2, "in_channels": 4, "length": 5, "out_channels": 3, "kernel": 3,
              **OPTIONS},
     **{**CONV_KINDS, "kernel": size(), "stride": size(), "dilation": size(),
        "padding": either(SIDE, name("same"))})  # fmt: skip
-PREFIX = "primitives.convolution.Convolution."
+PREFIX = "jitgen.primitives.layers.convolution.Convolution."
 CX, CW, CB, CY = ((lambda s=s: rand(*s)) for s in (CONV.x_shape, CONV.w_shape, (3,), CONV.y_shape))
 add(PREFIX + "choice", CONV.choice, lambda: {"which": "forward"}, which=name(*PASSES))
 add(PREFIX + "stream", lambda **given: CONV.stream(**given).text(1), lambda: {"name": "forward",
@@ -117,12 +118,12 @@ add(PREFIX + "backward_activation", CONV.backward_activation,
 add(PREFIX + "backward_weights", CONV.backward_weights, lambda: {"dy": CY(), "x": CX()}, dy=IN,
     x=IN)
 FILTER = CONV.pack_weights(CW())
-add("primitives.convolution.PackedFilter", PackedFilter,
+add("jitgen.primitives.layers.convolution.PackedFilter", PackedFilter,
     lambda: {"forward": FILTER.forward, "backward": FILTER.backward, "layouts": FILTER.layouts},
     forward=ANY, backward=Array(also=ANY.also, none=True, floats=True), layouts=nothing)
 for pool in (MaxPool, AveragePool):
     made = pool(2, 4, 5, 6, 3, padding=1, **ONE)
-    PREFIX = f"primitives.pooling.{pool.__name__}"
+    PREFIX = f"jitgen.primitives.layers.pooling.{pool.__name__}"
     add(PREFIX, pool,
         lambda: {"batch": 2, "channels": 4, "height": 5, "width": 6, "kernel": 3, "stride": 2,
                  "padding": 1, "dtype": "f32", "layout": "nhwc", "threads": 1, "target": HERE},
@@ -144,7 +145,7 @@ OWN: dict[str, Any] = {
 for kind, options in (
     (Lstm, {"forget_bias": 0.0, "peephole": True}), (Gru, {"reset": "after"}), (Rnn, {}),
 ):  # fmt: skip
-    PREFIX = f"primitives.recurrent.{kind.__name__}"
+    PREFIX = f"jitgen.primitives.layers.recurrent.{kind.__name__}"
     common = {"batch": BATCH, "steps": STEPS, "in_features": IN_SIZE, "hidden": HIDDEN}
     add(PREFIX, kind,
         lambda options=options, common=common: {
@@ -173,7 +174,7 @@ for kind, options in (
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))
-add("primitives.recurrent_kept.PackedRecurrent", PackedRecurrent,
+add("jitgen.primitives.rnn.kept.PackedRecurrent", PackedRecurrent,
     lambda: {"panels": PACKED.panels, "layout": PACKED.layout, "w": PACKED.w, "r": PACKED.r},
     panels=items(mapping), layout=tuples, w=ANY, r=ANY)
 for which, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
@@ -182,33 +183,33 @@ for which, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
         return {"w": rand(1, 5 * gates, 4), "r": rand(1, 5 * gates, 5),
                 "b": rand(1, 10 * gates), **more}  # fmt: skip
 
-    add(f"primitives.recurrent_onnx.{which}_from_onnx",
+    add(f"jitgen.primitives.rnn.onnx.{which}_from_onnx",
         getattr(recurrent_onnx, f"{which}_from_onnx"), onnx, w=IN, r=IN, b=MAYBE,
         # w says what dtype and sizes the others have
         alias={"w": "w r b p"}, **({"p": MAYBE} if gates == 4 else {}))
 VECTOR = Array(also=("another dtype", *LOOSE))
-add("primitives.folding.fold_batch_norm", fold_batch_norm,
+add("jitgen.primitives.conv.folding.fold_batch_norm", fold_batch_norm,
     lambda: {"w": rand(3, 2), "b": rand(3), "gamma": rand(3), "beta": rand(3), "mean": rand(3),
              "variance": rand(3) + 1, "eps": 1e-5},
     w=VECTOR, b=Array(also=VECTOR.also, none=True), gamma=VECTOR, beta=VECTOR, mean=VECTOR,
     variance=VECTOR, eps=number(low=0, below=math.inf))  # fmt: skip
 LABELS = np.array([0, 2, 1])
 WHOLE = Array(also=("int64", *LOOSE, "bytes swapped", "a list", "objects"))
-add("primitives.mlp.softmax_cross_entropy", mlp.softmax_cross_entropy,
+add("jitgen.primitives.train.mlp.softmax_cross_entropy", mlp.softmax_cross_entropy,
     lambda: {"logits": rand(3, 4), "labels": LABELS.copy()},
     logits=Array(also=("another dtype", *LOOSE)), labels=items(size(0, 3), 3, 3),
     alias={"logits": "logits labels"})
 NET = mlp.Mlp(3, (4, 6, 3), threads=1)
-add("primitives.mlp.Mlp", mlp.Mlp,
+add("jitgen.primitives.train.mlp.Mlp", mlp.Mlp,
     lambda: {"batch": 3, "sizes": (4, 6, 3), "activation": "relu", "dtype": "f32", "threads": 1,
              "seed": 0},
     sizes=items(size(), 2), activation=name("relu", "sigmoid", "tanh"),
     seed=size(0, math.inf))  # fmt: skip
-add("primitives.mlp.Mlp.forward", NET.forward, lambda: {"x": rand(3, 4)}, x=IN)
+add("jitgen.primitives.train.mlp.Mlp.forward", NET.forward, lambda: {"x": rand(3, 4)}, x=IN)
 INDEX = items(size(0, 2), 3, 3)
-add("primitives.mlp.Mlp.gradients", NET.gradients,
+add("jitgen.primitives.train.mlp.Mlp.gradients", NET.gradients,
     lambda: {"x": rand(3, 4), "labels": LABELS.copy()}, x=IN, labels=INDEX)
-add("primitives.mlp.Mlp.train_step", NET.train_step,
+add("jitgen.primitives.train.mlp.Mlp.train_step", NET.train_step,
     lambda: {"x": rand(3, 4), "labels": LABELS.copy(), "optimizer": Sgd(NET.parameters, 0.0)},
     x=IN, labels=INDEX, optimizer=nothing)
 NOT_BELOW = number(low=0)
@@ -218,7 +219,7 @@ for kind, extra, given in (
     (Adam, {"betas": items(number(low=0, below=1), 2, 2), "eps": number(above=1e-46)},
      {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
 ):  # fmt: skip
-    PREFIX = f"primitives.optimizers.{kind.__name__}"
+    PREFIX = f"jitgen.primitives.train.optimizers.{kind.__name__}"
     add(PREFIX, kind, lambda given=given: {"parameters": [zeros(3)], **given, "threads": 1},
         parameters=nothing, **NUMBERS, **extra)
 

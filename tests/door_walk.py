@@ -25,8 +25,7 @@ from door_calls import CALLS, Call
 from door_values import NO, VALUES, Array, variants
 
 import jitgen
-import primitives
-from jitgen import doors
+from jitgen import doors, primitives
 
 #: Modules of `primitives` that only layers use, which have checked what they pass on
 INSIDE = (
@@ -38,13 +37,13 @@ INSIDE = (
 #: What is public but in no module that is walked: docs name it
 DOCUMENTED = (
     "jitgen.debug.enable", "jitgen.debug.disable", "jitgen.debug.enable_from_environment",
-    "jitgen.disk.enable", "jitgen.disk.disable", "jitgen.analysis.analyze",
+    "jitgen.run.disk.enable", "jitgen.run.disk.disable", "jitgen.analysis.analyze",
     "jitgen.analysis.plot.check_file", "jitgen.analysis.plot.roofline",
-    "jitgen.inspect.formats.render", "jitgen.cli.main", "jitgen.cpu.choose",
-    "jitgen.spec.make_spec", "jitgen.spec.make_epilogue", "jitgen.target.parse_target",
-    "jitgen.threads.check_threads", "jitgen.measure.Problem", "jitgen.measure.empty_kernel",
-    "jitgen.measure.peak_kernel", "jitgen.measure.peak_program", "jitgen.measure.interleave",
-    "jitgen.measure.generation",
+    "jitgen.inspect.formats.render", "jitgen.cli.main", "jitgen.run.cpu.choose",
+    "jitgen.gemm.spec.make_spec", "jitgen.gemm.spec.make_epilogue", "jitgen.target.parse_target",
+    "jitgen.run.threads.check_threads", "jitgen.analysis.measure.Problem", "jitgen.analysis.measure.empty_kernel",
+    "jitgen.analysis.measure.peak_kernel", "jitgen.analysis.measure.peak_program", "jitgen.analysis.measure.interleave",
+    "jitgen.analysis.measure.generation",
 )  # fmt: skip
 _INNER = "made by the module itself, which knows what it holds"
 #: Public callables that are not tried, each with its reason
@@ -56,14 +55,14 @@ LEFT_OUT = {
     "jitgen.Plan": "the result of make_plan, to be read; no public function takes one",
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
-    "primitives.loops.Nest": "the result of iterate, to be read",
-    "primitives.loops.check_order": _INNER, "primitives.loops.check_sums": _INNER,
-    "primitives.optimizers.Optimizer": "the base of Sgd and Adam",
-    "primitives.recurrent_kept.Kept": _INNER, "primitives.recurrent_kept.Kept.check": _INNER,
-    "primitives.pooling.Stretch": _INNER, "primitives.pooling.Pass": _INNER,
-    "primitives.pooling.stream": _INNER, "primitives.pooling.backward_stream": _INNER,
-    "primitives.pooling.stretches": _INNER,
-    "primitives.stream.Calls": _INNER,
+    "jitgen.primitives.nest.loops.Nest": "the result of iterate, to be read",
+    "jitgen.primitives.nest.loops.check_order": _INNER, "jitgen.primitives.nest.loops.check_sums": _INNER,
+    "jitgen.primitives.train.optimizers.Optimizer": "the base of Sgd and Adam",
+    "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
+    "jitgen.primitives.layers.pooling.Stretch": _INNER, "jitgen.primitives.layers.pooling.Pass": _INNER,
+    "jitgen.primitives.layers.pooling.stream": _INNER, "jitgen.primitives.layers.pooling.backward_stream": _INNER,
+    "jitgen.primitives.layers.pooling.stretches": _INNER,
+    "jitgen.primitives.nest.stream.Calls": _INNER,
 }  # fmt: skip
 #: What stands for a value in a message, of which no more needs to be said
 WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")

@@ -1,8 +1,9 @@
 """LSTM, GRU and tanh cells in float64: both passes, one sequence and one step after the other.
 
-What `primitives.recurrent` must compute, written as its equations stand, for any direction, length
-of the sequences and initial state. Checked by finite differences, PyTorch and ONNX's own tests
-(test_recurrent_oracle). Not here: how far off a layer in f32 may be (test_recurrent).
+What `jitgen.primitives.layers.recurrent` must compute, written as its equations stand, for any
+direction, length of the sequences and initial state. Checked by finite differences, PyTorch and
+ONNX's own tests (test_recurrent_oracle). Not here: how far off a layer in f32 may be
+(test_recurrent).
 """
 
 from __future__ import annotations

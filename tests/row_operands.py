@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from isa.a64_rows import SP, XZR
-from isa.form import Form
+from jitgen.isa.a64_rows import SP, XZR
+from jitgen.isa.form import Form
 
 RANDOM_CASES = 6
 REGISTERS = (0, 7, 8, 15, 16, 31)

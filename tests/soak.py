@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 import jitgen
-from jitgen import scratch
-from primitives.convolution import Convolution
-from primitives.fully_connected import FullyConnected
-from primitives.pooling import AveragePool, MaxPool
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.run import scratch
 
 #: MiB by which memory may have grown at the end, caches cleared
 GROWTH = 64

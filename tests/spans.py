@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from jitgen.spec import make_spec
-from primitives import fc_streams, gemm
-from primitives.run import Run
+from jitgen.gemm.spec import make_spec
+from jitgen.primitives.fc import streams as fc_streams
+from jitgen.primitives.nest import gemm
+from jitgen.primitives.nest.run import Run
 
 #: word -> elements that a call sees from its address on; and its multiply-adds
 Blocks = tuple[dict[str, int], int]

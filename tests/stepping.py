@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import jitgen
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
 
 CODE, MEMORY, MEMORY_BYTES = 0x400000, 0x600000, 1 << 20
 STACK = MEMORY + MEMORY_BYTES - 0x1000  # the caller's; it grows downwards, towards the matrices

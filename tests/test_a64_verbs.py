@@ -1,4 +1,4 @@
-"""The scalar verbs of isa.a64, entry and exit of functions, executed under qemu-user.
+"""The scalar verbs of jitgen.isa.a64, entry and exit of functions, executed under qemu-user.
 
 Each test emits small programs with a few verbs and compares what they leave in memory with what
 Python integers give. Not here: encodings (`test_rows`) and vector verbs (`test_sve_verbs`).
@@ -15,9 +15,9 @@ from rig import qemu
 from rig.job import Buffer, Job
 from verbs import Body, Check, kernel, need_qemu, numbers, verify
 
-from isa.a64 import FORMS, flush_icache_code
-from isa.program import Program
-from isa.sve import SveMachine, open_machine
+from jitgen.isa.a64 import FORMS, flush_icache_code
+from jitgen.isa.program import Program
+from jitgen.isa.sve import SveMachine, open_machine
 
 each_dtype = pytest.mark.parametrize("dtype", ["f32", "f64"])
 

@@ -26,7 +26,7 @@ from jitgen.analysis.cpus import SOURCES, rate
 from jitgen.analysis.execution import PHASES, Execution
 from jitgen.analysis.instructions import KINDS, Instruction, Memory
 from jitgen.analysis.loops import find_loops
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
 from jitgen.target import ANY_WIDTH, parse_target
 
 #: every target with a CPU that runs it

@@ -16,11 +16,12 @@ import needs
 import pytest
 
 import jitgen
-from jitgen import cli, cpu
+from jitgen import cli
 from jitgen.analysis import CPUS, analyze, host, mca, plot
 from jitgen.cli.terminal import CANNOT_RUN, OK
+from jitgen.run import cpu
 from jitgen.target import parse_target
-from tools import bench_analysis
+from tools.bench import analysis as bench_analysis
 
 Patch = pytest.MonkeyPatch
 Captured = pytest.CaptureFixture[str]

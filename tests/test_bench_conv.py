@@ -12,7 +12,7 @@ import pytest
 from bench_command import bench
 
 import jitgen
-from tools import bench_conv_peers as peers
+from tools.bench import conv_peers as peers
 
 TABLES = {"paper": 20, "resnet50": 23, "vgg16": 9, "mobilenet": 19, "odd": 18}
 

@@ -12,7 +12,7 @@ import pytest
 from bench_command import bench
 
 import jitgen
-from tools import bench_fc, bench_fc_peers
+from tools.bench import fc as bench_fc, fc_peers as bench_fc_peers
 
 
 def test_a_shape_is_measured(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bench_command import bench
 
 import jitgen
-from tools import bench_recurrent_peers as peers
+from tools.bench import recurrent_peers as peers
 
 TORCH = importlib.util.find_spec("torch") is not None
 ONNX = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))

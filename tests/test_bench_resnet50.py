@@ -62,7 +62,7 @@ def test_the_help_has_examples() -> None:
 
 def test_the_onnx_model_is_the_network() -> None:
     needs.need(None if ONNX else "ONNX Runtime is not installed", installable=False)
-    from tools import bench_resnet50_peers as peers
+    from tools.bench import resnet50_peers as peers
 
     weights = resnet50.random_weights()
     images = np.random.default_rng(3).standard_normal((2, 64, 64, 3)).astype(np.float32)

@@ -18,12 +18,12 @@ from blocks import EVERYWHERE, FLOATS, Call, Wanted, execute, poison
 from random_cases import SEED
 from tiers import TIERS, need
 
-from jitgen.cell_bodies import CELLS
-from jitgen.cells import emit_cell
+from jitgen.kernels.cell_bodies import CELLS
+from jitgen.kernels.cells import emit_cell
 from jitgen.target import ANY_WIDTH, TARGETS, Target, parse_target, sve
 
 Array = np.ndarray[Any, Any]
-#: Largest error of sigmoid and tanh in ULP (jitgen.functions), and what first order leaves out
+#: Largest error of sigmoid and tanh in ULP (jitgen.emit.functions), and what first order leaves out
 FUNCTION_ULP, SLACK = 3.5, 1.01
 
 

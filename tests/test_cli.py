@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import jitgen
-from jitgen import measure
-from jitgen.cli import kernel as kernel_command
-from jitgen.cli import main
+from jitgen.analysis import measure
+from jitgen.analysis.measure import Problem
+from jitgen.cli import kernel as kernel_command, main
 from jitgen.cli.terminal import OK, WRONG
-from jitgen.measure import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in jitgen.targets().items() if not why]

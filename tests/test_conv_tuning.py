@@ -22,10 +22,10 @@ import pytest
 from random_cases import SEED
 from test_convolution import HERE, Reference, check, stored
 
-from primitives import conv_cost, tuning
-from primitives import conv_streams as streams
-from primitives.conv_cost import Choice
-from primitives.convolution import PASSES, Convolution
+from jitgen.primitives.conv import cost as conv_cost, streams
+from jitgen.primitives.conv.cost import Choice
+from jitgen.primitives.layers.convolution import PASSES, Convolution
+from jitgen.primitives.nest import tuning
 
 needs_here = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,11 +15,11 @@ from rig import count
 from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
-from jitgen import cpu
-from jitgen.replay import emit_replay
-from primitives import conv_streams as streams
-from primitives.convolution import Convolution
-from primitives.run import Run
+from jitgen.primitives.conv import streams
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.nest.run import Run
+from jitgen.run import cpu
+from jitgen.run.replay import emit_replay
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 KINDS = {"f32": np.float32, "f64": np.float64}

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen import cpu
-from primitives.convolution import Convolution
-from primitives.convolution_1d import convolution_1d
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.convolution_1d import convolution_1d
+from jitgen.run import cpu
 
 Array = np.ndarray[Any, Any]
 HERE = [name for name, why in cpu.targets().items() if not why]

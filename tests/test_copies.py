@@ -18,14 +18,14 @@ from child import run_child
 from copied import CUSTOM, MAKE, numbers, train, use
 
 import jitgen
-from jitgen import cpu
-from jitgen import kernel as kernel_module
+from jitgen.gemm import kernel as kernel_module
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.train.mlp import Mlp
+from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.run import cpu
 from jitgen.target import TARGETS, sve
-from primitives.convolution import Convolution
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import Mlp
-from primitives.optimizers import Adam, Sgd
-from primitives.recurrent import Gru, Lstm, Rnn
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")

@@ -14,8 +14,8 @@ import cpuinfo
 import pytest
 
 import jitgen
-from jitgen import cpu
-from jitgen.spec import EPILOGUES
+from jitgen.gemm.spec import EPILOGUES
+from jitgen.run import cpu
 from jitgen.target import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent

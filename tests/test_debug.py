@@ -57,7 +57,7 @@ assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
 def test_wrong_requests_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         eval(f"enable({arguments})", {"enable": jitgen.debug.enable})
-    assert jitgen.kernel.on_load is None
+    assert jitgen.gemm.kernel.on_load is None
 
 
 def test_wrong_names_in_the_environment_are_warned_of() -> None:

@@ -243,7 +243,7 @@ def test_gdb_names_the_kernel_that_crashed(tmp_path: Path) -> None:
     program = """
 import jitgen
 from jitgen import loader
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
 kernel = jitgen.brgemm(16, 16, 16)
 function = loader.ffi.cast("void (*)(void *)", kernel.address)
 args = loader.ffi.new("int64_t[]", len(ARGUMENTS))

@@ -17,10 +17,10 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from tiers import TIERS, need
 
-from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
-from jitgen.strips import Axis, plan_strip
+from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
+from jitgen.kernels.strips import Axis, plan_strip
+from jitgen.kernels.windows import MOST_TAPS
 from jitgen.target import TARGETS, Target, parse_target
-from jitgen.windows import MOST_TAPS
 
 Array = np.ndarray[Any, Any]
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 64, 67)

@@ -1,4 +1,5 @@
-"""Accuracy of jitgen.derivatives, on the model of instructions in NumPy that test_functions has.
+"""Accuracy of jitgen.emit.derivatives, on the model of instructions in NumPy that test_functions
+has.
 
 Not here: machine code (`test_elementwise`).
 """
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from test_functions import _PI, Model, _inputs_f32, _inputs_f64, _mills_ratio
 
-from jitgen import derivatives
+from jitgen.emit import derivatives
 
 Array = np.ndarray[Any, Any]
 FUNCTIONS = {"silu": derivatives.silu, "gelu": derivatives.gelu}

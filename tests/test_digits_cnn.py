@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen import cpu
+from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in cpu.targets().items() if not why]

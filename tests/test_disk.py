@@ -20,8 +20,8 @@ from disk_cache import SETTLED, again, disk_bytes, enabled, small, spied, stored
 from random_cases import SEED, random_case
 
 import jitgen
-from jitgen import disk
-from jitgen.kernel import CODE_BYTES, generate
+from jitgen.gemm.kernel import CODE_BYTES, generate
+from jitgen.run import disk
 
 ROOT = HERE.parent
 TARGETS = ("avx2", "avx512", "sve128", "sve256", "sve384", "sve512", "sve2048")
@@ -171,7 +171,7 @@ def test_kernels_too_large_for_a_folder_are_not_stored(
 
 CROWD = """
 import os, random, sys, threading, warnings
-import jitgen, jitgen.kernel
+import jitgen, jitgen.gemm.kernel
 {settled}
 warnings.simplefilter("ignore")
 disk.enable({folder!r}, {limit})
@@ -200,8 +200,8 @@ def work(seed):
     for _ in range(150):
         shape = rng.randint(1, 3), rng.randint(1, 20), 4
         kernel = jitgen.brgemm(*shape, target="avx2")
-        assert kernel.code == jitgen.kernel.generate(kernel.spec, kernel.target).code, shape
-        jitgen.cache.KERNELS.clear()
+        assert kernel.code == jitgen.gemm.kernel.generate(kernel.spec, kernel.target).code, shape
+        jitgen.run.cache.KERNELS.clear()
         if number == 0 and rng.random() < 0.2:
             damage()
     done.append(seed)

@@ -21,7 +21,7 @@ from child import HERE, run_child
 from disk_cache import SETTLED, enabled, small, stored
 
 import jitgen
-from jitgen import disk
+from jitgen.run import disk
 
 ROOT = HERE.parent
 folder = pytest.fixture(enabled)
@@ -29,12 +29,12 @@ folder = pytest.fixture(enabled)
 REPORT = """
 import sys
 sys.path.insert(0, {path!r})
-import jitgen, jitgen.kernel
+import jitgen, jitgen.gemm.kernel
 assert jitgen.__file__.startswith({path!r}), jitgen.__file__
 {settled}
 calls = []
-generate = jitgen.kernel.generate
-jitgen.kernel.generate = lambda *a: calls.append(a) or generate(*a)
+generate = jitgen.gemm.kernel.generate
+jitgen.gemm.kernel.generate = lambda *a: calls.append(a) or generate(*a)
 code = jitgen.brgemm(20, 20, 50, target="avx2").code
 print(len(calls), code.hex())
 """
@@ -171,12 +171,12 @@ def test_all_modules_that_shape_code_count(tmp_path: Path) -> None:
     modules = imported(ROOT, generating | {f"isa.{p.stem}" for p in (ROOT / "isa").glob("*.py")})
     assert {m for m in modules if m.startswith("jitgen.")} == generating
     assert all(m.count(".") == 1 for m in modules)
-    used = imported(ROOT, {"jitgen.generator", "jitgen.plan", "jitgen.spec", "jitgen.target"})
+    used = imported(ROOT, {"jitgen.gemm.generator", "jitgen.gemm.plan", "jitgen.gemm.spec", "jitgen.target"})
     assert {m for m in used if m.startswith("jitgen.")} == generating
     # the check can fail
     source = _copy(tmp_path)
-    (source / "jitgen" / "plan.py").write_text("from jitgen.cache import Cache\n")
-    assert "jitgen.cache" in imported(source, generating)
+    (source / "jitgen" / "plan.py").write_text("from jitgen.run.cache import Cache\n")
+    assert "jitgen.run.cache" in imported(source, generating)
 
 
 def test_the_benchmark_measures_and_checks_that_it_does(tmp_path: Path) -> None:

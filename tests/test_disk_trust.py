@@ -18,7 +18,7 @@ from child import run_child
 from disk_cache import SETTLED, again, enabled, small, spied, stored
 from random_cases import SEED
 
-from jitgen import disk
+from jitgen.run import disk
 
 folder = pytest.fixture(enabled)
 loads = pytest.fixture(spied)
@@ -221,7 +221,7 @@ def test_a_read_only_directory_is_read(tmp_path: Path) -> None:
     """As a user for whom permissions count. Kernels load; new ones are generated with a warning."""
     text = f"""
         import os, shutil, sys, tempfile, warnings
-        import jitgen, jitgen.kernel
+        import jitgen, jitgen.gemm.kernel
         {SETTLED}
         top = tempfile.mkdtemp()
         try:
@@ -241,10 +241,10 @@ def test_a_read_only_directory_is_read(tmp_path: Path) -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 disk.enable(folder)
-                generate = jitgen.kernel.generate
-                jitgen.kernel.generate = None
+                generate = jitgen.gemm.kernel.generate
+                jitgen.gemm.kernel.generate = None
                 assert jitgen.brgemm(3, 5, 7, target="avx2").code == one
-                jitgen.kernel.generate = generate
+                jitgen.gemm.kernel.generate = generate
                 for n in range(9, 19):
                     assert jitgen.brgemm(3, n, 7, target="avx2").code
             texts = [str(each.message) for each in caught]

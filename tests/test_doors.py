@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 
 import jitgen
-from jitgen import cpu, doors
-from primitives.convolution import Convolution, PackedFilter
-from primitives.convolution_1d import convolution_1d
-from primitives.folding import fold_batch_norm
-from primitives.fully_connected import FullyConnected
-from primitives.layouts import Blocked, PackedWeights
-from primitives.optimizers import Adam, Sgd
-from primitives.recurrent import PackedRecurrent, Rnn
+from jitgen import doors
+from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen.primitives.fc.layouts import Blocked, PackedWeights
+from jitgen.primitives.layers.convolution import Convolution, PackedFilter
+from jitgen.primitives.layers.convolution_1d import convolution_1d
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.recurrent import PackedRecurrent, Rnn
+from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.run import cpu
 
 HERE = Path(__file__).resolve().parent
 if all(cpu.targets().values()):

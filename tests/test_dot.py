@@ -14,7 +14,7 @@ from random_cases import SEED
 from rig.job import Buffer, Job
 from tiers import TIERS, need
 
-from jitgen.dot import emit_dot, possible
+from jitgen.kernels.dot import emit_dot, possible
 from jitgen.target import TARGETS, parse_target
 
 KINDS = {"f32": np.float32, "f64": np.float64}

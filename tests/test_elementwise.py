@@ -19,7 +19,7 @@ from random_cases import SEED
 from test_derivatives import derivative
 from tiers import TIERS, need
 
-from jitgen.elementwise import OPS, adam_scalars, emit_column_sums, emit_map
+from jitgen.kernels.elementwise import OPS, adam_scalars, emit_column_sums, emit_map
 from jitgen.target import TARGETS, parse_target, sve
 
 Array = np.ndarray[Any, Any]

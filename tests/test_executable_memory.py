@@ -48,7 +48,7 @@ for i in range(3000):
     assert i % 100 or right(kernel, i + 1)
     addresses.add(kernel.address)
     del kernel
-    jitgen.cache.KERNELS.clear()
+    jitgen.run.cache.KERNELS.clear()
     arenas.add(jitgen_mappings())
 assert len(addresses) <= 3, len(addresses)
 assert max(arenas) <= 4, arenas
@@ -86,7 +86,7 @@ assert len({k.address for k in kernels}) == 3000
 assert all(right(k, i + 1) for i, k in enumerate(kernels) if i % 50 == 0)
 assert jitgen_mappings() > 2
 del kernels
-jitgen.cache.KERNELS.clear()
+jitgen.run.cache.KERNELS.clear()
 gc.collect()
 assert jitgen_mappings() <= 2, jitgen_mappings()
 """)
@@ -144,7 +144,7 @@ both = [line for line in mappings() if "w" in line[1] and "x" in line[1]]
 assert not both, both
 number = len(mappings())
 del kernels
-jitgen.cache.KERNELS.clear()
+jitgen.run.cache.KERNELS.clear()
 gc.collect()
 assert len(mappings()) < number
 """)
@@ -210,7 +210,7 @@ good = (
 # still runs it
 if not child:
     old.clear()
-    jitgen.cache.KERNELS.clear()
+    jitgen.run.cache.KERNELS.clear()
     gc.collect()
     new += [make(2000 + i) for i in range(200)]
     good = good and all(right(k, 2000 + i) for i, k in enumerate(new[200:]))

@@ -19,10 +19,10 @@ from random_cases import SEED
 from toolchain import STRICT, run
 
 import jitgen
-from jitgen import cpu
 from jitgen.cli import main
 from jitgen.cli.export import KEYS
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN, OK
+from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = ROOT / "examples" / "c" / "specs.json"

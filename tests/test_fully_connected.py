@@ -16,10 +16,10 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from rig import count
 
-from jitgen import cpu
-from primitives.elementwise import ACTIVATIONS
-from primitives.fully_connected import FullyConnected
-from primitives.layouts import Blocked, PackedWeights
+from jitgen.primitives.fc.layouts import Blocked, PackedWeights
+from jitgen.primitives.layers.elementwise import ACTIVATIONS
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")

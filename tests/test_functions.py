@@ -1,4 +1,4 @@
-"""Accuracy of jitgen.functions, on a model of its instructions in NumPy.
+"""Accuracy of jitgen.emit.functions, on a model of its instructions in NumPy.
 
 The model rounds every instruction as IEEE 754 demands, fused multiply-add included, so what it
 computes is what the kernels compute; no machine code runs here.  References: double precision for
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitgen import functions
+from jitgen.emit import functions
 
 FUNCTIONS = {
     "exp": functions.exp,

@@ -22,8 +22,8 @@ from random_cases import SEED, cases
 from rig.count import count
 
 import jitgen
-from jitgen import kernel as kernel_module
-from jitgen.cache import Cache
+from jitgen.gemm import kernel as kernel_module
+from jitgen.run.cache import Cache
 
 USABLE = [name for name, reason in jitgen.targets().items() if not reason]
 pytestmark = pytest.mark.skipif(not USABLE, reason=f"no target runs here: {jitgen.targets()}")
@@ -134,7 +134,7 @@ def test_a_bound_kernel_reads_its_arrays_anew_and_keeps_them_alive() -> None:
         bias[:] = 10 * value
         bound()
         np.testing.assert_array_equal(c, 14 * value)
-    jitgen.cache.KERNELS.clear()
+    jitgen.run.cache.KERNELS.clear()
     del kernel
     gc.collect()
     bound()

@@ -14,8 +14,8 @@ from random_cases import SEED
 from test_pack import pack_panels
 from tiers import TIERS, need
 
-from jitgen.layout import emit_transpose, emit_unpacker
-from jitgen.pack import emit_packer
+from jitgen.kernels.layout import emit_transpose, emit_unpacker
+from jitgen.kernels.pack import emit_packer
 from jitgen.target import ANY_WIDTH, parse_target
 
 each_tier = pytest.mark.parametrize("tier", EVERYWHERE)

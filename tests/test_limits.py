@@ -13,11 +13,11 @@ import pytest
 from child import run_child
 
 from jitgen import brgemm
-from primitives.convolution import Convolution
-from primitives.fully_connected import FullyConnected
-from primitives.loops import Loop, check_order, iterate
-from primitives.stream import Part, Ref, Stream
-from primitives.tables import MOST_CALLS, TooLarge
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.nest.loops import Loop, check_order, iterate
+from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.tables import MOST_CALLS, TooLarge
 
 #: Runs each case: a constructor's call, and the passes of the layer; prints what became of it. A
 #: case that is refused must say so in words of the arguments named
@@ -26,12 +26,12 @@ import gc, resource
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 import numpy as np
 from jitgen import brgemm
-from primitives.convolution import Convolution
-from primitives.convolution_1d import convolution_1d
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import Mlp
-from primitives.pooling import AveragePool, MaxPool
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.convolution_1d import convolution_1d
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.train.mlp import Mlp
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
 
 for text, words in {cases!r}:
     try:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import jitgen
+from jitgen.gemm.spec import make_spec
 from jitgen.inspect import listing, registers
 from jitgen.inspect.compare import compare, comparison_text
 from jitgen.inspect.sections import Sections
-from jitgen.spec import make_spec
 
 SHAPES: list[tuple[tuple[int, int, int], dict[str, Any]]] = [
     ((1, 1, 1), {}),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from primitives.curve import curve
-from primitives.loops import Loop, iterate
+from jitgen.primitives.nest.curve import curve
+from jitgen.primitives.nest.loops import Loop, iterate
 
 
 def covered(nest: object, loops: dict[str, Loop]) -> np.ndarray:

@@ -12,9 +12,9 @@ import pytest
 from child import run_child
 
 import jitgen
-from jitgen import cpu
-from jitgen.cache import ENTRY_BYTES, Cache
-from jitgen.scratch import Block, Pool, Seat
+from jitgen.run import cpu
+from jitgen.run.cache import ENTRY_BYTES, Cache
+from jitgen.run.scratch import Block, Pool, Seat
 
 pytestmark = pytest.mark.skipif(
     not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"
@@ -24,10 +24,10 @@ COMMON = """
 import gc, random
 import numpy as np
 import jitgen
-from primitives.convolution import Convolution
-from primitives.fully_connected import FullyConnected
-from primitives.pooling import MaxPool
-from primitives.recurrent import Gru, Lstm
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.pooling import MaxPool
+from jitgen.primitives.layers.recurrent import Gru, Lstm
 
 def resident():
     gc.collect()
@@ -95,7 +95,7 @@ assert not any(held[name]["bytes"] for name in held if name != "executable"), he
 def test_layers_that_take_each_others_memory(mib: str) -> None:
     """What one layer leaves in it, another must not see: borders are zeros."""
     run_child(COMMON + """
-from primitives.convolution import PASSES
+from jitgen.primitives.layers.convolution import PASSES
 random.seed(3)
 layers = [
     Convolution(2, 16, h, w, 24, taps, padding=taps // 2, stride=stride, bias=False, threads=2,
@@ -212,7 +212,7 @@ def test_what_fails_or_is_interrupted_is_not_counted() -> None:
     assert pool.bytes == 0 and not pool.full
     run_child("""
     import signal
-    from jitgen.scratch import POOL, Seat
+    from jitgen.run.scratch import POOL, Seat
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     seat, interrupts = Seat(POOL), 0
     for _ in range(300):

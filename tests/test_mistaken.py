@@ -13,14 +13,14 @@ import pytest
 from copied import numbers
 from random_cases import SEED
 
-from jitgen import cpu
-from primitives.convolution import Convolution
-from primitives.elementwise import ACTIVATIONS
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import Mlp
-from primitives.optimizers import Adam, Sgd
-from primitives.pooling import AveragePool
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.elementwise import ACTIVATIONS
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.pooling import AveragePool
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.train.mlp import Mlp
+from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen import cpu
-from primitives.mlp import Mlp, softmax_cross_entropy
-from primitives.optimizers import Adam, Sgd
+from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
+from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in cpu.targets().items() if not why]

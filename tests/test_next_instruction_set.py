@@ -16,12 +16,12 @@ from libraries import ARCHITECTURES, LOADER, make, need_x86
 from test_rows import TABLES
 from toolchain import STRICT, run
 
-import isa
 import jitgen
-from isa import a64_rows, x86_rows
-from isa.form import EncodingError, Form
-from isa.machine import Machine
+from jitgen import isa
 from jitgen.analysis.instructions import read_record
+from jitgen.isa import a64_rows, x86_rows
+from jitgen.isa.form import EncodingError, Form
+from jitgen.isa.machine import Machine
 from tools import check
 
 
@@ -144,7 +144,7 @@ def test_the_analysis_knows_every_kind_of_register() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['x = "neon"\n', "from isa import sve\n", "import isa.avx512\n", "isa.avx2.FORMS\n"]
+    "text", ['x = "neon"\n', "from isa import sve\n", "import jitgen.isa.avx512\n", "jitgen.isa.avx2.FORMS\n"]
 )
 def test_no_algorithm_names_an_instruction_set(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +157,7 @@ def test_no_algorithm_names_an_instruction_set(
         (tmp_path / room).mkdir()
         (tmp_path / room / "cells.py").write_text(f'"""A module."""\n{text}')
     named = [s for s in check.house_rules() if "names the instruction set" in s]
-    assert [s.split(":")[0] for s in named] == ["jitgen/cells.py", "primitives/cells.py"]
+    assert [s.split(":")[0] for s in named] == ["jitgen/kernels/cells.py", "primitives/cells.py"]
 
 
 def test_names_of_vector_registers_are_the_machines() -> None:

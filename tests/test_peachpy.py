@@ -22,11 +22,11 @@ from cases import Case
 from random_cases import SEED, random_case
 from row_operands import kinds_of
 
-import isa.x86
 import jitgen
+import jitgen.isa.x86
 import jitgen.peachpy
-from isa.form import Form
-from isa.program import Program
+from jitgen.isa.form import Form
+from jitgen.isa.program import Program
 from jitgen.peachpy import assemble, peachpy_form
 from jitgen.target import AVX2, TARGETS, Target
 
@@ -89,7 +89,7 @@ def test_every_form() -> None:
 def test_branches_and_alignment() -> None:
     """Branches of both lengths, forward and backward, over aligned places and constants."""
     for gap in (0, 1, 60, 120, 124, 127, 128, 131, 1000):
-        program = Program(isa.x86.nops)
+        program = Program(jitgen.isa.x86.nops)
         program.constant(b"\1\2\3\4")
         for form in test_rows.label_forms("x86_64"):
             register = (9,) if len(form.kinds) == 2 else ()
@@ -98,11 +98,11 @@ def test_branches_and_alignment() -> None:
             program.align(32)
             program.place(back)
             for _ in range(gap):
-                program.emit(isa.x86.FORMS["ret"], ())
+                program.emit(jitgen.isa.x86.FORMS["ret"], ())
             program.emit(form, (*register, back))
             program.emit(form, (*register, forth))
             for _ in range(gap):
-                program.emit(isa.x86.FORMS["ret"], ())
+                program.emit(jitgen.isa.x86.FORMS["ret"], ())
             program.place(forth)
         assert assemble(program, AVX2) == program.encode()
 
@@ -184,7 +184,7 @@ def test_refused_target() -> None:
 
 def test_refused_instruction() -> None:
     """An instruction that PeachPy does not know is refused by name."""
-    program = Program(isa.x86.nops)
+    program = Program(jitgen.isa.x86.nops)
     kinds = ("zmm+", "zmm", "zmm")
     form = Form("vpdpbusd zmm zmm zmm", kinds, "avx512vnni", lambda o: b"", lambda o: "vpdpbusd")
     program.emit(form, (0, 1, 2))

@@ -15,7 +15,7 @@ from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
 from random_cases import SEED
 from tiers import TIERS, need
 
-from jitgen.pooling import emit_pool
+from jitgen.kernels.pooling import emit_pool
 from jitgen.target import TARGETS, Target, parse_target
 
 Array = np.ndarray[Any, Any]

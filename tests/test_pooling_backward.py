@@ -22,11 +22,11 @@ from test_pooling import Windows, amount
 from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
-from jitgen import cpu
-from jitgen.elementwise import emit_map
-from jitgen.pooling import emit_pool_backward
+from jitgen.kernels.elementwise import emit_map
+from jitgen.kernels.pooling import emit_pool_backward
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool, backward_stream
+from jitgen.run import cpu
 from jitgen.target import TARGETS, Target, parse_target
-from primitives.pooling import AveragePool, MaxPool, backward_stream
 
 Array = np.ndarray[Any, Any]
 HERE = [name for name, why in cpu.targets().items() if not why]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen import cpu
-from primitives.convolution import Convolution
-from primitives.folding import fold_batch_norm
-from primitives.pooling import AveragePool, MaxPool
+from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen.primitives.layers.convolution import Convolution
+from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 KINDS = {"f32": np.float32, "f64": np.float64}

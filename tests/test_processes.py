@@ -9,7 +9,7 @@ import needs
 import processes
 import pytest
 
-from jitgen import cpu
+from jitgen.run import cpu
 
 pytestmark = pytest.mark.skipif(
     not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"

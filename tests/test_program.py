@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from isa import form as forms
-from isa.program import DATA_ALIGN, Program
-from isa.x86 import FORMS, nops
+from jitgen.isa import form as forms
+from jitgen.isa.program import DATA_ALIGN, Program
+from jitgen.isa.x86 import FORMS, nops
 
 
 def _jumps(distance: int) -> bytes:

@@ -13,11 +13,11 @@ from child import run_child
 from copied import MAKE, numbers, use
 
 import jitgen
-from jitgen import cpu
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import Mlp
-from primitives.optimizers import Sgd
-from primitives.recurrent import Lstm
+from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.recurrent import Lstm
+from jitgen.primitives.train.mlp import Mlp
+from jitgen.primitives.train.optimizers import Sgd
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
@@ -108,9 +108,9 @@ def test_arrays_that_change_in_place() -> None:
         """
         import numpy as np
         from copied import numbers, train
-        from primitives.mlp import Mlp
-        from primitives.optimizers import Adam, Sgd
-        from primitives.recurrent import Gru, Lstm
+        from jitgen.primitives.train.mlp import Mlp
+        from jitgen.primitives.train.optimizers import Adam, Sgd
+        from jitgen.primitives.layers.recurrent import Gru, Lstm
 
         def refused(call, *words):
             try:

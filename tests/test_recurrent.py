@@ -18,9 +18,9 @@ from random_cases import SEED
 from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
-from jitgen import cpu
-from primitives import recurrent_steps
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.rnn import steps as recurrent_steps
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")

@@ -17,8 +17,8 @@ import numpy as np
 import pages
 import pytest
 
-from jitgen import cpu
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in cpu.targets().items() if not why]

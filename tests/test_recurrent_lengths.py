@@ -19,12 +19,12 @@ from random_cases import SEED
 from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
-from jitgen import cpu
-from jitgen.replay import BARRIER, END, FIRST_KIND
-from jitgen.team import Team
-from primitives import recurrent_steps
-from primitives.recurrent import Lstm
-from primitives.stream import Stream
+from jitgen.primitives.layers.recurrent import Lstm
+from jitgen.primitives.nest.stream import Stream
+from jitgen.primitives.rnn import steps as recurrent_steps
+from jitgen.run import cpu
+from jitgen.run.replay import BARRIER, END, FIRST_KIND
+from jitgen.run.team import Team
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")

@@ -17,9 +17,9 @@ from needs import need
 from random_cases import SEED
 from recurrent_oracle import GATES, Cell, forward
 
-from jitgen import cpu
-from primitives.recurrent import Gru, Lstm, Rnn
-from primitives.recurrent_onnx import gru_from_onnx, lstm_from_onnx, rnn_from_onnx
+from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen.primitives.rnn.onnx import gru_from_onnx, lstm_from_onnx, rnn_from_onnx
+from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 #: all that onnx 1.23 has

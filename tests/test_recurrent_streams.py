@@ -21,9 +21,9 @@ from recurrent_cases import poison_empty, random_problem
 from rig.job import Buffer, Job, Pointers, Result
 from tiers import TIERS, Tier, need
 
-from jitgen.loader import ffi
-from jitgen.replay import emit_replay
-from primitives.run import Run
+from jitgen.primitives.nest.run import Run
+from jitgen.run.loader import ffi
+from jitgen.run.replay import emit_replay
 
 #: tier -> (layers, largest size): each is at least three streams, most are four to eight
 AMOUNT = {

@@ -28,19 +28,19 @@ from row_operands import (
     kinds_of,
 )
 
-import isa.a64
-import isa.avx2
-import isa.avx512
-import isa.sve
-import isa.x86
-from isa.a64_rows import SP, XZR
-from isa.form import EncodingError, Form
-from isa.program import Program
-from isa.x86_rows import REGISTERS
+import jitgen.isa.a64
+import jitgen.isa.avx2
+import jitgen.isa.avx512
+import jitgen.isa.sve
+import jitgen.isa.x86
+from jitgen.isa.a64_rows import SP, XZR
+from jitgen.isa.form import EncodingError, Form
+from jitgen.isa.program import Program
+from jitgen.isa.x86_rows import REGISTERS
 
 TABLES = {
-    "x86_64": [*isa.x86.tables(), *isa.avx2.tables(), *isa.avx512.tables()],
-    "aarch64": [*isa.a64.tables(), *isa.sve.tables()],
+    "x86_64": [*jitgen.isa.x86.tables(), *jitgen.isa.avx2.tables(), *jitgen.isa.avx512.tables()],
+    "aarch64": [*jitgen.isa.a64.tables(), *jitgen.isa.sve.tables()],
 }
 ARCHITECTURES = tuple(TABLES)
 #: Forms that have a shorter one for some operands, which the verbs use and the assembler prefers.
@@ -248,8 +248,8 @@ def test_operands_out_of_range_are_refused(architecture: str) -> None:
 # ---- labels ----------------------------------------------------------------------------------
 
 OPEN: dict[str, Callable[[], Program]] = {
-    "x86_64": lambda: Program(isa.x86.nops),
-    "aarch64": lambda: Program(isa.a64.nops),
+    "x86_64": lambda: Program(jitgen.isa.x86.nops),
+    "aarch64": lambda: Program(jitgen.isa.a64.nops),
 }
 #: bytes between a branch and its label; x86 has a short form up to 127 bytes
 GAPS = {"x86_64": (0, 1, 100, 120, 124, 127, 128, 131, 1000), "aarch64": (0, 4, 400, 32764)}
@@ -259,7 +259,7 @@ def _branches(architecture: str) -> tuple[Program, set[str]]:
     """Every form with a label, with every gap, forward and backward."""
     program = OPEN[architecture]()
     seen = set()
-    nop = bytes([0x90]) if architecture == "x86_64" else isa.a64.nops(4)
+    nop = bytes([0x90]) if architecture == "x86_64" else jitgen.isa.a64.nops(4)
     filler = Form("nop", (), "", lambda operands: nop, lambda operands: "nop")
     for form in label_forms(architecture):
         seen.add(form.signature)
@@ -332,8 +332,8 @@ def test_x86_label_limits() -> None:
 
 def test_stack_pointer_is_not_the_zero_register() -> None:
     """31 is taken as sp where the syntax says so and refused elsewhere; 32 is the reverse."""
-    add = isa.a64.FORMS["add xsp xsp imm"]
-    orr = isa.a64.FORMS["orr x x x lsl imm"]
+    add = jitgen.isa.a64.FORMS["add xsp xsp imm"]
+    orr = jitgen.isa.a64.FORMS["orr x x x lsl imm"]
     assert add.text((SP, SP, 16)) == "add sp, sp, #16"
     assert orr.text((0, XZR, 1, 3)) == "orr x0, xzr, x1, lsl #3"
     with pytest.raises(EncodingError, match="xsp"):

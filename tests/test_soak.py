@@ -15,7 +15,7 @@ import processes
 import pytest
 import soak
 
-from jitgen import cpu
+from jitgen.run import cpu
 
 pytestmark = pytest.mark.skipif(
     not any(not why for why in cpu.targets().values()), reason="no target runs on this CPU"

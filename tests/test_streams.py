@@ -17,13 +17,10 @@ from random_cases import SEED
 from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
-from jitgen import cpu, loader
-from jitgen.kernel import panel_width
-from jitgen.replay import BARRIER, END, FIRST_KIND, emit_replay
-from jitgen.spec import DTYPES
-from jitgen.target import parse_target
-from primitives import gemm
-from primitives.gemm import (
+from jitgen.gemm.kernel import panel_width
+from jitgen.gemm.spec import DTYPES
+from jitgen.primitives.nest import gemm
+from jitgen.primitives.nest.gemm import (
     IN_PLACE,
     Product,
     choose_blocks,
@@ -31,8 +28,11 @@ from primitives.gemm import (
     pack_part,
     product_part,
 )
-from primitives.loops import Loop
-from primitives.stream import Part, Ref, Stream
+from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.run import cpu, loader
+from jitgen.run.replay import BARRIER, END, FIRST_KIND, emit_replay
+from jitgen.target import parse_target
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
 #: tier -> (streams, largest size)
@@ -230,8 +230,8 @@ def test_offsets_beyond_32_bits_are_refused() -> None:
 
 def test_the_driver_reports_a_refusal() -> None:
     """What a kernel returns reaches the caller: two calls, one of which refuses."""
-    from isa.program import Program
-    from isa.x86 import FORMS, RAX, nops
+    from jitgen.isa.program import Program
+    from jitgen.isa.x86 import FORMS, RAX, nops
 
     target: Any = cpu.host()
     if target.architecture != "x86_64":

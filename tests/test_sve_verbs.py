@@ -1,4 +1,4 @@
-"""The vector verbs of isa.sve, one by one, executed under qemu-user.
+"""The vector verbs of jitgen.isa.sve, one by one, executed under qemu-user.
 
 Each test emits small programs with a few verbs and compares what they leave in memory with NumPy.
 Buffers end or begin at an unmapped page, so an element too much that is read or written is a
@@ -14,7 +14,7 @@ import pytest
 from rig.job import Buffer, Job
 from verbs import FLOATS, Check, kernel, need_qemu, numbers, verify
 
-from isa.sve import SveMachine, open_machine
+from jitgen.isa.sve import SveMachine, open_machine
 
 LENGTHS = (128, 256, 512, 2048)
 DTYPES = ("f32", "f64")

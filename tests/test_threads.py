@@ -18,9 +18,9 @@ import numpy as np
 import processes
 import pytest
 
-from jitgen import cpu, loader, quota, threads
-from primitives.gemm import Product, pack_part, product_part
-from primitives.stream import Stream
+from jitgen.primitives.nest.gemm import Product, pack_part, product_part
+from jitgen.primitives.nest.stream import Stream
+from jitgen.run import cpu, loader, quota, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = [name for name, why in cpu.targets().items() if not why]

@@ -12,7 +12,8 @@ import needs
 import pytest
 
 import jitgen
-from tools import bench_analysis, check
+from tools import check
+from tools.bench import analysis as bench_analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,11 +15,11 @@ from rig import native
 from rig.job import Buffer, Job
 
 import jitgen
-from isa.avx2 import FORMS, Avx2Machine
-from isa.machine import At
-from isa.x86_rows import parse_table
-from jitgen import generator, spec
-from jitgen.plan import make_plan
+from jitgen.gemm import generator, spec
+from jitgen.gemm.plan import make_plan
+from jitgen.isa.avx2 import FORMS, Avx2Machine
+from jitgen.isa.machine import At
+from jitgen.isa.x86_rows import parse_table
 from jitgen.target import AVX2
 
 ROWS = parse_table("""

@@ -20,10 +20,10 @@ from needs import need
 from random_cases import SEED, random_case
 from stepping import STACK, Guest
 
-import isa
 import jitgen
-from isa import a64, x86
-from isa.program import Program
+from jitgen import isa
+from jitgen.isa import a64, x86
+from jitgen.isa.program import Program
 from jitgen.objects.elf import PROGBITS, READ, Header, assemble_file
 from jitgen.objects.unwind import (
     ARCHITECTURES,

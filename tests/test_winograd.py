@@ -19,11 +19,10 @@ from rig import count
 from test_convolution import EPS, HERE, KINDS, Reference, as_job, stored
 from tiers import TIERS, need
 
+from jitgen.kernels.winograd import KINDS as TRANSFORMS, Grid, Squares, emit_winograd
+from jitgen.primitives.conv import winograd
+from jitgen.primitives.layers.convolution import PASSES, Convolution
 from jitgen.target import TARGETS, Target, parse_target
-from jitgen.winograd import KINDS as TRANSFORMS
-from jitgen.winograd import Grid, Squares, emit_winograd
-from primitives import conv_winograd as winograd
-from primitives.convolution import PASSES, Convolution
 
 Array = np.ndarray[Any, Any]
 B, A, G = (np.array(TRANSFORMS[kind]) for kind in ("input", "output", "weights"))

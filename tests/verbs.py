@@ -1,4 +1,5 @@
-"""Small programs of verbs of isa.sve, and their execution under qemu-user: for tests of the verbs.
+"""Small programs of verbs of jitgen.isa.sve, and their execution under qemu-user: for tests of the
+verbs.
 
 A `Check` is a job and what it must leave in memory; `verify` runs many in one emulator.
 """
@@ -13,7 +14,7 @@ import numpy as np
 from rig import qemu
 from rig.job import Job
 
-from isa.sve import SveMachine, open_machine
+from jitgen.isa.sve import SveMachine, open_machine
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
 Body = Callable[[SveMachine], None]

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import isa
+from jitgen import isa
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Longest file, in lines, in the rooms below

@@ -1,9 +1,9 @@
 """The path of a kernel through its own code: which instructions run, in which order, how often.
 
-Kernels are written against the verbs of `isa.machine.Machine`. A recorder stands between generator
-and machine and notes the scalar verbs and jumps; a walk then executes those on numbers, for a given
-batch, and hands over the instructions in the order in which a CPU would run them. Loops whose
-passes take the same time are skipped and counted. Not here: time (`jitgen.analysis.core`).
+Kernels are written against the verbs of `jitgen.isa.machine.Machine`. A recorder stands between
+generator and machine and notes the scalar verbs and jumps; a walk then executes those on numbers,
+for a given batch, and hands over the instructions in the order in which a CPU would run them. Loops
+whose passes take the same time are skipped and counted. Not here: time (`jitgen.analysis.core`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from isa.program import ALIGN, LABEL, SECTION
-from jitgen import generator
 from jitgen.analysis.instructions import Instruction, read_record
-from jitgen.frame import ARGUMENTS
-from jitgen.kernel import Kernel
+from jitgen.emit.frame import ARGUMENTS
+from jitgen.gemm import generator
+from jitgen.gemm.kernel import Kernel
+from jitgen.isa.program import ALIGN, LABEL, SECTION
 
 #: Verbs on general-purpose registers whose effect the walk needs
 SCALAR = (

@@ -9,11 +9,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jitgen import cpu as host_cpu
-from jitgen import loader, measure
+from jitgen.analysis import measure
 from jitgen.analysis.cpus import CPUS, Cpu
 from jitgen.analysis.report import Measured
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
+from jitgen.run import cpu as host_cpu, loader
 from jitgen.target import parse_target
 
 #: (vendor, family, model) of x86 -> row: Intel SDM volume 4 table 2-1; AMD revision guides 56683

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from isa.a64_rows import XZR
-from isa.form import Form, Record
-from isa.x86_rows import IMMEDIATE_BYTES
+from jitgen.isa.a64_rows import XZR
+from jitgen.isa.form import Form, Record
+from jitgen.isa.x86_rows import IMMEDIATE_BYTES
 
 #: Kinds of instructions, in the order of reports; a multiply-accumulate with a memory operand
 #: counts as FMA and, beside, as a load or broadcast

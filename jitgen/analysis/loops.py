@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from isa.program import LABEL, Line
 from jitgen.analysis.core import Core
 from jitgen.analysis.cpus import Cpu, load_rate, rate
 from jitgen.analysis.instructions import FMA, KINDS, MASK, VECTOR, Instruction, read_record
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
+from jitgen.isa.program import LABEL, Line
 
 #: Passes of a loop that count in the core model, after those that fill its buffers
 _COUNTED = 24

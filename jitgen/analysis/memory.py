@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from jitgen.analysis.cpus import Cpu
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
 
 LINE = 64
 #: Ways of the caches beyond the first, as most CPUs have them

@@ -19,8 +19,8 @@ from jitgen.analysis.instructions import KINDS
 from jitgen.analysis.loops import Loop, bounds, core_cycles, find_loops
 from jitgen.analysis.mca import Opinion
 from jitgen.analysis.memory import Traffic, traffic
+from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.listing import describe
-from jitgen.kernel import Kernel
 
 #: A loop of more passes than this is taken to end in a misprediction: predictors keep a history of
 #: some hundred branches

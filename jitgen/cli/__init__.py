@@ -17,7 +17,7 @@ import jitgen
 from jitgen import doors
 from jitgen.cli import analyze, export, kernel, show, targets
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN
-from jitgen.loader import ExecutableMemoryError
+from jitgen.run.loader import ExecutableMemoryError
 
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13
 COMMANDS: dict[str, ModuleType] = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from jitgen import cpu as host_cpu
 from jitgen.analysis import CPUS, analyze, host, plot
 from jitgen.analysis.cpus import find_cpu
 from jitgen.cli.requests import add_options, make_request
 from jitgen.cli.terminal import OK, STRONG, colour, print_json
+from jitgen.run import cpu as host_cpu
 
 SUMMARY = "predict what bounds a kernel on a CPU, and how fast it can be there"
 USAGE = "%(prog)s M N K --cpu CPU [options]"

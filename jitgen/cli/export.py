@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jitgen
-from jitgen import cpu
 from jitgen.cli.requests import read_shapes
 from jitgen.cli.terminal import OK, print_json
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
+from jitgen.run import cpu
 
 SUMMARY = "write kernels as a library for C and C++"
 USAGE = "%(prog)s SPECS -o DIR [--name NAME] [--targets LIST] [--json]"

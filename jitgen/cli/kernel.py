@@ -1,6 +1,7 @@
 """`jitgen kernel`: generate, check against float64, measure, compare with NumPy, report.
 
-Not here: shapes and options (`jitgen.cli.requests`), arrays, bounds and timing (`jitgen.measure`).
+Not here: shapes and options (`jitgen.cli.requests`), arrays, bounds and timing
+(`jitgen.analysis.measure`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from jitgen import cpu, measure
+from jitgen.analysis import measure
+from jitgen.analysis.measure import Problem
 from jitgen.cli import requests
 from jitgen.cli.requests import Request, make_request, read_shapes
 from jitgen.cli.terminal import BAD, CANNOT_RUN, OK, STRONG, WRONG, colour, print_json
 from jitgen.inspect import listing
-from jitgen.measure import Problem
+from jitgen.run import cpu
 
 #: Variables by which BLAS libraries learn how many threads they may use
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jitgen
 from jitgen import doors
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
 
 
 class Request(NamedTuple):

@@ -13,10 +13,10 @@ from typing import Any
 
 from jitgen.cli.requests import OPTIONS, add_options, make_request, parse_plan
 from jitgen.cli.terminal import OK
+from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.compare import compare, comparison_text, read_listing
 from jitgen.inspect.formats import FORMATS, render
 from jitgen.inspect.listing import as_values
-from jitgen.kernel import Kernel
 
 SUMMARY = "print the machine code of a kernel, explained, or the difference of two"
 USAGE = """\

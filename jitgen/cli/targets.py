@@ -1,6 +1,6 @@
 """`jitgen targets`: what this CPU can run, and why not the rest.
 
-Not here: detection (`jitgen.cpu`).
+Not here: detection (`jitgen.run.cpu`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 import os
 
 import jitgen
-from jitgen import cpu
 from jitgen.cli.terminal import BAD, GOOD, OK, colour, print_json
+from jitgen.run import cpu
 
 SUMMARY = "list what this CPU can run"
 USAGE = "%(prog)s [--json]"

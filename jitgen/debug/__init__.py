@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
-from jitgen import doors, loader, shared
-from jitgen import kernel as kernels
+from jitgen import doors
 from jitgen.debug.image import Image
+from jitgen.gemm import kernel as kernels
+from jitgen.run import loader, shared
 
 #: tool -> module, class
 TOOLS = {
@@ -37,7 +38,7 @@ class Tool(Protocol):
 
     #: a forked child goes on with what its parent announced
     inherited: bool
-    #: kernels should have pages of their own (jitgen.loader.share)
+    #: kernels should have pages of their own (jitgen.run.loader.share)
     private: bool
 
     def add(self, image: Image) -> None:

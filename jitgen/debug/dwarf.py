@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from jitgen.debug.image import Image
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
 from jitgen.objects.unwind import ARCHITECTURES, X86_DWARF, sleb, uleb
 
 _NUL = b"\0"

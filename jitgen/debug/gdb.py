@@ -18,9 +18,9 @@ from typing import Any
 
 import cffi
 
-from isa import a64, x86
 from jitgen.debug import dwarf
 from jitgen.debug.image import Details, Image
+from jitgen.isa import a64, x86
 from jitgen.objects.elf import (
     ARCHITECTURES,
     CODE,

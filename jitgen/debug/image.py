@@ -14,8 +14,8 @@ from jitgen.objects.names import symbol_name
 from jitgen.objects.unwind import Row, rows
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
-    from jitgen.loader import Code
+    from jitgen.gemm.kernel import Kernel
+    from jitgen.run.loader import Code
 
 #: A line of a listing that shows bytes of code: its offset
 _CODE = re.compile(r" *([0-9a-f]+)  (?:[0-9a-f]{2})+ ")

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from isa.a64 import X16, X17, register_name
-from isa.a64_rows import SP, XZR
-from isa.form import Form, Operands
 from jitgen.inspect.values import Memory, Register, Scalar
+from jitgen.isa.a64 import X16, X17, register_name
+from jitgen.isa.a64_rows import SP, XZR
+from jitgen.isa.form import Form, Operands
 
 R = Register
 

@@ -12,19 +12,19 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from isa.form import Form, Operands
-from isa.program import ALIGN, Line
-from isa.x86 import NOPS
-from isa.x86_rows import REGISTERS
 from jitgen.inspect.listing import describe
+from jitgen.isa.form import Form, Operands
+from jitgen.isa.program import ALIGN, Line
+from jitgen.isa.x86 import NOPS
+from jitgen.isa.x86_rows import REGISTERS
 from jitgen.objects.unwind import sleb, uleb
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
     from jitgen.objects.unwind import Row
 
 SYNTAXES = ("intel", "att")
-#: what each recommended no-operation is (isa.x86.NOPS): prefix, AT&T suffix, operand
+#: what each recommended no-operation is (jitgen.isa.x86.NOPS): prefix, AT&T suffix, operand
 _NOPS = (
     ("", "", ""), ("", "", "xchg"), ("", "l", "rax"), ("{disp8} ", "l", "rax"),
     ("{disp8} ", "l", "rax + rax"), ("{disp8} ", "w", "rax + rax"), ("{disp32} ", "l", "rax"),

@@ -1,11 +1,11 @@
 """The bytes of one instruction by field: prefixes, opcode, ModRM, SIB, displacement, immediate.
 
-x86 only: an A64 instruction is one word. Not here: how bytes are made (`isa.x86_rows`).
+x86 only: an A64 instruction is one word. Not here: how bytes are made (`jitgen.isa.x86_rows`).
 """
 
 from __future__ import annotations
 
-from isa.form import Form
+from jitgen.isa.form import Form
 
 #: forms without a ModRM byte: the register is part of the opcode, or there is none
 _PLAIN = {
@@ -20,7 +20,7 @@ _VECTOR = {0xC5: (2, "VEX"), 0xC4: (3, "VEX"), 0x62: (4, "EVEX")}
 def fields(form: Form, code: bytes) -> list[tuple[str, bytes]]:
     """(name, bytes) of each field of an x86 instruction, in order.
 
-    >>> from isa.x86 import FORMS
+    >>> from jitgen.isa.x86 import FORMS
     >>> form = FORMS["mov r64 m64"]
     >>> fields(form, form.encode((1, (7, None, 1, 8))))
     [('REX', b'H'), ('opcode', b'\\x8b'), ('ModRM', b'O'), ('disp8', b'\\x08')]

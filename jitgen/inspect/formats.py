@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from jitgen import doors
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
 
 #: all of them are text but "bytes"
 FORMATS = ("text", "asm", "bytes", "json", "html")

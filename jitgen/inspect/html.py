@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from isa.x86_rows import R8, R16, R32, R64
 from jitgen.inspect.encoding import fields
 from jitgen.inspect.listing import ListedLine, describe, lines, plan_lines, register_grid
 from jitgen.inspect.page import SCRIPT, STYLE
 from jitgen.inspect.registers import general_name, role_meaning, tiles
 from jitgen.inspect.sections import Sections
+from jitgen.isa.x86_rows import R8, R16, R32, R64
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 #: Nothing is loaded from anywhere: the browser itself refuses it
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -1,8 +1,9 @@
 """A kernel as text and as values: what it computes, its plan and reasons, registers, and every
 instruction with its meaning.
 
-Not here: the text of one instruction (`isa.form.Form.text`), its meaning (`jitgen.inspect.meaning`)
-or any decision (`jitgen.plan`); other formats: `jitgen.inspect.asm`, `jitgen.inspect.html`.
+Not here: the text of one instruction (`jitgen.isa.form.Form.text`), its meaning
+(`jitgen.inspect.meaning`) or any decision (`jitgen.gemm.plan`); other formats:
+`jitgen.inspect.asm`, `jitgen.inspect.html`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isa.form import Record
-from isa.program import Line
-from isa.x86_rows import R32
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.meaning import explain
 from jitgen.inspect.registers import general_name, role_meaning, tile_registers, tiles, vector_name
 from jitgen.inspect.sections import Sections
+from jitgen.isa.form import Record
+from jitgen.isa.program import Line
+from jitgen.isa.x86_rows import R32
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
-    from jitgen.spec import KernelSpec
+    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.spec import KernelSpec
 
 __all__ = [
     "as_values", "describe", "general_name", "lines", "listing", "plan_lines", "tile_registers",
@@ -41,7 +42,7 @@ KIND = "jitgen listing 1"
 def describe(spec: KernelSpec) -> str:
     """What the kernel computes, in one line.
 
-    >>> from jitgen.spec import make_spec
+    >>> from jitgen.gemm.spec import make_spec
     >>> describe(make_spec(8, 8, 8, beta=1.0, trans_b=True, epilogue=["bias", ("clip", 0, 6)]))
     'C = C + sum of A_i B_i^T, then bias, clip(0, 6)'
     """

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from isa.form import Record
-from isa.program import LABEL
 from jitgen.inspect.values import State, Value
+from jitgen.isa.form import Record
+from jitgen.isa.program import LABEL
 
 #: role of the register that a loop tests -> the quantity that the loop counts
 QUANTITIES = {"row": "row", "col": "col", "k": "block", "index": "index", "first": "first"}

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from isa.a64_rows import XZR
-from isa.form import Form, Operands, Record
-from isa.program import ALIGN, LABEL, SECTION, Line
 from jitgen.inspect import a64
 from jitgen.inspect.loops import Loop, find_loops
 from jitgen.inspect.values import Memory, Register, Scalar, State, Value
 from jitgen.inspect.words import Words
+from jitgen.isa.a64_rows import XZR
+from jitgen.isa.form import Form, Operands, Record
+from jitgen.isa.program import ALIGN, LABEL, SECTION, Line
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 _WRITES_NOTHING = ("store", "compare", "branch", "save", "restore", "return", "prefetch")
 

@@ -10,9 +10,9 @@ import struct
 from fractions import Fraction
 from typing import NamedTuple
 
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
+from jitgen.gemm.spec import KernelSpec
 from jitgen.inspect.values import Number, Value
-from jitgen.spec import KernelSpec
 
 #: Which direction of a matrix a named quantity counts in
 DIRECTION = {"row": "row", "col": "column", "k": "step", "block": "step"}

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from isa import a64, x86
-from jitgen.frame import Tile
-from jitgen.plan import tile_split
+from jitgen.emit.frame import Tile
+from jitgen.gemm.plan import tile_split
+from jitgen.isa import a64, x86
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
     from jitgen.target import Target
 
 #: What the general-purpose registers hold, by role

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jitgen.inspect.registers import tile_operands, tiles
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 
 class Sections:

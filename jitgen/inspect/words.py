@@ -12,16 +12,16 @@ import struct
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from isa.form import Form, Operands
-from jitgen.frame import Tile
+from jitgen.emit.frame import Tile
 from jitgen.inspect import a64, x86
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.places import Places, shortest
 from jitgen.inspect.registers import general_name, tiles, vector_roles
 from jitgen.inspect.values import Memory, Operand, Register, Scalar, State, Value
+from jitgen.isa.form import Form, Operands
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 _TILE = re.compile(r"tile (\d+) x (\d+): (\w+)")
 _MASK = re.compile(r"mask of the first (\d+) lanes")

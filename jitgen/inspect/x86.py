@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from isa.form import Form, Operands
-from isa.x86 import RAX, RSP
-from isa.x86_rows import R64
 from jitgen.inspect.values import Memory, Register, Scalar
+from jitgen.isa.form import Form, Operands
+from jitgen.isa.x86 import RAX, RSP
+from jitgen.isa.x86_rows import R64
 
 R = Register
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 
 def export(

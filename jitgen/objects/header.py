@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from struct import calcsize
 
-from jitgen import cpu
-from jitgen.frame import ARGUMENTS
+from jitgen.emit.frame import ARGUMENTS
+from jitgen.gemm.spec import DTYPES, KernelSpec
 from jitgen.inspect.listing import describe
 from jitgen.objects.table import (
     A64_FEATURES,
@@ -23,7 +23,7 @@ from jitgen.objects.table import (
     flag_bits,
     flags,
 )
-from jitgen.spec import DTYPES, KernelSpec
+from jitgen.run import cpu
 
 #: C types and meanings of the words of the argument struct
 _WORDS = {

@@ -18,8 +18,8 @@ import numpy as np
 
 import jitgen
 from jitgen import doors
+from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.listing import describe
-from jitgen.kernel import Kernel
 from jitgen.objects.assembly import source
 from jitgen.objects.header import header
 from jitgen.objects.packages import package_files

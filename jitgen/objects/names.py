@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 
 def symbol_name(kernel: Kernel) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isa import a64, x86
-from isa.form import Form
-from isa.program import Line
-from jitgen.cache import lazy
+from jitgen.isa import a64, x86
+from jitgen.isa.form import Form
+from jitgen.isa.program import Line
 from jitgen.objects.archive import Member, archive
 from jitgen.objects.elf import (
     CODE,
@@ -30,6 +29,7 @@ from jitgen.objects.elf import (
 from jitgen.objects.shared import shared
 from jitgen.objects.table import Exported, table
 from jitgen.objects.unwind import ARCHITECTURES, Function, Row, eh_frame, rows
+from jitgen.run.cache import lazy
 from jitgen.target import ANY_WIDTH, Target
 
 #: Functions begin at multiples of this, as their constants do

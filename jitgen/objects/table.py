@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from jitgen import cpu
-from jitgen.kernel import Kernel
+from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.spec import DTYPES, EPILOGUES, KernelSpec
 from jitgen.objects.elf import Fixup
-from jitgen.spec import DTYPES, EPILOGUES, KernelSpec
+from jitgen.run import cpu
 
 #: Version of the argument struct and of the table; a header refuses a table of another version
 ABI = 1

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from isa.a64 import FRAME_POINTER
-from isa.a64_rows import SP
-from isa.form import Form, Operands
-from isa.program import ALIGN, LABEL, SECTION, Program
-from isa.x86 import RAX, RSP
+from jitgen.isa.a64 import FRAME_POINTER
+from jitgen.isa.a64_rows import SP
+from jitgen.isa.form import Form, Operands
+from jitgen.isa.program import ALIGN, LABEL, SECTION, Program
+from jitgen.isa.x86 import RAX, RSP
 
 if TYPE_CHECKING:
-    from jitgen.kernel import Kernel
+    from jitgen.gemm.kernel import Kernel
 
 #: DWARF's numbers of the x86-64 registers, in the order of the machine's own numbers
 X86_DWARF = (0, 2, 1, 3, 7, 6, 4, 5, *range(8, 16))
@@ -102,7 +102,7 @@ def _follow_x86(row: Row, form: Form, operands: Operands) -> Row:
     """The row behind an instruction; row.offset stays.
 
     Frames: pushes; with scratch the old rsp is copied to rax, rsp moved and aligned, and the old
-    one kept in a slot of the frame (isa.x86.X86Machine.begin).
+    one kept in a slot of the frame (jitgen.isa.x86.X86Machine.begin).
     """
     by_stack = row.cfa_register == X86_DWARF[RSP] and row.cfa_slot is None
     match form.signature, operands:
@@ -136,7 +136,7 @@ def _follow_x86(row: Row, form: Form, operands: Operands) -> Row:
 
 def _follow_a64(row: Row, form: Form, operands: Operands) -> Row:
     """The same for A64 frames: room is taken from sp, registers stored in pairs; with scratch x29
-    keeps sp (isa.a64.A64Machine.begin)."""
+    keeps sp (jitgen.isa.a64.A64Machine.begin)."""
     by_stack = row.cfa_register == SP
     match form.signature, operands:
         case "sub xsp xsp imm", (to, source, size) if to == source == SP and by_stack:

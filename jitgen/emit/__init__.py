@@ -1,0 +1,1 @@
+"""What every emitter writes with: registers by role, loops of copies, functions of vectors."""

@@ -1,0 +1,254 @@
+"""What a kernel computes: `KernelSpec`, its defaults and its rules.
+
+    C = epilogue(beta * C + alpha * sum over i < count of op(A_i) op(B_i))
+
+row-major: op(A_i) is m x k, op(B_i) k x n, C m x n; leading dimensions and strides are counted in
+elements. A spec is a frozen value and the key of the kernel cache. Not here: how it is computed
+(`jitgen.gemm.plan`).
+
+>>> spec = make_spec(4, 8, 16)
+>>> spec.lda, spec.ldb, spec.ldc, spec.stride_a
+(16, 8, 8, 64)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jitgen import doors
+
+
+class DType(NamedTuple):
+    """An element type: bytes of an element of A and B, bytes of one of C and of the accumulators,
+    and ku, the reduction steps that one multiply-accumulate takes (B then holds ku rows
+    interleaved, [k / ku][n][ku]; bf16 pairs would be (2, 4, 2), int8 quads (1, 4, 4))."""
+
+    element: int
+    result: int
+    ku: int
+
+
+DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
+BATCH_KINDS = ("stride", "offset", "address")
+#: largest size of one matrix, and of one stride, in bytes: displacements have 32 bits
+MATRIX_BYTES = doors.MOST + 1
+
+#: Epilogue steps: name -> the parameters it takes
+EPILOGUES: dict[str, tuple[str, ...]] = {
+    "bias": (), "bias_row": (), "residual": (), "relu": (), "relu_mask": (),
+    "leaky_relu": ("slope",), "sigmoid": (), "tanh": (), "gelu": (), "gelu_tanh": (), "silu": (),
+    "clip": ("low", "high"), "scale": ("factor",),
+}  # fmt: skip
+#: steps with an array of their own at run time; each may stand once
+OPERAND_STEPS = ("bias", "bias_row", "residual", "relu_mask")
+
+#: One step of an epilogue: (name, *parameters).
+Step = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A validated kernel; build one with `make_spec`. Sizes in elements."""
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    lda: int
+    ldb: int
+    ldc: int
+    ldr: int
+    batch: str
+    stride_a: int
+    stride_b: int
+    alpha: float
+    beta: float
+    trans_a: bool
+    trans_b: bool
+    panel: int
+    epilogue: tuple[Step, ...]
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element of A and B."""
+        return DTYPES[self.dtype].element
+
+    @property
+    def result(self) -> int:
+        """Bytes of an element of C."""
+        return DTYPES[self.dtype].result
+
+    @property
+    def ku(self) -> int:
+        """Reduction steps of one multiply-accumulate."""
+        return DTYPES[self.dtype].ku
+
+    @property
+    def steps(self) -> int:
+        """Multiply-accumulates along the reduction of one product."""
+        return self.k // self.ku
+
+    @property
+    def a_shape(self) -> tuple[int, int]:
+        """Shape of one A_i as stored."""
+        return (self.k, self.m) if self.trans_a else (self.m, self.k)
+
+    @property
+    def b_shape(self) -> tuple[int, ...]:
+        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width."""
+        if self.panel:
+            return (-(-self.n // self.panel), self.k, self.panel)
+        return (self.n, self.k) if self.trans_b else (self.k, self.n)
+
+    def has(self, name: str) -> bool:
+        """Whether the epilogue holds a step of this name."""
+        return any(step[0] == name for step in self.epilogue)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of one row of the relu bit mask."""
+        return -(-self.n // 8)
+
+    def flops(self, count: int) -> int:
+        """Floating-point operations of the products of a batch of `count`."""
+        count = doors.size("count", count, 0, None)
+        return 2 * self.m * self.n * self.k * count
+
+
+def make_spec(
+    m: int,
+    n: int,
+    k: int,
+    dtype: str = "f32",
+    *,
+    lda: int | None = None,
+    ldb: int | None = None,
+    ldc: int | None = None,
+    ldr: int | None = None,
+    batch: str = "stride",
+    stride_a: int | None = None,
+    stride_b: int | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    panel: int = 0,
+    epilogue: Any = (),
+) -> KernelSpec:
+    """Fill in defaults and check every rule.
+
+    Raises ValueError or TypeError that names the argument, its value and the rule.
+    """
+    m, n, k = doors.sizes(m=m, n=n, k=k)
+    dtype = doors.one_of("dtype", dtype, DTYPES)
+    batch = doors.one_of("batch", batch, BATCH_KINDS)
+    trans_a, trans_b = doors.flag("trans_a", trans_a), doors.flag("trans_b", trans_b)
+    panel = doors.size("panel", panel, 0)
+    if panel and (trans_b or ldb is not None):
+        raise ValueError(
+            f"packed_b, panel={panel}: panels have their own layout; trans_b and ldb do not apply"
+        )
+    element, result, ku = DTYPES[dtype]
+    if k % ku or (ku > 1 and trans_a):
+        raise ValueError(
+            f"k={k}, trans_a={trans_a}: {dtype} takes {ku} steps at once; k must be a multiple of "
+            f"{ku}, and those of a row of A must be neighbours"
+        )
+    a_rows, a_columns = (k, m) if trans_a else (m, k)
+    b_rows, b_columns = (n, k) if trans_b else (k, n)
+    alpha = doors.number("alpha", alpha, dtype=dtype)
+    beta = doors.number("beta", beta, dtype=dtype)
+    steps = make_epilogue(epilogue)
+    for step, *parameters in steps:
+        for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
+            doors.number(f"epilogue step {step} {parameter}", value, infinite=True, dtype=dtype)
+    if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
+        raise ValueError(
+            f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
+            "because a byte of the mask holds 8"
+        )
+    lda = _leading("lda", lda, a_columns, f"A is {a_rows} x {a_columns}, row-major")
+    ldb = _leading("ldb", ldb, b_columns, f"B is {b_rows} x {b_columns}, row-major")
+    ldc = _leading("ldc", ldc, n, f"C is {m} x {n}, row-major")
+    if ldr is None:
+        ldr = ldc
+    ldr = _leading("ldr", ldr, n, f"the residual is {m} x {n}, row-major")
+    b_size = -(-n // panel) * k * panel if panel else (b_rows - 1) * ldb + b_columns
+    for name, size in (
+        ("A", ((a_rows - 1) * lda + a_columns) * element), ("B", b_size * element),
+        ("C", ((m - 1) * ldc + n) * result), ("the residual", ((m - 1) * ldr + n) * result),
+    ):  # fmt: skip
+        if size >= MATRIX_BYTES:
+            raise ValueError(
+                f"{name} spans {size} bytes; one matrix of a kernel may span at most "
+                f"{MATRIX_BYTES - 1}: split m, n or k"
+            )
+    return KernelSpec(
+        m, n, k, dtype, lda, ldb, ldc, ldr, batch,
+        _stride("stride_a", stride_a, a_rows * lda, batch, element),
+        _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
+        alpha, beta, trans_a, trans_b, panel, steps,
+    )  # fmt: skip
+
+
+def make_epilogue(steps: Any) -> tuple[Step, ...]:
+    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied.
+
+    >>> make_epilogue(["bias", ("clip", 0, 6)])
+    (('bias',), ('clip', 0.0, 6.0))
+    """
+    if isinstance(steps, str):
+        shown = doors.shown(steps)
+        raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
+    result: list[Step] = []
+    for step in doors.items("epilogue", steps):
+        name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
+        if not isinstance(name, str):
+            raise TypeError(
+                f"epilogue step {doors.shown(step)} is neither a name nor (name, parameter, ...)"
+            )
+        if name not in EPILOGUES:
+            raise ValueError(
+                f"epilogue step {doors.shown(name)} is not one of {', '.join(EPILOGUES)}"
+            )
+        name = str.__str__(name)
+        wanted = EPILOGUES[name]
+        if len(values) != len(wanted):
+            takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
+            raise ValueError(f"epilogue step {name!r} {takes}; got {doors.shown(values)}")
+        parameters = [
+            doors.number(f"epilogue step {name} {w}", v, infinite=True)
+            for w, v in zip(wanted, values, strict=True)
+        ]
+        if name == "clip" and not parameters[0] <= parameters[1]:
+            raise ValueError(f"epilogue step clip: low={parameters[0]} is above {parameters[1]}")
+        if name in OPERAND_STEPS and any(name == s[0] for s in result):
+            raise ValueError(f"epilogue step {name!r} may stand only once")
+        result.append((name, *parameters))
+    return tuple(result)
+
+
+def _leading(name: str, value: Any, columns: int, what: str) -> int:
+    if value is None:
+        return columns
+    size = doors.size(name, value)
+    if size < columns:
+        raise ValueError(f"{name}={size} is smaller than {columns} ({what})")
+    return size
+
+
+def _stride(name: str, value: Any, default: int, batch: str, element: int) -> int:
+    if batch != "stride":
+        if value is not None:
+            raise ValueError(f"{name}={doors.shown(value)}: batch={batch!r} has no strides")
+        return 0
+    if value is None:
+        value = default
+    stride = doors.integer(name, value)
+    if stride < 0 or stride * element >= MATRIX_BYTES:
+        raise ValueError(
+            f"{name}={doors.shown(stride)} elements; a stride is from 0 to "
+            f"{(MATRIX_BYTES - 1) // element}"
+        )
+    return stride

@@ -1,0 +1,1 @@
+"""The other kernels: element-wise maps, layouts, pooling, depthwise, Winograd, recurrent cells."""

@@ -1,0 +1,134 @@
+"""Depthwise convolution, NHWC: each channel with a filter of its own; and its weight gradient.
+
+    y[o, p, c] = epilogue(sum over r, s of x[rows' tap r of o, columns' tap s of p, c] w[r, s, c])
+
+Vectors run along the channels. The gradient of x is the same with `Axis.up`; that of the weights is
+the same walk with their sums in place of the weights and dy in place of the results. Called as
+BRGEMM kernels are (docs/abi.md). Not here: the walk (`jitgen.kernels.strips`).
+"""
+
+from __future__ import annotations
+
+from jitgen.emit import functions
+from jitgen.gemm.epilogue import FUNCTIONS
+from jitgen.gemm.spec import Step, make_epilogue
+from jitgen.kernels.strips import Axis, Walk
+from jitgen.run.cache import CODE
+from jitgen.target import Target
+
+#: Epilogue steps besides FUNCTIONS
+STEPS = ("bias", "relu", "clip")
+
+
+@CODE.of
+def emit_depthwise(
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
+    ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
+) -> bytes:  # fmt: skip
+    """Machine code for rows.count x columns.count results of `channels` channels.
+
+    Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
+    as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
+    may overlap neither x nor w. How many results there may be: `plan_strip`. Pixels are fetched
+    into L1 `ahead` rows of x before they are read: 0, unless x comes from memory.
+
+    epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
+    """
+    steps = make_epilogue(epilogue)
+    for name, *_ in steps:
+        if name not in STEPS and name not in FUNCTIONS:
+            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
+    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
+
+
+@CODE.of
+def emit_depthwise_weights(
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
+    ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,
+) -> bytes:  # fmt: skip
+    """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
+    dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
+
+    Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart);
+    `ahead` as there. Raises ValueError that names argument, value and rule.
+    """
+    walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb, ahead)
+    walk.accumulate = accumulate
+    return walk.emit()
+
+
+class _Forward(Walk):
+    words = {"x": "a", "w": "b", "y": "c", "bias": "bias"}
+
+    def enter(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
+
+    def leave(self, taps: range, lanes: int) -> None:
+        pass
+
+    def begin(self, acc: list[int], down: int, lanes: int) -> None:
+        for register in acc:
+            if self.epilogue[:1] == (("bias",),):  # a sum may as well begin with it
+                self.machine.load(register, (self.frame["bias"], 0), lanes)
+            else:
+                self.machine.zero(register)
+
+    def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
+        self.machine.mac(acc, x, weight, lanes)
+
+    def finish(self, acc: list[int], lanes: int) -> None:
+        for i, step in enumerate(self.epilogue):
+            if i or step != ("bias",):
+                self._apply(step, acc, lanes)
+        for p, register in enumerate(acc):
+            self.machine.store(register, (self.frame["y_now"], p * self.y[1]), lanes)
+
+    def _apply(self, step: Step, acc: list[int], lanes: int) -> None:
+        machine, t = self.machine, self.temps[0]
+        name, *parameters = step
+        if name in FUNCTIONS:
+            for register in acc:
+                FUNCTIONS[name](machine, register, self.temps[: functions.TEMPS[name]])
+        elif name == "bias":
+            machine.load(t, (self.frame["bias"], 0), lanes)
+            for register in acc:
+                machine.add(register, register, t)
+        elif name == "relu":
+            machine.zero(t)
+            for register in acc:
+                machine.max(register, t, register)
+        else:
+            for bound, limit in zip(parameters, (machine.max, machine.min), strict=True):
+                machine.load_const(t, machine.const(bound))
+                for register in acc:
+                    limit(register, t, register)
+
+
+class _Gradient(Walk):
+    gradient = True
+
+    words = {"x": "a", "y": "b", "w": "c"}
+    accumulate = True
+
+    def enter(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            if self.accumulate:
+                self.machine.load(self.weights[t], (self.frame["w"], t * self.w), lanes)
+            else:
+                self.machine.zero(self.weights[t])
+
+    def leave(self, taps: range, lanes: int) -> None:
+        for t in taps:
+            self.machine.store(self.weights[t], (self.frame["w"], t * self.w), lanes)
+
+    def begin(self, acc: list[int], down: int, lanes: int) -> None:
+        for p, register in enumerate(acc):
+            place = down * self.y[0] + p * self.y[1]
+            self.machine.load(register, (self.frame["y_now"], place), lanes)
+
+    def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
+        self.machine.mac(weight, x, acc, lanes)
+
+    def finish(self, acc: list[int], lanes: int) -> None:
+        pass

@@ -1,0 +1,182 @@
+"""Packing of B in panels as wide as a kernel's register tile, in emitted code.
+
+A packed B is [ceil(n / panel)][k][panel]: each tile of columns reads one sequential stream. Columns
+beyond n are zero. Not here: kernels that read panels (`jitgen.brgemm(..., packed_b=True)`).
+
+>>> import numpy as np
+>>> panel_shape(3, 10, 8)
+(2, 3, 8)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jitgen import doors
+from jitgen.doors import NUMPY
+from jitgen.emit.copying import copy_rows, repeated
+from jitgen.emit.frame import ARGUMENTS, Frame
+from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.operands import address
+from jitgen.gemm.spec import MATRIX_BYTES
+from jitgen.kernels.layout import LOOP_ROLES, transpose_loops
+from jitgen.run import cpu, loader, shared
+from jitgen.run.cache import CODE
+from jitgen.target import ANY_WIDTH, TARGETS, Target
+
+
+def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:
+    """Shape of a packed k x n matrix: panels, rows, columns of a panel."""
+    return (-(-n // panel), k, panel)
+
+
+def pack_b(
+    b: np.ndarray, panel: int | Kernel, *, trans: bool = False, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Pack B for a kernel with `packed_b`.
+
+    b: (count, k, n) or (k, n), rows contiguous; with `trans` (count, n, k) or (n, k), which is
+    transposed on the way. `panel` is the kernel, whose k, n and dtype b must have, or its panel
+    width in columns, a multiple of the vector length. Returns (count, ceil(n / panel), k, panel),
+    without count if b has none; `out` may give that array.
+
+    Raises TypeError or ValueError that names argument, value and rule.
+    """
+    dtype, trans = doors.floats("b", b), doors.flag("trans", trans)
+    if b.ndim not in (2, 3) or 0 in b.shape[-2:]:
+        raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")
+    batch = b if b.ndim == 3 else b[np.newaxis]
+    rows, columns = batch.shape[1:]
+    k, n = (columns, rows) if trans else (rows, columns)
+    width, target = _width(panel, k, n, dtype, trans)
+    if columns > 1 and batch.strides[2] != b.itemsize:
+        raise ValueError(f"b has strides {b.strides}; its rows must be contiguous")
+    leading = _elements(b, batch, 1, columns)
+    stride = _elements(b, batch, 0, 0)
+    panels = panel_shape(k, n, width)
+    extent = max(rows * leading, stride, math.prod(panels)) * b.itemsize
+    if min(leading, stride) < 0 or extent >= MATRIX_BYTES:
+        raise ValueError(f"b has strides {b.strides}, shape {b.shape}; 0 to 2 GiB are allowed")
+    shape = (len(batch), *panels) if b.ndim == 3 else panels
+    if out is None:
+        out = np.empty(shape, b.dtype)
+    else:
+        doors.array("out", out, shape, b.dtype)
+        doors.writable("out", out)
+        doors.apart("out", out, [("b", b)])
+    if len(batch):
+        function = _packer(k, n, leading, stride, width, dtype, trans, target)
+        struct = loader.ffi.new(loader.WORDS, len(ARGUMENTS))
+        for name, word in (("a", address(b)), ("c", address(out)), ("count", len(batch))):
+            struct[ARGUMENTS[name] // 8] = word
+        if function(struct):
+            raise RuntimeError("this thread's SVE vector length is not the host's")
+    return out
+
+
+def _width(panel: Any, k: int, n: int, dtype: str, trans: bool) -> tuple[int, Target]:
+    """The width of the panels of a k x n matrix, and what packs it: the widest target of this host
+    whose vectors fill them."""
+    width = panel
+    if isinstance(panel, Kernel):
+        spec = panel.spec
+        width = spec.panel
+        if not width:
+            raise ValueError(f"panel={doors.shown(panel)} was made without packed_b")
+        if (k, n, dtype) != (spec.k, spec.n, spec.dtype):
+            raise ValueError(
+                f"b is k x n = {k} x {n} of {NUMPY[dtype]} with trans={trans}; panel, the kernel, "
+                f"multiplies {spec.k} x {spec.n} of {NUMPY[spec.dtype]}"
+            )
+    usable = [cpu.host(), *(TARGETS[name] for name, reason in cpu.targets().items() if not reason)]
+    lanes = [target.machine(dtype, ANY_WIDTH).lanes for target in usable]
+    width = doors.size("panel", width)
+    for target, wanted in zip(usable, lanes, strict=True):
+        if width % wanted == 0:
+            return width, target
+    raise ValueError(f"panel={width} is no multiple of {min(lanes)}, the {dtype} lanes here")
+
+
+def _elements(b: np.ndarray, batch: np.ndarray, axis: int, default: int) -> int:
+    """The elements from one row (or matrix) to the next; `default` if there is no next one."""
+    if batch.shape[axis] < 2:
+        return default
+    elements, rest = divmod(batch.strides[axis], b.itemsize)
+    if rest:
+        raise ValueError(f"b has strides {b.strides}; they must be multiples of {b.itemsize}")
+    return elements
+
+
+def _packer(*shape: Any) -> Any:
+    with shared.lock:
+        return _load(*shape)[0]
+
+
+@CODE.of
+def _load(*shape: Any) -> tuple[Any, loader.Code]:
+    code = loader.load(emit_packer(*shape))
+    return loader.ffi.cast(loader.FUNCTION, code.address), code
+
+
+@CODE.of
+def emit_packer(
+    k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
+) -> bytes:
+    """Machine code that packs `count` matrices from `a` to `c` (argument struct of docs/abi.md)."""
+    machine = target.machine(dtype, ANY_WIDTH)
+    frame = Frame(machine)
+    roles = ("from", "to", "left", "source", "panels")
+    source_base, to, left, source, done = (frame.take(role) for role in roles)
+    for role in LOOP_ROLES if trans else ("row", "constants"):
+        frame.take(role)
+    step = frame["row"]
+    lanes, element = machine.lanes, machine.element
+    machine.program.section(f"pack {k} x {n} in panels of {panel} columns")
+    machine.begin(frame.used())
+    tail = n % lanes
+    spare = machine.vectors - 1
+    if tail and not trans:
+        if machine.tail_vectors(tail):
+            machine.use_constants(frame["constants"])
+        machine.set_tail(tail, spare)
+    frame.load_argument("from", "a")
+    frame.load_argument("to", "c")
+    frame.load_argument("left", "count")
+    again = machine.program.new_label()
+    machine.place(again)
+    panels, rest = divmod(n, panel)
+    blocks = [(0, panel, panels)] if panels else []
+    blocks += [(panels * panel, rest, 1)] if rest else []
+    down, across = (element, leading * element) if trans else (leading * element, element)
+    for start, columns, repeat in blocks:
+        machine.program.section(f"{repeat} panels of {columns} columns")
+        machine.offset(source, source_base, start * across)
+        if repeat > 1:
+            machine.set(done, 0)
+        each = machine.program.new_label()
+        machine.place(each)
+        row = panel * element
+        if columns < panel:
+            with repeated(machine, step, k):
+                machine.zero(0)
+                for j in range(columns // lanes * lanes, panel, lanes):
+                    machine.store(0, (to, j * element), lanes)
+                machine.advance(to, row)
+            machine.advance(to, -k * row)
+        if trans:
+            transpose_loops(frame, columns, k, source, to, leading, panel)
+            machine.advance(to, k * row)
+        else:
+            parts = [(j * element, min(lanes, columns - j)) for j in range(0, columns, lanes)]
+            copy_rows(machine, parts, k, source, to, down, row, step)
+        if repeat > 1:
+            machine.advance(source, panel * across - (0 if trans else k * down))
+            machine.advance(done, 1)
+            machine.jump_if_less(done, repeat, each)
+    machine.advance(source_base, stride * element)
+    machine.count_down(left, again)
+    machine.end()
+    return machine.program.encode()

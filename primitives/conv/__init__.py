@@ -1,0 +1,1 @@
+"""The loop nests of convolution: direct, Winograd, depthwise, and the choice among them."""

@@ -1,0 +1,1 @@
+"""Layers as a user makes and calls them."""

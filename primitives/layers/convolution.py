@@ -1,0 +1,419 @@
+"""Convolution in two dimensions: forward, backward by data, weight update.
+
+    y[n, k, h, w] = sum over c, r, s of x[n, c, h stride + r dilation - padding, ...] w[k, c, r, s]
+
+then bias, residual and activation. Arrays are as in PyTorch: NCHW, or NHWC with layout="nhwc";
+weights are out_channels x in_channels / groups x rows x columns. Not here: the streams
+(`jitgen.primitives.conv.streams`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from jitgen import doors
+from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
+from jitgen.gemm.spec import DTYPES, Step
+from jitgen.primitives.conv import streams, winograd
+from jitgen.primitives.conv.cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
+from jitgen.primitives.conv.layouts import Conv, packed_elements, packed_layout
+from jitgen.primitives.conv.tiles import choose_algorithm, possible
+from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
+from jitgen.primitives.layers.arrays import aligned, buffer_of, check, realigned
+from jitgen.primitives.layers.elementwise import ACTIVATIONS, activation_gradient, derived_from
+from jitgen.primitives.layers.images import check_images, output_images, windows_text
+from jitgen.primitives.nest.limits import check_elements, check_reach, made, named
+from jitgen.primitives.nest.loops import check_order
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.runs import Runs
+from jitgen.primitives.nest.stream import Stream
+from jitgen.primitives.nest.tables import MOST_CALLS
+from jitgen.primitives.nest.tuning import tuned
+from jitgen.run import cpu
+from jitgen.run.threads import check_threads
+from jitgen.target import Target
+
+#: Elements of the longest vector
+MOST_LANES = 64
+#: Taps of a kernel, at most
+MOST_TAPS = 1 << 20
+PASSES = ("forward", "backward_data", "backward_weights")
+ALGORITHMS = ("direct", "winograd")
+
+
+def _by_pass(name: str, value: Any) -> dict[str, Any]:
+    """The values by pass: a plain one is for the two passes that make images."""
+    if value is None:
+        return {}
+    given = value if isinstance(value, dict) else dict.fromkeys(PASSES[:2], value)
+    found: dict[str, Any] = {}
+    for which, each in given.items():
+        which = doors.one_of(f"{name}: pass", which, PASSES)
+        what = f"{name}[{which!r}]" if isinstance(value, dict) else name
+        if name == "blocks":
+            found[which] = doors.pair(what, each, " of sizes: pixels, channels")
+        else:
+            found[which] = doors.text(what, each)
+    return found
+
+
+@dataclass(frozen=True, repr=False)
+class PackedFilter:
+    """Weights as the passes read them, for forward and for backward by data (or None), and their
+    layouts."""
+
+    forward: np.ndarray
+    backward: np.ndarray | None
+    layouts: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        doors.floats("forward", self.forward)
+        if self.backward is not None:
+            doors.floats("backward", self.backward)
+        for i, layout in enumerate(doors.items("layouts", self.layouts, 2)):
+            doors.instance(f"layouts[{i}]", layout, tuple)
+
+    def __repr__(self) -> str:
+        passes = "forward" if self.backward is None else "forward and backward"
+        return f"<primitives.PackedFilter as {self.layouts[0]}, {passes}>"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("forward", "backward"):
+            if state[name] is not None:
+                state[name] = realigned(state[name])
+        self.__dict__.update(state)
+
+
+class Convolution(Frozen):
+    """A convolution for one size of images.
+
+    kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
+    bottom), (left, right)), or "same" (the output has ceil(size / stride) pixels a side, as
+    TensorFlow and ONNX SAME_UPPER). groups divides both channels. residual: forward adds an array
+    like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs.
+
+    algorithm: "direct", or "winograd" for 3 x 3 kernels of stride 1 without groups: 16
+    multiplications for 36 and roundings of its own (docs/primitives.md); None: whichever costs less
+    in each pass (`jitgen.primitives.conv.tiles`), direct where blocks or order are given.
+
+    How direct passes are cut is chosen by cost (`jitgen.primitives.conv.cost`) unless given:
+    blocks, the pixels of a kernel call and the channels of its sum (weight update: the pixels of
+    its sum and the output channels); order, the loops (`jitgen.primitives.nest.loops`) over n g k c
+    h w (weight update: x g k c r s p, or x c n p k for 1 x 1 taps without border). Both are one
+    value for forward and backward_data, or a dict by pass. tune: measure at the first use, the
+    algorithms too unless one is asked for, and remember (`jitgen.primitives.nest.tuning`).
+
+    Raises TypeError or ValueError that names argument, value and rule.
+
+    >>> layer = Convolution(1, 2, 4, 4, 3, 3, padding=1, bias=False)
+    >>> x, w = np.ones((1, 2, 4, 4), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    >>> layer.forward(x, w)[0, 0].tolist()[:2]
+    [[8.0, 12.0, 12.0, 8.0], [12.0, 18.0, 18.0, 12.0]]
+    """
+
+    def __init__(
+        self, batch: int, in_channels: int, height: int, width: int, out_channels: int,
+        kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
+        bias: bool = True, activation: str | None = None, residual: bool = False,
+        dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
+        algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
+        target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        batch, in_channels, height, width, out_channels, groups = doors.sizes(
+            batch=batch, in_channels=in_channels, height=height, width=width,
+            out_channels=out_channels, groups=groups,
+        )  # fmt: skip
+        bias, residual = doors.flag("bias", bias), doors.flag("residual", residual)
+        tune = doors.flag("tune", tune)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value % groups:
+                raise ValueError(f"groups={groups} does not divide {name}={value}")
+        if activation is not None:
+            activation = doors.one_of("activation", activation, ACTIVATIONS)
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        layout = doors.one_of("layout", layout, LAYOUTS)
+        if algorithm is not None:
+            algorithm = doors.one_of("algorithm", algorithm, ALGORITHMS)
+        size = (height, width)
+        taps, steps, spread = pair("kernel", kernel), pair("stride", stride), pair(
+            "dilation", dilation
+        )
+        around = border(padding, size, taps, steps, spread)
+        out = out_size(size, around, taps, steps, spread)
+        epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
+        epilogue += (("residual",),) if residual else ()
+        epilogue += ((activation,),) if activation else ()
+        chosen = cpu.choose(target)
+        self.conv = Conv(
+            batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
+            out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
+            check_threads(threads), chosen,
+        )  # fmt: skip
+        self._check_sizes()
+        self.residual = residual
+        self.activation = activation
+        #: shapes of x, w and y
+        self.x_shape = self._shape(in_channels, size)
+        self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
+        self.y_shape = self._shape(out_channels, self.conv.out)
+        self._runs = Runs(self._sizes)
+        #: layout and shape of packed weights, by whether they are for backward by data
+        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._tune = tune
+        self._choices: dict[str, Choice | None] = {}
+        self._algorithm = algorithm
+        self._blocks, self._order = _by_pass("blocks", blocks), _by_pass("order", order)
+        cut = {*self._blocks, *self._order}
+        if cut and algorithm == "winograd":
+            raise ValueError("blocks, order: algorithm='winograd' has none")
+        if algorithm is not None:
+            choose_algorithm(self.conv, "forward", algorithm)
+        if cut and self.conv.depthwise:
+            raise ValueError(f"blocks, order: {min(cut, key=PASSES.index)} of a depthwise "
+                             "convolution has none")  # fmt: skip
+        for which, text in self._order.items():
+            names = letters(streams.subject(self.conv, which)[0], which)
+            check_order(text, names, SUMS[names])
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError where arrays, or the numbers of taps or rows, are too large."""
+        conv, sizes = self.conv, self._sizes
+        taps = prod(conv.kernel)
+        if taps > MOST_TAPS:
+            raise ValueError(f"kernel={conv.kernel} has {taps} taps; it has {MOST_TAPS} at most")
+        x = (conv.batch, conv.channels)
+        w = (conv.features, conv.group[0], *conv.kernel)
+        check_elements(sizes, x=(*x, *conv.size), w=w, y=(conv.batch, conv.features, *conv.out))
+        if not conv.depthwise:
+            check_elements(sizes, x_with_its_border=(*x, *conv.padded))
+        step = max(conv.stride[1] * conv.channels, conv.features)
+        check_reach(sizes, conv.dtype, a_step_of_the_stride=step)
+        if not conv.nhwc:
+            planes = {"a_channel_of_an_image": prod(conv.size), "a_channel_of_y": prod(conv.out)}
+            check_reach(sizes, conv.dtype, **planes)
+        if taps > 1:
+            check_reach(sizes, conv.dtype, the_weights_of_a_tap=conv.features * conv.group[0])
+        rows = conv.batch * max(conv.size[0], conv.out[0])
+        if rows > MOST_CALLS and not conv.flat and not conv.depthwise:
+            raise ValueError(
+                f"{named(sizes)}: images have {rows} rows, each a call of a kernel at the least; "
+                f"a stream has {MOST_CALLS} calls at most"
+            )
+
+    def __repr__(self) -> str:
+        epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
+        return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
+
+    @property
+    def _sizes(self) -> dict[str, object]:
+        """The arguments that say how large the layer is, for errors."""
+        return self.conv.arguments
+
+    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The sides that arrays have of a window or an image."""
+        return size
+
+    def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
+        conv, sides = self.conv, self._sides(size)
+        return (conv.batch, *sides, channels) if conv.nhwc else (conv.batch, channels, *sides)
+
+    def _run(self, which: str, *how: Any) -> Run:
+        key = (which, *how)
+        run = self._runs.get(key)
+        if run is None:
+            make, choice = self._maker(which)
+            run = made(partial(make, self.conv, *choice, *how), which, self._sizes)
+            self._runs[key] = run
+        return run
+
+    def _layout(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layout and shape of packed weights."""
+        known = self._packed.get(backward)
+        if known is None:  # 10 microseconds: once is enough
+            if self.choice(PASSES[backward]) == WINOGRAD:
+                known = winograd.packed_layout(self.conv, backward)
+            else:
+                size = packed_elements(self.conv, backward)
+                known = packed_layout(self.conv, backward), (size,)
+            self._packed[backward] = known
+        return known
+
+    @property
+    def algorithms(self) -> dict[str, str]:
+        """Pass -> "direct" or "winograd"."""
+        found = {which: self.choice(which) for which in PASSES}
+        return {w: "winograd" if at == WINOGRAD else "direct" for w, at in found.items()}
+
+    def choice(self, which: str) -> Choice | None:
+        """How a pass is cut, or `WINOGRAD` (None: a depthwise one, which leaves no choice)."""
+        which = doors.one_of("which", which, PASSES)
+        if which not in self._choices:
+            self._choices[which] = None if self.conv.depthwise else self._choose(which)
+        return self._choices[which]
+
+    def _maker(self, which: str, choice: Choice | None = None) -> tuple[Any, tuple[Any, ...]]:
+        """What makes a pass's streams, and its choice if that takes one."""
+        choice = choice or self.choice(which)
+        if choice == WINOGRAD:
+            return getattr(winograd, which), ()
+        return getattr(streams, which), (choice,)
+
+    def _choose(self, which: str) -> Choice:
+        blocks, order = self._blocks.get(which), self._order.get(which)
+        conv, product = streams.subject(self.conv, which)
+        how = (conv, which, product, blocks, order)
+        fixed = "direct" if blocks or order else self._algorithm
+        if not self._tune or fixed == "winograd":
+            winner = choose_algorithm(self.conv, which, fixed)
+            return WINOGRAD if winner == "winograd" else choose(*how)
+        found = {str(at): at for at in candidates(*how)}
+        if fixed is None and possible(self.conv):
+            found[WINOGRAD.order] = WINOGRAD
+        at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
+        at |= {"algorithm": fixed, "blocks": blocks, "order": order}
+        sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
+        key = f"{self.conv.target.name}, convolution {which}, {sizes}"
+        return tuned(key, found, lambda choice: self._seconds(which, choice))
+
+    def _seconds(self, which: str, choice: Choice) -> float:
+        """Time of a pass with a choice."""
+        make, more = self._maker(which, choice)
+        packed = () if which == "backward_weights" else (True,)
+        backward = which == "backward_data"
+        if choice == WINOGRAD:
+            size = winograd.packed_layout(self.conv, backward)[1][0]
+        else:
+            size = packed_elements(self.conv, backward)
+        # not kept: so many candidates' scratch would be much memory
+        run = make.__wrapped__(self.conv, *more, *packed)
+        return streams.seconds(self.conv, which, run, size)
+
+    def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
+        """The stream of "forward", "backward_data" (with packed weights or plain ones) or
+        "backward_weights"; print its `text()`."""
+        name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
+        return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
+
+    def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
+        """w as the passes read it; without `backward` for the forward pass only."""
+        conv = self.conv
+        buffer, backward = check("w", w, self.w_shape, conv.dtype), doors.flag("backward", backward)
+        packed = []
+        for way in (False, True)[: 1 + backward]:
+            shape = self._layout(way)[1]
+            check_elements(self._sizes, w_in_panels=shape)
+            array = aligned(shape, conv.dtype)
+            module = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
+            run = made(partial(module.pack_weights, conv, way), "pack_weights", self._sizes)
+            run((buffer, buffer_of(array)))
+            packed.append(array)
+        layouts = self._layout(False)[0], self._layout(True)[0]
+        return PackedFilter(packed[0], packed[1] if backward else None, layouts)
+
+    def forward(
+        self, x: np.ndarray, w: np.ndarray | PackedFilter, b: np.ndarray | None = None,
+        residual: np.ndarray | None = None, out: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """y = activation(x * w + b + residual), in `out` if that is given; it may be the residual,
+        which saves memory traffic."""
+        conv = self.conv
+        packed, weights = self._weights(w, "forward", False)
+        more = []
+        for name, value, wanted in (("b", b, conv.bias), ("residual", residual, self.residual)):
+            if not wanted:
+                if value is not None:
+                    raise ValueError(f"{name} is given, but the layer was made without")
+            elif name == "b":
+                more.append(check(name, value, (conv.features,), conv.dtype))
+            else:
+                more.append(self._images(name, value, self.y_shape))
+        first = self._images("x", x, self.x_shape)
+        inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
+        if out is not None and out is residual:
+            del inputs["residual"]
+            if not self._in_place():
+                more[-1] = buffer_of(residual.copy())
+        result: np.ndarray
+        result, third = output_images(out, self.y_shape, conv.dtype, inputs, conv.nhwc)
+        self._run("forward", packed)((first, weights, third, *more))
+        return result
+
+    def _in_place(self) -> bool:
+        """Whether each element of the residual is read once, just before the result that takes its
+        place is written: a sum in one piece, of which no part waits in memory (as kernels of many
+        taps may have it), and no vectors that overlap at the last channel."""
+        conv = self.conv
+        choice = self.choice("forward")
+        whole = choice == WINOGRAD
+        if choice is not None and len(conv.taps) == 1:
+            whole = choice.channels >= conv.group[0]
+        return not conv.nhwc or (whole and conv.group[1] % MOST_LANES == 0)
+
+    def backward_activation(
+        self, dy: np.ndarray, y: np.ndarray | None = None, out: np.ndarray | None = None, *,
+        z: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
+        be dy. y or z as `FullyConnected.backward_activation` takes them; the residual is part of
+        z."""
+        conv, shape = self.conv, self.y_shape
+        name, known = derived_from(self.activation, y, z)
+        first, second = self._images("dy", dy, shape), self._images(name, known, shape)
+        inputs = {name: known} if out is dy else {"dy": dy, name: known}
+        result: np.ndarray
+        result, third = output_images(out, shape, conv.dtype, inputs, conv.nhwc)
+        activation_gradient(
+            self.activation, (first, second, third), result.size, conv.dtype, conv.threads,
+            conv.target,
+        )  # fmt: skip
+        return result
+
+    def backward_data(
+        self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
+        conv = self.conv
+        packed, weights = self._weights(w, "backward", True)
+        first = self._images("dy", dy, self.y_shape)
+        result: np.ndarray
+        inputs = {"dy": dy, "w": getattr(w, "backward", w)}
+        result, third = output_images(out, self.x_shape, conv.dtype, inputs, conv.nhwc)
+        self._run("backward_data", packed)((first, weights, third))
+        return result
+
+    def backward_weights(
+        self, dy: np.ndarray, x: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """dw, shaped like w, and db = sums of dy by channel (None without bias)."""
+        conv = self.conv
+        first = self._images("dy", dy, self.y_shape)
+        second = self._images("x", x, self.x_shape)
+        dw = np.empty(self.w_shape, NUMPY[conv.dtype])
+        db = np.empty(conv.features, dw.dtype) if conv.bias else None
+        more = [buffer_of(db)] if db is not None else []
+        self._run("backward_weights")((first, second, buffer_of(dw), *more))
+        return dw, db
+
+    def _images(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
+        return check_images(name, array, shape, self.conv.dtype, self.conv.nhwc)
+
+    def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
+        conv = self.conv
+        if not isinstance(w, PackedFilter):
+            return False, check("w", w, self.w_shape, conv.dtype)
+        array = getattr(w, name)
+        if array is None:
+            raise ValueError("w was packed with backward=False")
+        wanted, shape = self._layout(backward)
+        if w.layouts[backward] != wanted:
+            raise ValueError(
+                f"w is packed as {w.layouts[backward]}, by a layer of other channels, kernel, "
+                f"groups, target or algorithm; this layer reads {wanted}"
+            )
+        return True, check("w", array, shape, conv.dtype)

@@ -1,0 +1,411 @@
+"""Recurrent layers over whole sequences: LSTM, GRU and the simple RNN; forward and backward.
+
+    Lstm   i, f, o = sigmoid, g = tanh of w x + b_0 + r h' + b_1   (h', c': the step before)
+           c = f c' + i g,  h = o tanh(c)
+    Gru    rr, z = sigmoid of the same, n = tanh(w_n x + b_0n + rr (r_n h' + b_1n)), or, with
+           reset="before", tanh(w_n x + b_0n + r_n (rr h') + b_1n);  h = (1 - z) n + z h'
+    Rnn    h = tanh(w x + b_0 + r h' + b_1)
+
+Weights have PyTorch's shapes and order of gates (i, f, g, o and r, z, n); D = 2 directions stack
+theirs along a first axis. ONNX's tensors: `jitgen.primitives.rnn.onnx`. Not here: the streams
+(`jitgen.primitives.rnn.streams`, `jitgen.primitives.rnn.backward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from jitgen import doors
+from jitgen.doors import NUMPY
+from jitgen.frozen import Frozen
+from jitgen.gemm.spec import DTYPES, MATRIX_BYTES
+from jitgen.primitives.layers.arrays import aligned, buffer_of, check
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.runs import Runs
+from jitgen.primitives.rnn.backward import TENSORS, backward
+from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
+from jitgen.primitives.rnn.lengths import Lengths, Whole
+from jitgen.primitives.rnn.steps import STATES, Layer, Way, check_sizes
+from jitgen.primitives.rnn.streams import forward, pack_weights, packed_elements
+from jitgen.run import cpu
+from jitgen.run.loader import ffi
+from jitgen.run.threads import check_threads
+from jitgen.target import Target
+
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+RESETS = ("after", "before")
+
+
+class _Recurrent(Frozen):
+    """What the layers share. A pass allocates its results; `training` keeps x, w, r, p and y, which
+    must not change before `backward`, and is for one Python thread at a time; copies of the layer
+    have it too."""
+
+    def __init__(
+        self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
+        bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
+        forget_bias: float = 0.0,
+    ) -> None:  # fmt: skip
+        batch, steps, in_features, hidden = doors.sizes(
+            batch=batch, steps=steps, in_features=in_features, hidden=hidden
+        )
+        direction = doors.one_of("direction", direction, DIRECTIONS)
+        dtype = doors.one_of("dtype", dtype, DTYPES)
+        bias, peephole = doors.flag("bias", bias), doors.flag("peephole", peephole)
+        chosen = cpu.choose(target)
+        both = direction == "bidirectional"
+        self.layer = Layer(
+            kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
+            check_threads(threads), chosen,
+        )  # fmt: skip
+        check_sizes(self.layer)
+        self.bias = bias
+        self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
+        self._reversed = (False, True) if both else (direction == "reverse",)
+        lead, rows = (2,) if both else (), self.layer.gates * hidden
+        self._shapes = {
+            "x": (steps, batch, in_features), "w": (*lead, rows, in_features),
+            "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
+            "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
+        }  # fmt: skip
+        #: elements of packed weights, and of what is kept for the backward pass, by tensor
+        self._packed = packed_elements(self.layer)
+        self._saved = {name: size for name, size in self.layer.sizes.items() if size}
+        self._layout = (
+            kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
+        )  # fmt: skip
+        self._runs = Runs({"batch": batch, "steps": steps, "hidden": hidden})
+        self._zeros = np.zeros((batch, hidden), self._numpy)
+        self._kept: Kept | None = None
+        self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
+
+    def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
+        """w and r as the forward pass reads them: pass the result as its w, and r=None."""
+        for name, array in (("w", w), ("r", r)):
+            check(name, array, self._shapes[name], self.layer.dtype)
+        packed = []
+        for d in range(len(self._reversed)):
+            # the columns behind the last unit are read: as zeros
+            panels = {n: aligned((s,), self.layer.dtype) for n, s in self._packed.items()}
+            for array in panels.values():
+                array.fill(0)
+            given = self._one(w, d), self._one(r, d)
+            self._run(pack_weights)(tuple(buffer_of(a) for a in (*given, *panels.values())))
+            packed.append(panels)
+        return PackedRecurrent(packed, self._layout, w, r)
+
+    def _run(self, make: Any, *how: Any) -> Run:
+        return self._runs.use(make, self.layer, *how)
+
+    def __repr__(self) -> str:
+        at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"
+        way = "bidirectional" if at.directions == 2 else way
+        return (
+            f"<primitives.{type(self).__name__} {at.steps}x{at.batch}x{at.inputs} -> {at.hidden} "
+            f"{way}, {at.dtype} for {at.target.name}, threads={at.threads}>"
+        )
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arguments by name."""
+        return MappingProxyType(self._shapes)
+
+    @property
+    def _numpy(self) -> np.dtype[Any]:
+        return NUMPY[self.layer.dtype]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the copy's `_kept` may be this one's arrays: the next training pass takes new memory. In
+        # this order even while a pass runs, as that one has forgotten `_kept` before
+        self._slabs = [{} for _ in self._reversed]
+        return super().__getstate__() | {"_slabs": [{} for _ in self._reversed]}
+
+    def _one(self, array: Any, d: int) -> Any:
+        """One direction's part of an argument."""
+        return array[d] if array is not None and len(self._reversed) == 2 else array
+
+    # ---- passes ---------------------------------------------------------------------------------
+
+    def _forward(
+        self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,
+        b: np.ndarray | None, states: dict[str, np.ndarray | None], p: np.ndarray | None,
+        lengths: Any, training: bool,
+    ) -> list[Any]:  # fmt: skip
+        """y and the last states."""
+        layer, training = self.layer, doors.flag("training", training)
+        packed = w if isinstance(w, PackedRecurrent) else None
+        if packed is not None:
+            if r is not None:
+                raise ValueError("r is given, but w holds both packed weights; it must be None")
+            if packed.layout != self._layout or len(packed.panels) != len(self._reversed):
+                raise ValueError(
+                    f"w is packed for {packed.layout}, {len(packed.panels)} directions; this layer "
+                    f"is {self._layout}, {len(self._reversed)} directions"
+                )
+            w, r = packed.w, packed.r
+            for panels in packed.panels:
+                for name, size in self._packed.items():
+                    check(f"w (packed, {name})", panels.get(name), (size,), layer.dtype)
+        for name, array in (("x", x), ("w", w), ("r", r)):
+            check(name, array, self._shapes[name], layer.dtype)
+        for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
+            if wanted:
+                check(name, array, self._shapes[name], layer.dtype)
+            elif array is not None:
+                raise ValueError(f"{name} is given, but the layer was made without")
+        for name, array in states.items():
+            if array is not None:
+                check(name, array, self._shapes["h0"], layer.dtype)
+        if training:
+            size = layer.steps * layer.batch * layer.gates * layer.units * layer.element
+            if size >= MATRIX_BYTES:
+                raise ValueError(
+                    f"training=True: the gates of steps={layer.steps} and batch={layer.batch} with "
+                    f"hidden={layer.hidden} take {size} bytes, 2 GiB or more; split the batch"
+                )
+        rows = Whole() if lengths is None else Lengths(layer, lengths)
+        # sums over all steps must not see what lies behind a sequence; the caller may put the next
+        # states into the arrays of the first ones
+        x = rows.cleared(x) if training else rows.rows(x[: rows.steps])
+        begin = {n: a if a is None else rows.first(a, training) for n, a in states.items()}
+        y = rows.new(self._shapes["y"], self._numpy, training)
+        last: dict[str, list[np.ndarray]] = {name: [] for name in states}
+        kept = []
+        if training:
+            self._kept = None  # its memory is written again
+        for d, reverse in enumerate(self._reversed):
+            given = {name: self._one(array, d) for name, array in begin.items()}
+            first = {n: self._zeros if a is None else a for n, a in given.items()}
+            column = d * layer.hidden
+            # by first state, those after each step; an LSTM's inference has one c for all steps
+            after: dict[str, Any] = {"h0": y[:, :, column : column + layer.hidden]}
+            arrays: dict[str, Any]
+            if training:
+                arrays = self._saved_arrays(d, rows)
+                after |= {"c0": arrays["c"]} if "c" in arrays else {}
+            else:
+                arrays = {"c": np.array(first["c0"])} if "c0" in first else {}
+            if reverse:
+                for name, steps in after.items():
+                    rows.begin(steps, first[name])
+            arrays |= {"x": x, "y": y, "mask": rows.mask, "p": self._one(p, d), **first}
+            arrays |= self._biases(self._one(b, d))
+            arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
+            if packed is not None:
+                arrays |= {name: packed.panels[d][name] for name in self._packed}
+            started = any(array is not None for array in given.values())
+            way = Way(reverse, column, started, rows.mask is not None)
+            run = self._run(forward, way, training, packed is not None)
+            names = ["x", *(self._packed if packed else ("w", "r")), *STATES]
+            names += [n for n in self._saved if n != "c"] if training else []
+            run(tuple(_pointer(arrays.get(name)) for name in names), rows.flags)
+            for name, ends in last.items():
+                ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
+            kept.append(arrays)
+        if training:
+            self._kept = Kept(rows, kept)
+        results: list[Any] = [rows.result(y, training)]
+        for name, parts in last.items():
+            state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])
+            results.append(rows.back(state, states[name]))
+        return results
+
+    def _saved_arrays(self, d: int, rows: Whole | Lengths) -> dict[str, np.ndarray]:
+        """Arrays that the forward pass leaves to the backward pass."""
+        layer = self.layer
+        result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
+        for name in result.keys() & {"c", "reset"}:  # which sums over all steps read
+            result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
+            rows.clear(result[name])
+        return result
+
+    def _biases(self, b: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The biases in panels of gates."""
+        layer = self.layer
+        pair = np.zeros((2, layer.gates * layer.hidden), self._numpy) if b is None else b
+        if layer.kind == "gru":
+            return {"bias": self._panels(pair[0]), "bias_r": self._panels(pair[1])}
+        both = pair[0] + pair[1]
+        if self.forget_bias:
+            both[layer.hidden : 2 * layer.hidden] += self.forget_bias
+        return {"bias": self._panels(both)}
+
+    def _panels(self, b: np.ndarray) -> np.ndarray:
+        layer = self.layer
+        wide = np.zeros((layer.gates, layer.units), self._numpy)
+        wide[:, : layer.hidden] = b.reshape(layer.gates, layer.hidden)
+        return np.ascontiguousarray(
+            wide.reshape(layer.gates, -1, layer.width).transpose(1, 0, 2)
+        )
+
+    def _backward(self, dy: np.ndarray, given: dict[str, np.ndarray | None]) -> list[Any]:
+        """dx, dw, dr, db, the gradients of the first states, and dp with peepholes."""
+        layer, kept = self.layer, self._kept
+        if kept is None:
+            raise ValueError("backward needs a forward pass with training=True before it")
+        kept.check()
+        check("dy", dy, self._shapes["y"], layer.dtype)
+        for name, array in given.items():
+            if array is not None:
+                check(name, array, self._shapes["h0"], layer.dtype)
+        h, wide, rows = layer.hidden, layer.gates * layer.hidden, kept.rows
+        result = {name: np.empty(self._shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
+        dy = rows.rows(dy[: rows.steps])
+        first = {
+            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(rows.rows(a))
+            for n, a in given.items()
+        }
+        dx: Any = None
+        for d, arrays in enumerate(kept.directions):
+            dw, dr, db = (self._one(result[n], d) for n in ("w", "r", "b"))
+            more = {
+                "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
+                "r_n": arrays["r"].reshape(wide, h)[2 * h :],  # the caller may have reshaped it
+                "dx": rows.new(self._shapes["x"], self._numpy, d > 0),
+            }  # fmt: skip
+            for name in ("dgates", "dgates_r") if layer.kind == "gru" else ("dgates",):
+                slab = self._slab(d, name, layer.steps * layer.batch * wide)
+                more[name] = slab.reshape(layer.steps, layer.batch, wide)
+                rows.clear(more[name])
+            more |= {name: self._one(array, d) for name, array in first.items()}
+            way = Way(self._reversed[d], d * h, True, rows.mask is not None)
+            every = {**arrays, **more}
+            run = self._run(backward, way)
+            run(tuple(_pointer(every.get(name)) for name in TENSORS), rows.flags)
+            if layer.kind != "gru":
+                db[1] = db[0]
+            if layer.peephole:
+                self._peepholes(every, self._one(result["p"], d), self._reversed[d], rows.longest)
+            if d == 0:
+                dx = more["dx"]
+            else:
+                dx[: rows.steps] += more["dx"][: rows.steps]
+        results = [
+            rows.result(dx, False), result["w"], result["r"], result["b"] if self.bias else None
+        ]
+        results += [rows.back(first[name], array) for name, array in given.items()]
+        return [*results, *([result["p"]] if layer.peephole else [])]
+
+    def _slab(self, d: int, name: str, size: int) -> np.ndarray:
+        """Memory that training passes use again."""
+        slabs = self._slabs[d]
+        if name not in slabs:
+            slabs[name] = aligned((size,), self.layer.dtype)
+            slabs[name].fill(0)
+        return slabs[name]
+
+    def _peepholes(
+        self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool, longest: int | None
+    ) -> None:
+        """The gradient of the peepholes' weights: sums of the gates' times the cells' states, of so
+        many steps (None: all)."""
+        layer = self.layer
+        gates = arrays["dgates"].reshape(layer.steps, layer.batch, layer.gates, layer.hidden)
+        c, c0 = arrays["c"][:longest], arrays["c0"][None]
+        later = arrays["c"][1:][:longest]
+        before = np.concatenate([later, c0] if reverse else [c0, c[:-1]])[: len(c)]
+        for i, (gate, state) in enumerate(((0, before), (1, before), (3, c))):
+            np.einsum("tnh,tnh->h", gates[:longest, :, gate], state, out=dp[i])
+
+
+def _pointer(array: Any) -> Any:
+    """The address of an array that a stream reads, or of none."""
+    return ffi.NULL if array is None or not array.size else buffer_of(array)
+
+
+class Lstm(_Recurrent):
+    """A long short-term memory layer for one size of batch and number of steps.
+
+    direction: "forward", "reverse" (from the last step to the first) or "bidirectional" (both; the
+    results side by side). forget_bias is added to the forget gate's bias; peephole: the gates see
+    the cell's state through weights p. threads: None for OMP_NUM_THREADS or all CPUs. Raises
+    TypeError or ValueError that names argument, value and rule.
+
+    >>> layer = Lstm(2, 3, 4, 5)
+    >>> x, w, r = (np.ones(layer.shapes[name], np.float32) for name in "xwr")
+    >>> y, h, c = layer.forward(x, w, r, np.zeros(layer.shapes["b"], np.float32))
+    >>> y.shape, h.shape, bool((y[-1] == h).all())
+    ((3, 2, 5), (2, 5), True)
+    """
+
+    def __init__(
+        self, batch: int, steps: int, in_features: int, hidden: int, *,
+        direction: str = "forward", bias: bool = True, forget_bias: float = 0.0,
+        peephole: bool = False, dtype: str = "f32", threads: int | None = None,
+        target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            "lstm", batch, steps, in_features, hidden, direction, bias, peephole, dtype, threads,
+            target, forget_bias,
+        )  # fmt: skip
+
+    def forward(
+        self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,
+        b: np.ndarray | None = None, h0: np.ndarray | None = None, c0: np.ndarray | None = None,
+        *, p: np.ndarray | None = None, lengths: Any = None, training: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """y (steps x batch x D hidden), and the last h and c, shaped like h0.
+
+        Arguments have the shapes of `shapes`: b is PyTorch's bias_ih and bias_hh, p the weights of
+        i, f and o. lengths: steps of each sequence; behind it y is 0, and the states stay.
+        training: `backward` may follow.
+        """
+        y, h, c = self._forward(x, w, r, b, {"h0": h0, "c0": c0}, p, lengths, training)
+        return y, h, c
+
+    def backward(
+        self, dy: np.ndarray, dh: np.ndarray | None = None, dc: np.ndarray | None = None
+    ) -> tuple[Any, ...]:
+        """dx, dw, dr, db, dh0, dc0 and, with peepholes, dp: the gradients of the last forward pass
+        with training=True, from those of y and of the last h and c (None: 0)."""
+        return tuple(self._backward(dy, {"dh": dh, "dc": dc}))
+
+
+class _WithoutCell(_Recurrent):
+    """A layer whose only state is h."""
+
+    def forward(
+        self, x: np.ndarray, w: np.ndarray | PackedRecurrent, r: np.ndarray | None,
+        b: np.ndarray | None = None, h0: np.ndarray | None = None, *, lengths: Any = None,
+        training: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """y (steps x batch x D hidden) and the last h; see `Lstm.forward`."""
+        y, h = self._forward(x, w, r, b, {"h0": h0}, None, lengths, training)
+        return y, h
+
+    def backward(self, dy: np.ndarray, dh: np.ndarray | None = None) -> tuple[Any, ...]:
+        """dx, dw, dr, db, dh0; see `Lstm.backward`."""
+        return tuple(self._backward(dy, {"dh": dh}))
+
+
+class Gru(_WithoutCell):
+    """A gated recurrent unit. reset: "after" the recurrent product, as PyTorch has it, or "before"
+    (ONNX with linear_before_reset=0). Else as `Lstm`."""
+
+    def __init__(
+        self, batch: int, steps: int, in_features: int, hidden: int, *,
+        direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
+        threads: int | None = None, target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        reset = doors.one_of("reset", reset, RESETS)
+        super().__init__(
+            "gru" if reset == "after" else "gru_before", batch, steps, in_features, hidden,
+            direction, bias, False, dtype, threads, target,
+        )  # fmt: skip
+
+
+class Rnn(_WithoutCell):
+    """The simple recurrent layer, with tanh. Else as `Lstm`."""
+
+    def __init__(
+        self, batch: int, steps: int, in_features: int, hidden: int, *,
+        direction: str = "forward", bias: bool = True, dtype: str = "f32",
+        threads: int | None = None, target: str | Target | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            "rnn", batch, steps, in_features, hidden, direction, bias, False, dtype, threads, target
+        )

@@ -1,0 +1,61 @@
+"""How large a layer's arrays may be: checked at its constructor, in words of its arguments.
+
+Streams count offsets in elements with 32 bits; kernels reach 2 GiB from an address (products are
+cut so that their calls stay within, rows of an array are not cut). Not here: how products are cut
+(`jitgen.primitives.nest.gemm`), and the number of calls of a stream
+(`jitgen.primitives.nest.stream`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TypeVar
+
+from jitgen.gemm.spec import DTYPES, MATRIX_BYTES
+from jitgen.primitives.nest.tables import TooLarge
+
+Made = TypeVar("Made")
+
+#: Elements of an array that a stream addresses, at most
+MOST_ELEMENTS = 1 << 32
+
+
+def within_reach(apart: int, element: int) -> int:
+    """How many rows, so many elements apart, span less than 2 GiB: one at the least."""
+    return max(1, (MATRIX_BYTES - 1) // (apart * element))
+
+
+def named(sizes: Mapping[str, object]) -> str:
+    """Arguments and their values for an error."""
+    return ", ".join(f"{name}={value}" for name, value in sizes.items())
+
+
+def check_elements(sizes: Mapping[str, object], **arrays: tuple[int, ...]) -> None:
+    """Raise ValueError that names the arguments `sizes` if an array of these shapes is larger than
+    streams can address."""
+    for name, shape in arrays.items():
+        if prod(shape) > MOST_ELEMENTS:
+            raise ValueError(
+                f"{named(sizes)}: {name.replace('_', ' ')} has {prod(shape)} elements; an array "
+                f"has {MOST_ELEMENTS} (2**32) at most"
+            )
+
+
+def check_reach(sizes: Mapping[str, object], dtype: str, **rows: int) -> None:
+    """The same for parts of arrays, of so many elements, that kernels address from their begin."""
+    for name, elements in rows.items():
+        size = elements * DTYPES[dtype].element
+        if size >= MATRIX_BYTES:
+            raise ValueError(
+                f"{named(sizes)}: {name.replace('_', ' ')} takes {size} bytes; it must be less "
+                f"than 2 GiB ({MATRIX_BYTES})"
+            )
+
+
+def made(make: Callable[[], Made], what: str, sizes: Mapping[str, object]) -> Made:
+    """What `make` makes; a stream that is too large is a ValueError that names the arguments."""
+    try:
+        return make()
+    except TooLarge as error:
+        raise ValueError(f"{named(sizes)}: {what} has {error}") from None

@@ -1,0 +1,34 @@
+"""The streams that a layer has used. Not here: what a stream is (`jitgen.primitives.nest.run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any
+
+from jitgen.primitives.nest.limits import made
+from jitgen.primitives.nest.run import Run
+
+
+class Runs(dict[Hashable, Run]):
+    """Streams by what made them. They belong to the process, so a copy has none: it finds or makes
+    its own when it is used. `sizes` are the layer's arguments, for errors."""
+
+    def __init__(self, sizes: Mapping[str, object]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def use(self, make: Callable[..., Run], subject: Any, *how: Any) -> Run:
+        """`make(subject, *how)`, made once. `subject` is the same each time: hashing a layer at
+        each call would cost a microsecond. Raises ValueError if the stream would be too large."""
+        key = (make, *how)
+        run = self.get(key)
+        if run is None:
+            run = self[key] = made(partial(make, subject, *how), make.__name__, self.sizes)
+        return run
+
+    def copy(self) -> Runs:
+        return Runs(self.sizes)
+
+    def __reduce__(self) -> tuple[type[Runs], tuple[Mapping[str, object]]]:
+        return Runs, (self.sizes,)

@@ -1,0 +1,1 @@
+"""The loop nests of recurrent layers."""

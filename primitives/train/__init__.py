@@ -1,0 +1,1 @@
+"""What trains: optimizers and a multi-layer perceptron."""

@@ -1,0 +1,1 @@
+"""Benchmarks of kernels and layers beside their peers: `python -m tools.bench --help`."""
