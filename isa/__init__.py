@@ -4,7 +4,7 @@ This package knows instructions and registers, not algorithms; it imports nothin
 standard library. One file per instruction set holds a table in the manual's own notation and the
 binding of the verbs of `jitgen.isa.machine.Machine` to rows of that table.
 
->>> import isa
+>>> from jitgen import isa
 >>> machine = isa.open_machine("avx2", "f32")
 >>> machine.lanes
 8
@@ -34,3 +34,9 @@ def open_machine(name: str, dtype: str, vector_bits: int = 0) -> Machine:
     """
     machine: Machine = importlib.import_module(FAMILIES[name][0]).open_machine(dtype, vector_bits)
     return machine
+
+
+if __name__ == "isa":  # a checkout's folder, imported by its own name
+    from jitgen import moved
+
+    moved.same_as_ours("isa")

@@ -2,7 +2,8 @@
 
     C = epilogue(beta * C + alpha * sum over i of A_i B_i)
 
-Ask for a shape, get a verified callable. Not here: deep-learning primitives (`primitives`).
+Ask for a shape, get a verified callable. Deep-learning layers (`jitgen.primitives`) are
+imported when they are asked for.
 
 >>> import jitgen
 >>> kernel = jitgen.brgemm(64, 64, 64, target="avx2")
@@ -16,6 +17,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from jitgen import moved
 from jitgen.gemm.kernel import Bound, Kernel, brgemm
 from jitgen.gemm.plan import Plan
 from jitgen.gemm.spec import KernelSpec
@@ -23,26 +25,51 @@ from jitgen.kernels.pack import pack_b
 from jitgen.run.cpu import host, targets
 from jitgen.run.memory import cache_info, clear_caches
 from jitgen.target import Target
+from jitgen.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jitgen import debug
     from jitgen.objects import export
+    from jitgen.primitives import (
+        Adam,
+        AveragePool,
+        Convolution,
+        FullyConnected,
+        Gru,
+        Lstm,
+        MaxPool,
+        Mlp,
+        Rnn,
+        Sgd,
+        convolution_1d,
+        fold_batch_norm,
+    )  # fmt: skip
 
-__version__ = "0.1.0"
 __all__ = [
-    "Bound", "Kernel", "KernelSpec", "Plan", "Target", "brgemm", "cache_info",
-    "clear_caches", "debug", "export", "host", "pack_b", "targets",
+    "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
+    "Lstm", "MaxPool", "Mlp", "Plan", "Rnn", "Sgd", "Target", "brgemm", "cache_info",
+    "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm", "host", "pack_b",
+    "targets",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # what few programs use is imported when it is asked for: that takes ten milliseconds
-    if name == "debug":
-        return importlib.import_module("jitgen.debug")
+    # what not every program uses is imported when it is asked for: that takes ten milliseconds
+    if name in ("debug", "primitives"):
+        return importlib.import_module(f"jitgen.{name}")
     if name == "export":
         return importlib.import_module("jitgen.objects").export
+    if name in __all__:
+        return getattr(importlib.import_module("jitgen.primitives"), name)
+    if f"jitgen.{name}" in moved.MOVED:
+        return moved.imported(f"jitgen.{name}")
     raise AttributeError(f"module 'jitgen' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+moved.install()
 if os.environ.get("JITGEN_DEBUG"):
     importlib.import_module("jitgen.debug").enable_from_environment()

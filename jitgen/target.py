@@ -16,8 +16,35 @@ from functools import cache
 from typing import Any
 
 from jitgen import doors, isa
-from jitgen.gemm.tiles import Facts, Rates
 from jitgen.isa.machine import Machine
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a core does in a cycle, its latency in cycles, its first cache in bytes."""
+
+    fma: float
+    loads: float
+    issue: float
+    latency: int  # of a multiply-accumulate
+    l1: int
+    l2_bytes: float  # that L2 delivers a cycle beside everything else
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan needs to know of a machine and the core it runs on."""
+
+    lanes: int
+    vectors: int
+    fused_broadcast: bool
+    fused_load: bool
+    tail_vectors: tuple[int, ...]  # extra registers for a tail of so many lanes
+    constant_temps: int  # registers that constants of an epilogue need
+    broadcast_reach: int  # bytes
+    vector_reach: int  # bytes
+    vector_granule: int  # displacements of vector loads are multiples of this
+    rates: Rates
 
 
 @dataclass(frozen=True, eq=False)  # a target is itself: hashing it must cost nothing

@@ -1,1 +1,50 @@
-"""Deep-learning primitives as loops around one kernel (Georganas et al., arXiv:1906.06440)."""
+"""Deep-learning primitives as loops around one kernel (Georganas et al., arXiv:1906.06440).
+
+>>> from jitgen import FullyConnected
+>>> FullyConnected(4, 8, 16, activation="relu").threads > 0
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jitgen.primitives.conv.folding import fold_batch_norm
+    from jitgen.primitives.layers.convolution import Convolution
+    from jitgen.primitives.layers.convolution_1d import convolution_1d
+    from jitgen.primitives.layers.fully_connected import FullyConnected
+    from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+    from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+    from jitgen.primitives.train.mlp import Mlp
+    from jitgen.primitives.train.optimizers import Adam, Sgd
+
+#: Public name -> module of this package; imported when it is asked for
+PUBLIC = {
+    "FullyConnected": "layers.fully_connected", "Convolution": "layers.convolution",
+    "convolution_1d": "layers.convolution_1d", "MaxPool": "layers.pooling",
+    "AveragePool": "layers.pooling", "Lstm": "layers.recurrent", "Gru": "layers.recurrent",
+    "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
+    "Adam": "train.optimizers", "fold_batch_norm": "conv.folding",
+}  # fmt: skip
+__all__ = [
+    "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Lstm", "MaxPool", "Mlp", "Rnn",
+    "Sgd", "convolution_1d", "fold_batch_norm",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f"jitgen.primitives.{PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+if __name__ == "primitives":  # a checkout's folder, imported by its own name
+    from jitgen import moved, primitives  # noqa: F401
+
+    moved.same_as_ours("primitives")

@@ -24,9 +24,9 @@ from jitgen.analysis import CPUS, Report, analyze, execution, mca, memory, plot
 from jitgen.analysis.core import COUNTS, CROSSED, Core
 from jitgen.analysis.cpus import SOURCES, rate
 from jitgen.analysis.execution import PHASES, Execution
-from jitgen.analysis.instructions import KINDS, Instruction, Memory
 from jitgen.analysis.loops import find_loops
 from jitgen.gemm.kernel import Kernel
+from jitgen.inspect.instructions import KINDS, Instruction, Memory
 from jitgen.target import ANY_WIDTH, parse_target
 
 #: every target with a CPU that runs it

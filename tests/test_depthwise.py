@@ -17,9 +17,9 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from tiers import TIERS, need
 
+from jitgen.emit.shapes import MOST_TAPS
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.strips import Axis, plan_strip
-from jitgen.kernels.windows import MOST_TAPS
 from jitgen.target import TARGETS, Target, parse_target
 
 Array = np.ndarray[Any, Any]

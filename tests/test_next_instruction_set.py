@@ -18,7 +18,7 @@ from toolchain import STRICT, run
 
 import jitgen
 from jitgen import isa
-from jitgen.analysis.instructions import read_record
+from jitgen.inspect.instructions import read_record
 from jitgen.isa import a64_rows, x86_rows
 from jitgen.isa.form import EncodingError, Form
 from jitgen.isa.machine import Machine

@@ -15,7 +15,7 @@ from collections import deque
 
 from jitgen.analysis.cpus import Cpu, load_rate, rate
 from jitgen.analysis.execution import PHASES
-from jitgen.analysis.instructions import KINDS, VECTOR, Instruction, Memory
+from jitgen.inspect.instructions import KINDS, VECTOR, Instruction, Memory
 
 LINE = 64
 #: Where the totals are: cycles by phase, then instructions by kind, then the rest

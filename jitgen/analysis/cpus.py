@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jitgen import doors
-from jitgen.analysis.instructions import BROADCAST, Instruction
+from jitgen.inspect.instructions import BROADCAST, Instruction
 
 #: Short names of sources
 SOURCES = {

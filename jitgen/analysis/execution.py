@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jitgen.analysis.instructions import Instruction, read_record
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.gemm import generator
 from jitgen.gemm.kernel import Kernel
+from jitgen.inspect.instructions import Instruction, read_record
 from jitgen.isa.program import ALIGN, LABEL, SECTION
 
 #: Verbs on general-purpose registers whose effect the walk needs

@@ -6,12 +6,12 @@ Not here: predictions (`jitgen.analysis.report`).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jitgen.analysis import measure
 from jitgen.analysis.cpus import CPUS, Cpu
-from jitgen.analysis.report import Measured
 from jitgen.gemm.kernel import Kernel
 from jitgen.run import cpu as host_cpu, loader
 from jitgen.target import parse_target
@@ -45,6 +45,22 @@ class Host(NamedTuple):
 
     cpu: Cpu
     note: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the host measured: rates in floating-point operations a second; `whole_call` says that
+    the time includes the call from Python, which could not be told apart."""
+
+    seconds: float
+    flops_a_second: float
+    peak_flops_a_second: float
+    whole_call: bool
+
+    @property
+    def percent(self) -> float:
+        """Of the FMA peak measured in the same run."""
+        return 100 * self.flops_a_second / self.peak_flops_a_second
 
 
 def x86_row(vendor: str, family: int, model: int) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from jitgen.analysis.core import Core
 from jitgen.analysis.cpus import Cpu, load_rate, rate
-from jitgen.analysis.instructions import FMA, KINDS, MASK, VECTOR, Instruction, read_record
 from jitgen.gemm.kernel import Kernel
+from jitgen.inspect.instructions import FMA, KINDS, MASK, VECTOR, Instruction, read_record
 from jitgen.isa.program import LABEL, Line
 
 #: Passes of a loop that count in the core model, after those that fill its buffers

@@ -14,8 +14,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jitgen.analysis.instructions import BROADCAST
 from jitgen.analysis.loops import Loop
+from jitgen.inspect.instructions import BROADCAST
 
 LLVM_MCA = ("llvm-mca-22", "llvm-mca-21", "llvm-mca-20", "llvm-mca-19", "llvm-mca")
 #: Older models lack Neoverse V1, V2 and Zen 4

@@ -15,11 +15,12 @@ from jitgen.analysis import mca
 from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED, Core
 from jitgen.analysis.cpus import SOURCES, Cpu, check_target, find_cpu
 from jitgen.analysis.execution import PHASES, Execution
-from jitgen.analysis.instructions import KINDS
+from jitgen.analysis.host import Measured, find_host
 from jitgen.analysis.loops import Loop, bounds, core_cycles, find_loops
 from jitgen.analysis.mca import Opinion
 from jitgen.analysis.memory import Traffic, traffic
 from jitgen.gemm.kernel import Kernel
+from jitgen.inspect.instructions import KINDS
 from jitgen.inspect.listing import describe
 
 #: A loop of more passes than this is taken to end in a misprediction: predictors keep a history of
@@ -42,22 +43,6 @@ class LoopReport:
     def binding(self) -> str:
         """The largest bound."""
         return max(self.bounds, key=lambda name: self.bounds[name])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the host measured: rates in floating-point operations a second; `whole_call` says that
-    the time includes the call from Python, which could not be told apart."""
-
-    seconds: float
-    flops_a_second: float
-    peak_flops_a_second: float
-    whole_call: bool
-
-    @property
-    def percent(self) -> float:
-        """Of the FMA peak measured in the same run."""
-        return 100 * self.flops_a_second / self.peak_flops_a_second
 
 
 @dataclass(frozen=True)
@@ -261,8 +246,6 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
     batch, other_models = doors.size("batch", batch), doors.flag("other_models", other_models)
     note = ""
     if isinstance(cpu, str) and cpu == "host":
-        from jitgen.analysis.host import find_host
-
         cpu, note = find_host()
     row = cpu if isinstance(cpu, Cpu) else find_cpu(cpu)
     check_target(row, kernel.target.name)

@@ -405,3 +405,13 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.div(y, y, n)
     _positive_part(v, x, f)
     v.fnma(x, y, p)
+
+
+#: Epilogue steps that are one call of a function: name -> function
+FUNCTIONS = {
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+}

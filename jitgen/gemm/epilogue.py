@@ -12,19 +12,13 @@ import math
 from collections.abc import Callable
 
 from jitgen.emit import functions
-from jitgen.emit.frame import Frame, Register, Tile
+from jitgen.emit.frame import Frame, Register
+from jitgen.emit.functions import FUNCTIONS
 from jitgen.gemm.spec import KernelSpec, Step
-from jitgen.gemm.tiles import Facts
+from jitgen.gemm.tile import Tile
 from jitgen.isa.machine import Machine
+from jitgen.target import Facts
 
-#: Steps that are one call of a function of jitgen.emit.functions
-FUNCTIONS = {
-    "sigmoid": functions.sigmoid,
-    "tanh": functions.tanh,
-    "gelu": functions.gelu,
-    "gelu_tanh": functions.gelu_tanh,
-    "silu": functions.silu,
-}
 #: Was C stored by an earlier pass? Known now, or if any of these registers is not zero.
 Earlier = list[Register] | bool
 #: Will a later pass add to C? Known now, or unless each register has its value (a number, or the

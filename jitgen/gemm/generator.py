@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jitgen.emit.copying import copy_rows, copy_transposed
-from jitgen.emit.frame import ARGUMENTS, Frame, Position, Register, Tile
+from jitgen.emit.frame import ARGUMENTS, Frame, Position, Register
 from jitgen.gemm.epilogue import Finish
 from jitgen.gemm.plan import Plan, tile_split
 from jitgen.gemm.spec import KernelSpec
-from jitgen.gemm.tiles import Facts, Segment, tail_registers
+from jitgen.gemm.tile import Tile
+from jitgen.gemm.tiles import Segment, tail_registers
 from jitgen.isa.machine import Machine
+from jitgen.target import Facts
 
 
 def emit(spec: KernelSpec, plan: Plan, facts: Facts, machine: Machine) -> dict[str, int]:

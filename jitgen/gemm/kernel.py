@@ -1,9 +1,7 @@
 """Kernels: generated for a spec and a target, cached, loaded when first run, called with arrays.
 
-    KernelSpec --plan--> Plan --emit--> Program --encode--> bytes --load--> Kernel
-
-Not here: the checks of a call's arrays (`jitgen.gemm.operands`) and the command line
-(`jitgen.cli`).
+Not here: how code comes about (`jitgen.gemm.emitted`), the checks of a call's arrays
+(`jitgen.gemm.operands`) and the command line (`jitgen.cli`).
 """
 
 from __future__ import annotations
@@ -15,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import doors, isa
+from jitgen import doors
+from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.frozen import Frozen, uncopied
-from jitgen.gemm import generator
+from jitgen.gemm.emitted import CODE_BYTES, EmittedKernel, emit
 from jitgen.gemm.operands import make_arguments
 from jitgen.gemm.plan import Plan, check_overrides, make_plan
-from jitgen.gemm.spec import DTYPES, MATRIX_BYTES, KernelSpec, make_epilogue, make_spec
+from jitgen.gemm.spec import DTYPES, KernelSpec, make_epilogue, make_spec
 from jitgen.run import cpu, disk, loader, shared
 from jitgen.run.cache import KERNELS, PLANS
 from jitgen.target import ANY_WIDTH, Target
 
-#: Largest machine code of one kernel in bytes
-CODE_BYTES = 256 * 1024
 #: Size from which on a matrix's panels are as wide as those of any larger one
 LARGE = 1 << 12
 
@@ -48,7 +45,7 @@ class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
     __reduce_ex__ = uncopied("copy the kernel and its arrays, and bind them")
 
 
-class Kernel(Frozen):
+class Kernel(EmittedKernel):
     """Machine code for one `KernelSpec` on one target.
 
     Build with `jitgen.brgemm`. Generating works for any target on any host; `address`, `bind` and
@@ -61,14 +58,7 @@ class Kernel(Frozen):
         roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
         assembler: str = "jitgen",
     ) -> None:  # fmt: skip
-        self.spec = spec
-        self.target = target
-        #: the machine code with its constants
-        self.code = code
-        # a kernel from disk has neither plan nor roles: few ask for them
-        self._plan = plan
-        self._roles = roles
-        self._overrides = overrides
+        super().__init__(spec, target, plan, code, roles, overrides)
         self._assembler = assembler
         self._loaded: loader.Code | None = None
         self._function: Callable[[Any], Any] | None = None
@@ -77,27 +67,6 @@ class Kernel(Frozen):
     def nbytes(self) -> int:
         """Bytes that the kernel holds, about: its code, here and as it is loaded, and facts."""
         return 2 * len(self.code) + 2048
-
-    @property
-    def plan(self) -> Plan:
-        """Tiles and loops."""
-        if self._plan is None:
-            self._plan = generate(self.spec, self.target, self._overrides).plan
-        return self._plan
-
-    @property
-    def roles(self) -> dict[str, int]:
-        """Role -> general-purpose register."""
-        if self._roles is None:
-            self._roles = generate(self.spec, self.target, self._overrides).roles
-        return self._roles
-
-    @property
-    def program(self) -> isa.Program:
-        """The instructions, emitted anew: some 100 KB that a cached kernel need not keep."""
-        machine = self.target.machine(self.spec.dtype, self.spec.n)
-        generator.emit(self.spec, self.plan, self.target.facts(machine), machine)
-        return machine.program
 
     @property
     def address(self) -> int:
@@ -158,7 +127,7 @@ class Kernel(Frozen):
 
         Raises ValueError for an unknown format or syntax.
         """
-        from jitgen.inspect.formats import render
+        from jitgen.inspect.formats import render  # tens of milliseconds, for few programs
 
         return render(self, format, syntax)
 
@@ -193,21 +162,9 @@ def _checked(function: Callable[[Any], int], args: Any) -> None:
 def generate(
     spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...] = ()
 ) -> Kernel:
-    """Generate a kernel, past all caches.
-
-    Raises ValueError if the plan's overrides do not fit, or the code is larger than CODE_BYTES.
-    """
-    machine = target.machine(spec.dtype, spec.n)
-    facts = target.facts(machine)
-    plan = make_plan(spec, facts, overrides)
-    roles = generator.emit(spec, plan, facts, machine)
-    code = machine.program.encode()
-    if len(code) > CODE_BYTES:
-        raise ValueError(
-            f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
-            "choose a smaller k_unroll, or apply fewer functions to C"
-        )
-    return Kernel(spec, target, plan, code, roles, overrides)
+    """Generate a kernel, past all caches. Raises ValueError as `emit` does."""
+    made = emit(spec, target, overrides)
+    return Kernel(spec, target, made.plan, made.code, made.roles, overrides)
 
 
 def _load_or_generate(

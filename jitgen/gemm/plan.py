@@ -13,8 +13,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jitgen import doors
-from jitgen.gemm.spec import MATRIX_BYTES, KernelSpec
-from jitgen.gemm.tiles import Facts, Search, Segment, best_split, registers_needed
+from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.gemm.spec import KernelSpec
+from jitgen.gemm.tiles import Search, Segment, best_split, registers_needed
+from jitgen.target import Facts
 
 
 @dataclass(frozen=True)

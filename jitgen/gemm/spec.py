@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jitgen import doors
+from jitgen.emit.shapes import MATRIX_BYTES
 
 
 class DType(NamedTuple):
@@ -31,8 +32,6 @@ class DType(NamedTuple):
 
 DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
 BATCH_KINDS = ("stride", "offset", "address")
-#: largest size of one matrix, and of one stride, in bytes: displacements have 32 bits
-MATRIX_BYTES = doors.MOST + 1
 
 #: Epilogue steps: name -> the parameters it takes
 EPILOGUES: dict[str, tuple[str, ...]] = {

@@ -8,11 +8,11 @@ of the loops and how the reduction runs (`jitgen.gemm.plan`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jitgen.emit.functions import TEMPS
 from jitgen.gemm.spec import KernelSpec
+from jitgen.target import Facts
 
 #: Batch length assumed where only the run knows it: weighs tile overhead against the reduction.
 TYPICAL_BATCH = 4
@@ -23,34 +23,6 @@ BODY_COST = 0.01
 #: Part of a load's time that shows even when another bound is tighter
 LOAD_WEIGHT = 0.15
 _IMPOSSIBLE = float("inf")
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a core does in a cycle, its latency in cycles, its first cache in bytes."""
-
-    fma: float
-    loads: float
-    issue: float
-    latency: int  # of a multiply-accumulate
-    l1: int
-    l2_bytes: float  # that L2 delivers a cycle beside everything else
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the plan needs to know of a machine and the core it runs on."""
-
-    lanes: int
-    vectors: int
-    fused_broadcast: bool
-    fused_load: bool
-    tail_vectors: tuple[int, ...]  # extra registers for a tail of so many lanes
-    constant_temps: int  # registers that constants of an epilogue need
-    broadcast_reach: int  # bytes
-    vector_reach: int  # bytes
-    vector_granule: int  # displacements of vector loads are multiples of this
-    rates: Rates
 
 
 class Segment(NamedTuple):

@@ -20,7 +20,7 @@ from jitgen.isa.x86_rows import REGISTERS
 from jitgen.objects.unwind import sleb, uleb
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
     from jitgen.objects.unwind import Row
 
 SYNTAXES = ("intel", "att")
@@ -33,8 +33,8 @@ _NOPS = (
 
 
 def assembly(
-    kernel: Kernel, symbol: str, syntax: str = "intel",
-    cfi: Callable[[Kernel], Iterable[Row]] | None = None,
+    kernel: EmittedKernel, symbol: str, syntax: str = "intel",
+    cfi: Callable[[EmittedKernel], Iterable[Row]] | None = None,
 ) -> str:  # fmt: skip
     """The kernel as a global function `symbol` in section .text: the bytes are `kernel.code`.
 

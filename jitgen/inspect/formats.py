@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 
 from jitgen import doors
-from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.emitted import EmittedKernel
 
 #: all of them are text but "bytes"
 FORMATS = ("text", "asm", "bytes", "json", "html")
 
 
 def render(
-    kernel: Kernel, format: str = "text", syntax: str = "intel", analysis: list[str] | None = None
+    kernel: EmittedKernel, format: str = "text", syntax: str = "intel", analysis: list[str] | None = None
 ) -> str:
     """A kernel in one of FORMATS but "bytes", which is `kernel.code`.
 
@@ -24,7 +24,7 @@ def render(
     Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
     target has not.
     """
-    doors.instance("kernel", kernel, Kernel)
+    doors.instance("kernel", kernel, EmittedKernel)
     syntax = doors.text("syntax", syntax)
     if analysis is not None:
         given = enumerate(doors.items("analysis", analysis))

@@ -19,7 +19,7 @@ from jitgen.inspect.sections import Sections
 from jitgen.isa.x86_rows import R8, R16, R32, R64
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 #: Nothing is loaded from anywhere: the browser itself refuses it
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -32,12 +32,12 @@ _REGISTER = re.compile(
 _WHOLE = {name: R64[i] for names in (R64, R32, R16, R8) for i, name in enumerate(names)}
 
 
-def page(kernel: Kernel, analysis: list[str] | None = None) -> str:
+def page(kernel: EmittedKernel, analysis: list[str] | None = None) -> str:
     """The page; `analysis`: lines of a report on how fast the kernel can be, shown as they are."""
     return "\n".join(_page(kernel, analysis)) + "\n"
 
 
-def _page(kernel: Kernel, analysis: list[str] | None) -> Iterator[str]:
+def _page(kernel: EmittedKernel, analysis: list[str] | None) -> Iterator[str]:
     spec = kernel.spec
     title = escape(f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {kernel.target.name}")
     yield "<!DOCTYPE html>"
@@ -81,7 +81,7 @@ def _register(text: str) -> str:
     return _REGISTER.sub(mark, escape(text))
 
 
-def _general(kernel: Kernel) -> Iterator[str]:
+def _general(kernel: EmittedKernel) -> Iterator[str]:
     yield "<div><h2>General-purpose registers</h2><table>"
     argument = kernel.target.machine(kernel.spec.dtype, kernel.spec.n).argument
     roles = {"args": argument, **kernel.roles}
@@ -95,7 +95,7 @@ def _general(kernel: Kernel) -> Iterator[str]:
     yield "</table></div>"
 
 
-def _grid(kernel: Kernel, size: tuple[int, int]) -> Iterator[str]:
+def _grid(kernel: EmittedKernel, size: tuple[int, int]) -> Iterator[str]:
     yield f"<div><h2>Vector registers, tile {size[0]} x {size[1]}</h2>"
     yield '<table class="grid">'
     heading, *rows = register_grid(kernel, size)
@@ -106,7 +106,7 @@ def _grid(kernel: Kernel, size: tuple[int, int]) -> Iterator[str]:
     yield "</table></div>"
 
 
-def _listing(kernel: Kernel) -> Iterator[str]:
+def _listing(kernel: EmittedKernel) -> Iterator[str]:
     yield '<div class="bar"><h2>Listing</h2>'
     yield '<button data-all="open">unfold all loops</button>'
     yield '<button data-all="close">fold all loops</button>'
@@ -140,7 +140,7 @@ def _listing(kernel: Kernel) -> Iterator[str]:
     yield "</div><aside>" + _DETAILS + "</aside></div>"
 
 
-def _row(kernel: Kernel, listed: ListedLine, first: bool) -> str:
+def _row(kernel: EmittedKernel, listed: ListedLine, first: bool) -> str:
     line, _, roles, meaning, _, kind = listed
     if line.record is None:
         split = [("data", line.code)]

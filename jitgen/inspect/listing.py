@@ -24,7 +24,7 @@ from jitgen.isa.program import Line
 from jitgen.isa.x86_rows import R32
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
     from jitgen.gemm.spec import KernelSpec
 
 __all__ = [
@@ -56,7 +56,7 @@ def describe(spec: KernelSpec) -> str:
     return f"C = {old}{alpha}sum of {product}" + (f", then {', '.join(steps)}" if steps else "")
 
 
-def plan_lines(kernel: Kernel) -> list[str]:
+def plan_lines(kernel: EmittedKernel) -> list[str]:
     """The plan and why it was chosen, a sentence each."""
     plan = kernel.plan
     counts: Counter[str] = Counter()
@@ -87,9 +87,9 @@ class ListedLine(NamedTuple):
     kind: str
 
 
-def lines(kernel: Kernel) -> Iterator[ListedLine]:
+def lines(kernel: EmittedKernel) -> Iterator[ListedLine]:
     """The program line by line."""
-    from jitgen.analysis.instructions import read_record  # which itself imports this module
+    from jitgen.inspect.instructions import read_record  # which itself imports this module
 
     names = {general_name(kernel.target, number): role for role, number in kernel.roles.items()}
     if kernel.target.architecture == "x86_64":
@@ -117,7 +117,7 @@ def lines(kernel: Kernel) -> Iterator[ListedLine]:
 # ---- values -------------------------------------------------------------------------------------
 
 
-def as_values(kernel: Kernel) -> dict[str, Any]:
+def as_values(kernel: EmittedKernel) -> dict[str, Any]:
     """The listing as JSON has it: plain lists, dicts, strings and numbers."""
     all_lines = list(lines(kernel))
     sections = Sections(kernel)
@@ -166,7 +166,7 @@ def _loop_values(listed: list[dict[str, Any]], loop: Loop) -> dict[str, Any]:
 
 def mix(some: list[ListedLine]) -> dict[str, int]:
     """How many instructions there are of each kind."""
-    from jitgen.analysis.instructions import KINDS
+    from jitgen.inspect.instructions import KINDS
 
     counts = Counter(x.kind for x in some if x.kind)
     return {kind.lower(): counts[kind.lower()] for kind in KINDS}
@@ -192,7 +192,7 @@ def inner_loops(all_lines: list[ListedLine]) -> list[dict[str, Any]]:
 # ---- text ---------------------------------------------------------------------------------------
 
 
-def listing(kernel: Kernel) -> str:
+def listing(kernel: EmittedKernel) -> str:
     """The whole kernel as text: header, register maps, sections, instructions, constants."""
     all_lines = list(lines(kernel))
     sections = Sections(kernel)
@@ -216,7 +216,7 @@ def listing(kernel: Kernel) -> str:
     return "\n".join(out + labels) + "\n"
 
 
-def _header(kernel: Kernel) -> Iterator[str]:
+def _header(kernel: EmittedKernel) -> Iterator[str]:
     spec, target, program = kernel.spec, kernel.target, kernel.program
     yield f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {target.name}: {describe(spec)}"
     strides = f" (A {spec.stride_a}, B {spec.stride_b})" if spec.batch == "stride" else ""
@@ -238,7 +238,7 @@ def _header(kernel: Kernel) -> Iterator[str]:
     yield "k: the step from the block's first; M[i, j..l]: columns j to l of row i of M"
 
 
-def register_map(kernel: Kernel, size: tuple[int, int]) -> list[str]:
+def register_map(kernel: EmittedKernel, size: tuple[int, int]) -> list[str]:
     """The vector registers of a tile as a grid: rows of C down, its columns across."""
     heading, *rows = register_grid(kernel, size)
     widths = [max(len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
@@ -249,7 +249,7 @@ def register_map(kernel: Kernel, size: tuple[int, int]) -> list[str]:
     ]  # fmt: skip
 
 
-def register_grid(kernel: Kernel, size: tuple[int, int]) -> list[list[str]]:
+def register_grid(kernel: EmittedKernel, size: tuple[int, int]) -> list[list[str]]:
     """The same as cells: a heading, a row for each of C (and set of sums), then A, B, tail.
 
     An operand that the tile holds stands beside the rows (a) or below the columns (b) it is

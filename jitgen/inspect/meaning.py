@@ -22,7 +22,7 @@ from jitgen.isa.form import Form, Operands, Record
 from jitgen.isa.program import ALIGN, LABEL, SECTION, Line
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 _WRITES_NOTHING = ("store", "compare", "branch", "save", "restore", "return", "prefetch")
 
@@ -37,13 +37,13 @@ class Explained(NamedTuple):
     loop: Loop | None
 
 
-def explain(kernel: Kernel, lines: list[Line]) -> Iterator[Explained]:
+def explain(kernel: EmittedKernel, lines: list[Line]) -> Iterator[Explained]:
     """Every line of the kernel's program (`kernel.program.lines()`) with its meaning."""
     return _Reader(kernel, lines).read()
 
 
 class _Reader:
-    def __init__(self, kernel: Kernel, lines: list[Line]) -> None:
+    def __init__(self, kernel: EmittedKernel, lines: list[Line]) -> None:
         self.kernel = kernel
         self.lines = lines
         self.records: list[Record] = [line.record or (LABEL, ()) for line in lines]

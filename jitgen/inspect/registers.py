@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jitgen.emit.frame import Tile
 from jitgen.gemm.plan import tile_split
+from jitgen.gemm.tile import Tile
 from jitgen.isa import a64, x86
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
     from jitgen.target import Target
 
 #: What the general-purpose registers hold, by role
@@ -45,13 +45,13 @@ def general_name(target: Target, number: int) -> str:
     return x86.register_name(number) if x86_64 else a64.register_name(number)
 
 
-def vector_name(kernel: Kernel, number: int) -> str:
+def vector_name(kernel: EmittedKernel, number: int) -> str:
     """Name of a whole vector register of a kernel."""
     machine = kernel.target.machine(kernel.spec.dtype, kernel.spec.n)
     return f"{machine.register}{number}"
 
 
-def tiles(kernel: Kernel) -> dict[tuple[int, int], Tile]:
+def tiles(kernel: EmittedKernel) -> dict[tuple[int, int], Tile]:
     """The register tile of each size (rows, columns) that the kernel has."""
     spec, plan = kernel.spec, kernel.plan
     facts = kernel.target.facts(kernel.target.machine(spec.dtype, spec.n))
@@ -69,7 +69,7 @@ def tile_operands(tile: Tile) -> tuple[list[int], list[int]]:
     return (moving, tile.held) if tile.hold == "b" else (tile.held, moving)
 
 
-def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
+def tile_registers(kernel: EmittedKernel) -> list[dict[str, Any]]:
     """Vector registers of each kind of tile: rows, columns, accumulators (a list for each set),
     a and b (operands of a reduction step) and tail (a mask, or None), as names."""
     result = []

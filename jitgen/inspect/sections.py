@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from jitgen.inspect.registers import tile_operands, tiles
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 
 class Sections:
     """Sentences for the sections of one kernel."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: EmittedKernel) -> None:
         self.kernel = kernel
         self.tiles = tiles(kernel)
         self.vectors = kernel.target.machine(kernel.spec.dtype, kernel.spec.n).vectors

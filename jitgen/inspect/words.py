@@ -12,7 +12,7 @@ import struct
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jitgen.emit.frame import Tile
+from jitgen.gemm.tile import Tile
 from jitgen.inspect import a64, x86
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.places import Places, shortest
@@ -21,7 +21,7 @@ from jitgen.inspect.values import Memory, Operand, Register, Scalar, State, Valu
 from jitgen.isa.form import Form, Operands
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 _TILE = re.compile(r"tile (\d+) x (\d+): (\w+)")
 _MASK = re.compile(r"mask of the first (\d+) lanes")
@@ -36,7 +36,7 @@ _MASKS = {"k1": "tail", "p0": "all", "p1": "tail"}  # others are for comparisons
 class Words:
     """Names and sentences for one kernel, in the section and the loops that are being read."""
 
-    def __init__(self, kernel: Kernel, data: bytes) -> None:
+    def __init__(self, kernel: EmittedKernel, data: bytes) -> None:
         spec, target = kernel.spec, kernel.target
         self.kernel = kernel
         self.machine = target.machine(spec.dtype, spec.n)

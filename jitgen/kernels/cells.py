@@ -17,10 +17,9 @@ from collections.abc import Mapping
 
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.spec import MATRIX_BYTES
+from jitgen.emit.shapes import MATRIX_BYTES, check_shape
 from jitgen.isa.machine import ELEMENTS, At
 from jitgen.kernels.cell_bodies import CELLS, Cell, Options, Vector, emit_in_turn
-from jitgen.kernels.elementwise import check_shape
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 

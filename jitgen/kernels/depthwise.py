@@ -10,7 +10,7 @@ BRGEMM kernels are (docs/abi.md). Not here: the walk (`jitgen.kernels.strips`).
 from __future__ import annotations
 
 from jitgen.emit import functions
-from jitgen.gemm.epilogue import FUNCTIONS
+from jitgen.emit.functions import FUNCTIONS
 from jitgen.gemm.spec import Step, make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE

@@ -11,10 +11,10 @@ from __future__ import annotations
 from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.epilogue import FUNCTIONS
-from jitgen.gemm.spec import MATRIX_BYTES, Step
+from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.shapes import MATRIX_BYTES, check_rows
+from jitgen.gemm.spec import Step
 from jitgen.isa.machine import ELEMENTS, Machine
-from jitgen.kernels.elementwise import check_rows
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from jitgen.emit import derivatives
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.spec import MATRIX_BYTES
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.emit.shapes import check_rows
+from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
@@ -197,25 +197,6 @@ def emit_map(
         words[name] = leading
     check_rows(rows, columns, dtype, max(words.values()))
     return _emit_map(op, rows, columns, dtype, target, tuple(words.items()))
-
-
-def check_rows(rows: int, columns: int, dtype: str, leading: int) -> None:
-    """Raise ValueError unless this is a matrix down which kernels can go row by row."""
-    if dtype not in ELEMENTS:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(ELEMENTS)}")
-    if rows < 1 or columns < 1:
-        raise ValueError(f"rows={rows}, columns={columns}: both must be at least 1")
-    if leading < columns:
-        raise ValueError(f"leading dimension {leading} is smaller than columns={columns}")
-    if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES and rows > 1:
-        raise ValueError(f"rows of {leading} elements ({dtype}) lie 2 GiB or more apart")
-
-
-def check_shape(rows: int, columns: int, dtype: str, leading: int) -> None:
-    """Raise ValueError unless this is a matrix that kernels can address from its first element."""
-    check_rows(rows, columns, dtype, leading)
-    if rows * leading * ELEMENTS[dtype][2] >= MATRIX_BYTES and rows > 1:
-        raise ValueError(f"{rows} rows of {leading} elements ({dtype}) span 2 GiB or more")
 
 
 @CODE.of

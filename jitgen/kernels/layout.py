@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from jitgen.emit.copying import copy_rows, repeated, square_side
 from jitgen.emit.frame import Frame
-from jitgen.gemm.spec import MATRIX_BYTES
+from jitgen.emit.shapes import MATRIX_BYTES, check_rows, check_shape
 from jitgen.isa.machine import ELEMENTS
-from jitgen.kernels.elementwise import check_rows, check_shape
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
 

@@ -19,9 +19,9 @@ from jitgen import doors
 from jitgen.doors import NUMPY
 from jitgen.emit.copying import copy_rows, repeated
 from jitgen.emit.frame import ARGUMENTS, Frame
+from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import Kernel
 from jitgen.gemm.operands import address
-from jitgen.gemm.spec import MATRIX_BYTES
 from jitgen.kernels.layout import LOOP_ROLES, transpose_loops
 from jitgen.run import cpu, loader, shared
 from jitgen.run.cache import CODE

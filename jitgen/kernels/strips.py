@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.epilogue import FUNCTIONS
-from jitgen.gemm.spec import MATRIX_BYTES, Step
+from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
+from jitgen.gemm.spec import Step
 from jitgen.isa.machine import ELEMENTS, Machine
-from jitgen.kernels.elementwise import check_shape
-from jitgen.kernels.windows import MOST_TAPS
 from jitgen.target import Target
 
 #: Instructions of one of FUNCTIONS, about

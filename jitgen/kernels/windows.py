@@ -14,13 +14,9 @@ from dataclasses import dataclass
 
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.spec import MATRIX_BYTES
+from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
 from jitgen.isa.machine import ELEMENTS, Machine
-from jitgen.kernels.elementwise import check_shape
 from jitgen.target import Target
-
-#: Taps of a window, at most: they stand in line
-MOST_TAPS = 81
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.gemm.epilogue import FUNCTIONS
-from jitgen.gemm.spec import MATRIX_BYTES, Step, make_epilogue
+from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.shapes import MATRIX_BYTES, check_shape
+from jitgen.gemm.spec import Step, make_epilogue
 from jitgen.isa.machine import ELEMENTS, Machine
-from jitgen.kernels.elementwise import check_shape
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 

@@ -12,10 +12,10 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 
-def symbol_name(kernel: Kernel) -> str:
+def symbol_name(kernel: EmittedKernel) -> str:
     """A C identifier: target, element type, m x n x k, and 8 hexadecimal digits of the SHA-256 of
     the code, so that kernels share a name only if they are the same code. Equal in every run."""
     spec = kernel.spec

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.emitted import EmittedKernel
 from jitgen.gemm.spec import DTYPES, EPILOGUES, KernelSpec
 from jitgen.objects.elf import Fixup
 from jitgen.run import cpu
@@ -55,7 +55,7 @@ LONGEST_NAME = 100
 class Exported:
     """A kernel in a library."""
 
-    kernel: Kernel
+    kernel: EmittedKernel
     symbol: str
     product: int
 
@@ -65,7 +65,7 @@ class Product:
     """What kernels compute, its names (in C, in upper case behind the library's), the kernels."""
 
     names: list[str]
-    kernels: list[Kernel]
+    kernels: list[EmittedKernel]
 
 
 def default_strides(spec: KernelSpec) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def _identity(spec: KernelSpec) -> str:
     return json.dumps(values)
 
 
-def group(kernels: Iterable[tuple[str, Kernel]]) -> list[Product]:
+def group(kernels: Iterable[tuple[str, EmittedKernel]]) -> list[Product]:
     """Products of named kernels (a name may be ""), in order; best targets first, each once.
 
     Raises ValueError for names that clash, or that no C name can be made of, and for two kernels of

@@ -27,7 +27,7 @@ from jitgen.isa.program import ALIGN, LABEL, SECTION, Program
 from jitgen.isa.x86 import RAX, RSP
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.gemm.emitted import EmittedKernel
 
 #: DWARF's numbers of the x86-64 registers, in the order of the machine's own numbers
 X86_DWARF = (0, 2, 1, 3, 7, 6, 4, 5, *range(8, 16))
@@ -177,7 +177,7 @@ ARCHITECTURES = {
 }
 
 
-def rows(kernel: Kernel) -> list[Row]:
+def rows(kernel: EmittedKernel) -> list[Row]:
     """Rows of a kernel, by offset; each holds up to the next, the last to the end.
 
     Raises ValueError if the code is another assembler's, and as `program_rows` does.

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jitgen.emit.shapes import MOST_TAPS
 from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
-from jitgen.kernels.windows import MOST_TAPS
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import lazy

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import MATRIX_BYTES
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
 from jitgen.primitives.conv.layouts import Conv, Made
 from jitgen.primitives.nest.loops import Loop, iterate

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
+from jitgen.emit.shapes import MOST_TAPS
 from jitgen.frozen import Frozen
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
-from jitgen.kernels.windows import MOST_TAPS
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.images import check_images, output_images, windows_text

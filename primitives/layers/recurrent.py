@@ -21,8 +21,9 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.doors import NUMPY
+from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES, MATRIX_BYTES
+from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import TypeVar
 
-from jitgen.gemm.spec import DTYPES, MATRIX_BYTES
+from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest.tables import TooLarge
 
 Made = TypeVar("Made")

@@ -1,0 +1,79 @@
+"""The code of a kernel: what a spec and a target gave, and all that a reader may ask of it.
+
+    KernelSpec --plan--> Plan --emit--> Program --encode--> bytes
+
+Not here: caches, loading and calls (`jitgen.gemm.kernel`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jitgen.frozen import Frozen
+from jitgen.gemm import generator
+from jitgen.gemm.plan import Plan, make_plan
+from jitgen.gemm.spec import KernelSpec
+from jitgen.isa import Program
+from jitgen.target import Target
+
+#: Largest machine code of one kernel in bytes
+CODE_BYTES = 256 * 1024
+
+
+class EmittedKernel(Frozen):
+    """Machine code for one `KernelSpec` on one target. What tells of code takes this: a `Kernel` is
+    one that can be called."""
+
+    def __init__(
+        self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
+        roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.target = target
+        #: the machine code with its constants
+        self.code = code
+        # a kernel from disk has neither plan nor roles: few ask for them
+        self._plan = plan
+        self._roles = roles
+        self._overrides = overrides
+
+    @property
+    def plan(self) -> Plan:
+        """Tiles and loops."""
+        if self._plan is None:
+            self._plan = emit(self.spec, self.target, self._overrides).plan
+        return self._plan
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """Role -> general-purpose register."""
+        if self._roles is None:
+            self._roles = emit(self.spec, self.target, self._overrides).roles
+        return self._roles
+
+    @property
+    def program(self) -> Program:
+        """The instructions, emitted anew: some 100 KB that a cached kernel need not keep."""
+        machine = self.target.machine(self.spec.dtype, self.spec.n)
+        generator.emit(self.spec, self.plan, self.target.facts(machine), machine)
+        return machine.program
+
+
+def emit(
+    spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...] = ()
+) -> EmittedKernel:
+    """Plan, emit and encode.
+
+    Raises ValueError if the plan's overrides do not fit, or the code is larger than CODE_BYTES.
+    """
+    machine = target.machine(spec.dtype, spec.n)
+    facts = target.facts(machine)
+    plan = make_plan(spec, facts, overrides)
+    roles = generator.emit(spec, plan, facts, machine)
+    code = machine.program.encode()
+    if len(code) > CODE_BYTES:
+        raise ValueError(
+            f"the plan gives {len(code)} bytes of code; a kernel may have {CODE_BYTES}: "
+            "choose a smaller k_unroll, or apply fewer functions to C"
+        )
+    return EmittedKernel(spec, target, plan, code, roles, overrides)
