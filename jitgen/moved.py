@@ -28,7 +28,6 @@ _ROOMS = {
         "jitgen", "cpu loader cache disk replay team threads crew scratch quota shared memory",
     ),
     "jitgen.analysis": ("jitgen", "measure"),
-    "jitgen.inspect": ("jitgen.analysis", "instructions"),
     "jitgen.primitives.nest": (
         "jitgen.primitives", "loops curve stream tables run runs limits gemm tuning",
     ),
@@ -51,6 +50,11 @@ _ROOMS = {
 }  # fmt: skip
 #: Old name -> new name
 MOVED = {
+    "jitgen.analysis.instructions": "jitgen.inspect.instructions",
+    "jitgen.objects.names": "jitgen.inspect.names",
+    "jitgen.objects.unwind": "jitgen.inspect.unwind",
+}
+MOVED |= {
     f"{package}.{old}": f"{room}.{new or old}"
     for room, (package, modules) in _ROOMS.items()
     for old, _, new in (module.partition("=") for module in modules.split())

@@ -73,6 +73,11 @@ class Target:
         doors.settle(self, name=name, features=features)
         doors.instance("rates", self.rates, Rates)
 
+    @property
+    def scalable(self) -> bool:
+        """Whether the vector length belongs to the thread: code for another length refuses."""
+        return self.family == "sve"
+
     def machine(self, dtype: str, n: int) -> Machine:
         """A machine for kernels of n columns: the narrowest registers that hold them, if the
         family has several widths. TypeError, ValueError."""

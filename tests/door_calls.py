@@ -150,8 +150,8 @@ add("jitgen.brgemm", jitgen.brgemm,
     **SPEC, packed_b=flag, plan=optional(mapping), assembler=nothing)
 add("jitgen.gemm.spec.make_spec", spec.make_spec, lambda: request(panel=0, ldb=None), **SPEC,
     panel=size(0))
-add("jitgen.gemm.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)}, steps=no_items,
-    alias={"steps": "epilogue"})
+add("jitgen.gemm.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)},
+    steps=no_items, alias={"steps": "epilogue"})
 add("jitgen.Kernel.__call__", run_kernel, call_of_kernel, **OPERANDS)
 add("jitgen.Kernel.bind", run_bound, call_of_kernel, **OPERANDS)
 ANY_SHAPE = Array(also=("one axis more", "one more"))
@@ -242,7 +242,8 @@ add("jitgen.analysis.measure.empty_kernel", measure.empty_kernel, lambda: {"kern
     kernel=nothing)
 add("jitgen.analysis.measure.peak_kernel", lambda kernel: measure.peak_kernel(kernel)[1],
     lambda: {"kernel": KERNEL}, kernel=nothing)
-add("jitgen.analysis.measure.peak_program", lambda target, dtype: measure.peak_program(target, dtype)[1],
+add("jitgen.analysis.measure.peak_program",
+    lambda target, dtype: measure.peak_program(target, dtype)[1],
     lambda: {"target": cpu.host(), "dtype": "f32"}, target=nothing)
 
 
@@ -253,8 +254,8 @@ def interleave(contestants: Any, seconds: Any) -> Any:
 
 
 SECONDS = number(above=0, below=3601)
-add("jitgen.analysis.measure.interleave", interleave, lambda: {"contestants": {"a": int}, "seconds": 1.0},
-    contestants=nothing, seconds=SECONDS)
+add("jitgen.analysis.measure.interleave", interleave,
+    lambda: {"contestants": {"a": int}, "seconds": 1.0}, contestants=nothing, seconds=SECONDS)
 add("jitgen.analysis.measure.generation", lambda **given: list(measure.generation(**given)),
     lambda: {"kernel": SHOWN, "make": functools.partial(jitgen.brgemm, 2, 8, 3, target="avx2")},
     kernel=nothing, make=nothing)
@@ -275,11 +276,12 @@ def part(**more: Any) -> Part:
     return Part(**{**given, **more})
 
 
-add("jitgen.primitives.nest.curve.curve", curve.curve, lambda: {"rows": 2, "columns": 3}, rows=size(0),
-    columns=size(0))
-add("jitgen.primitives.nest.loops.Loop", Loop, lambda: {"extent": 4, "blocks": (2, 1)}, extent=size(0),
-    blocks=items(size(), 1))
-add("jitgen.primitives.nest.loops.parse_order", loops.parse_order, lambda: {"order": "Nk"}, order=text)
+add("jitgen.primitives.nest.curve.curve", curve.curve, lambda: {"rows": 2, "columns": 3},
+    rows=size(0), columns=size(0))
+add("jitgen.primitives.nest.loops.Loop", Loop, lambda: {"extent": 4, "blocks": (2, 1)},
+    extent=size(0), blocks=items(size(), 1))
+add("jitgen.primitives.nest.loops.parse_order", loops.parse_order, lambda: {"order": "Nk"},
+    order=text)
 add("jitgen.primitives.nest.loops.iterate", lambda **given: loops.iterate(**given).thread,
     lambda: {"order": "n", "loops": LOOPS, "threads": 2}, order=nothing, loops=nothing)
 add("jitgen.primitives.nest.stream.Ref", Ref,
@@ -299,8 +301,8 @@ add("jitgen.primitives.nest.stream.Stream", lambda **given: Stream(**given).slic
 STREAM = Stream([part()], ["A"])
 add("jitgen.primitives.nest.stream.Stream.text", STREAM.text, lambda: {"most": 40}, most=size(0))
 FLAGGED = Stream([part(when=REF)], ["A"])
-add("jitgen.primitives.nest.stream.Stream.chosen", FLAGGED.chosen, lambda: {"flags": np.ones(4, bool)},
-    flags=nothing)
+add("jitgen.primitives.nest.stream.Stream.chosen", FLAGGED.chosen,
+    lambda: {"flags": np.ones(4, bool)}, flags=nothing)
 add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(target) and None,
     lambda: {"target": HERE})
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)

@@ -27,13 +27,14 @@ from door_values import NO, VALUES, Array, variants
 import jitgen
 from jitgen import doors, primitives
 
-#: Modules of `primitives` that only layers use, which have checked what they pass on
+#: Modules of `jitgen.primitives` that only layers use, which have checked what they pass on
 INSIDE = (
-    "arrays", "conv_cost", "conv_depthwise", "conv_layouts", "conv_streams", "conv_tiles",
-    "conv_weights", "conv_winograd", "elementwise", "fc_streams", "gemm", "images", "limits",
-    "recurrent_backward", "recurrent_lengths", "recurrent_steps", "recurrent_streams", "run",
-    "runs", "tables", "windows",
+    "conv.cost", "conv.depthwise", "conv.layouts", "conv.streams", "conv.tiles", "conv.weights",
+    "conv.windows", "conv.winograd", "fc.streams", "layers.arrays", "layers.elementwise",
+    "layers.images", "nest.gemm", "nest.limits", "nest.run", "nest.runs", "nest.tables",
+    "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
+PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
 DOCUMENTED = (
     "jitgen.debug.enable", "jitgen.debug.disable", "jitgen.debug.enable_from_environment",
@@ -41,8 +42,9 @@ DOCUMENTED = (
     "jitgen.analysis.plot.check_file", "jitgen.analysis.plot.roofline",
     "jitgen.inspect.formats.render", "jitgen.cli.main", "jitgen.run.cpu.choose",
     "jitgen.gemm.spec.make_spec", "jitgen.gemm.spec.make_epilogue", "jitgen.target.parse_target",
-    "jitgen.run.threads.check_threads", "jitgen.analysis.measure.Problem", "jitgen.analysis.measure.empty_kernel",
-    "jitgen.analysis.measure.peak_kernel", "jitgen.analysis.measure.peak_program", "jitgen.analysis.measure.interleave",
+    "jitgen.run.threads.check_threads", "jitgen.analysis.measure.Problem",
+    "jitgen.analysis.measure.empty_kernel", "jitgen.analysis.measure.peak_kernel",
+    "jitgen.analysis.measure.peak_program", "jitgen.analysis.measure.interleave",
     "jitgen.analysis.measure.generation",
 )  # fmt: skip
 _INNER = "made by the module itself, which knows what it holds"
@@ -56,11 +58,14 @@ LEFT_OUT = {
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
     "jitgen.primitives.nest.loops.Nest": "the result of iterate, to be read",
-    "jitgen.primitives.nest.loops.check_order": _INNER, "jitgen.primitives.nest.loops.check_sums": _INNER,
+    "jitgen.primitives.nest.loops.check_order": _INNER,
+    "jitgen.primitives.nest.loops.check_sums": _INNER,
     "jitgen.primitives.train.optimizers.Optimizer": "the base of Sgd and Adam",
     "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
-    "jitgen.primitives.layers.pooling.Stretch": _INNER, "jitgen.primitives.layers.pooling.Pass": _INNER,
-    "jitgen.primitives.layers.pooling.stream": _INNER, "jitgen.primitives.layers.pooling.backward_stream": _INNER,
+    "jitgen.primitives.layers.pooling.Stretch": _INNER,
+    "jitgen.primitives.layers.pooling.Pass": _INNER,
+    "jitgen.primitives.layers.pooling.stream": _INNER,
+    "jitgen.primitives.layers.pooling.backward_stream": _INNER,
     "jitgen.primitives.layers.pooling.stretches": _INNER,
     "jitgen.primitives.nest.stream.Calls": _INNER,
 }  # fmt: skip
@@ -73,15 +78,15 @@ WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")
 
 def public() -> Iterator[tuple[str, Any]]:
     """Every public callable by name: functions, classes (their making), methods."""
-    for name in jitgen.__all__:
+    for name in set(jitgen.__all__) - set(primitives.__all__):
         yield from _of(f"jitgen.{name}", getattr(jitgen, name))
     for key in DOCUMENTED:
         module, _, name = key.rpartition(".")
         yield from _of(key, getattr(importlib.import_module(module), name))
-    for found in pkgutil.iter_modules(primitives.__path__):
-        if found.name in INSIDE:
+    for found in pkgutil.walk_packages(primitives.__path__, PREFIX):
+        if found.ispkg or found.name.removeprefix(PREFIX) in INSIDE:
             continue
-        module = importlib.import_module(f"primitives.{found.name}")
+        module = importlib.import_module(found.name)
         for name, value in vars(module).items():
             if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__:
                 yield from _of(f"{module.__name__}.{name}", value)
@@ -94,7 +99,7 @@ def _of(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not inspect.isclass(value):
         return
     for name, method in inspect.getmembers(value, callable):
-        ours = (getattr(method, "__module__", None) or "").split(".")[0] in ("jitgen", "primitives")
+        ours = (getattr(method, "__module__", None) or "").split(".")[0] == "jitgen"
         if ours and (not name.startswith("_") or name == "__call__") and inspect.isroutine(method):
             yield f"{key}.{name}", method
 
@@ -105,7 +110,7 @@ def faults_of_the_table() -> list[str]:
     faults = [f"{key}: no call and no reason" for key in known if key not in (*CALLS, *LEFT_OUT)]
     faults += [f"{key}: left out, but it is not there" for key in LEFT_OUT if key not in known]
     faults += [f"{name}: inside, but it is not there" for name in INSIDE
-               if importlib.util.find_spec(f"primitives.{name}") is None]  # fmt: skip
+               if importlib.util.find_spec(PREFIX + name) is None]  # fmt: skip
     for key, value in known.items():
         if key in CALLS:
             wanted = {
@@ -162,9 +167,10 @@ def facts(value: Any) -> Any:
         return {key: facts(each) for key, each in value.items()}
     if isinstance(value, jitgen.Kernel):
         return repr(value.spec), value.code
-    if dataclasses.is_dataclass(value) and type(value).__module__.split(".")[0] != "isa":
+    where = type(value).__module__
+    if dataclasses.is_dataclass(value) and not where.startswith("jitgen.isa."):
         return [facts(getattr(value, f.name)) for f in dataclasses.fields(value)]
-    if type(value).__module__.split(".")[0] == "primitives":
+    if where.startswith(PREFIX):
         return {key: facts(each) for key, each in vars(value).items() if key[0] != "_"}
     if isinstance(value, int):
         return type(value).__name__, hex(value)  # repr has a limit

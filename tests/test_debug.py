@@ -10,7 +10,7 @@ from child import run_child
 from needs import need
 
 import jitgen
-from jitgen.objects.names import symbol_name
+from jitgen.inspect.names import symbol_name
 
 HOST = next((name for name, reason in jitgen.targets().items() if not reason), None)
 
@@ -129,7 +129,7 @@ def test_threads_announce_each_kernel_once() -> None:
     """While tools are turned on, in threads that generate and load."""
     run_child(RUN + """
 import tempfile
-from jitgen.objects.names import symbol_name
+from jitgen.inspect.names import symbol_name
 kernels = []
 
 def work(number):
@@ -200,7 +200,7 @@ def test_the_map_is_private_and_belongs_to_this_process() -> None:
                 then = os.stat(path).st_mtime - age
                 os.utime(path, (then, then))
                 import jitgen
-                from jitgen.objects.names import symbol_name
+                from jitgen.inspect.names import symbol_name
                 jitgen.debug.enable("perf")
                 kernel = jitgen.brgemm(4, 8, 4, alpha=1.0 + age)
                 kernel.address

@@ -21,7 +21,7 @@ import jitgen
 from jitgen.debug import gdb
 from jitgen.debug.image import Image
 from jitgen.inspect.listing import listing
-from jitgen.objects.names import symbol_name
+from jitgen.inspect.names import symbol_name
 
 HOST = next((name for name, reason in jitgen.targets().items() if not reason), None)
 

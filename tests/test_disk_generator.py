@@ -5,7 +5,6 @@ Not here: damaged files (`test_disk_trust`).
 
 from __future__ import annotations
 
-import ast
 import compileall
 import json
 import os
@@ -22,6 +21,7 @@ from disk_cache import SETTLED, enabled, small, stored
 
 import jitgen
 from jitgen.run import disk
+from tools import imports
 
 ROOT = HERE.parent
 folder = pytest.fixture(enabled)
@@ -41,9 +41,7 @@ print(len(calls), code.hex())
 
 
 def _copy(to: Path) -> Path:
-    for package in ("isa", "jitgen"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, to / package, ignore=ignore)
+    shutil.copytree(ROOT / "jitgen", to / "jitgen", ignore=shutil.ignore_patterns("__pycache__"))
     return to
 
 
@@ -69,7 +67,7 @@ def _edit_unseen(path: Path, old: str, new: str) -> None:
 def test_another_generator_does_not_load_the_olds_kernels(tmp_path: Path) -> None:
     """Not even if its files have the sizes and times of the old."""
     source, cache = _copy(tmp_path / "source"), tmp_path / "cache"
-    plan = source / "jitgen" / "plan.py"
+    plan = source / "jitgen" / "gemm" / "plan.py"
     calls, old = _report(source, cache)
     assert calls == 1
     assert _report(source, cache) == (0, old)
@@ -84,7 +82,7 @@ def test_another_generator_does_not_load_the_olds_kernels(tmp_path: Path) -> Non
 def test_bytecode_that_python_takes_for_new_does_no_harm(tmp_path: Path) -> None:
     """After an unseen edit Python runs the old bytecode; what that makes is not the new text's."""
     source, cache, bytecode = _copy(tmp_path / "source"), tmp_path / "cache", tmp_path / "bytecode"
-    plan = source / "jitgen" / "plan.py"
+    plan = source / "jitgen" / "gemm" / "plan.py"
     _, old = _report(source, cache, str(bytecode))
     assert _report(source, cache, str(bytecode)) == (0, old)
     _edit_unseen(plan, "UNROLL_MACS = 60", "UNROLL_MACS = 30")
@@ -108,7 +106,7 @@ def test_a_process_whose_sources_changed_stores_nothing(tmp_path: Path) -> None:
         time.sleep(0.1)
         disk.enable({str(cache)!r})
         one = jitgen.brgemm(1, 1, 1, target="avx2").code
-        with open({str(source / "isa" / "avx512.py")!r}, "a") as file:
+        with open({str(source / "jitgen" / "isa" / "avx512.py")!r}, "a") as file:
             file.write("# edited\\n")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -142,41 +140,26 @@ def test_packages_in_an_archive_and_without_sources(tmp_path: Path) -> None:
 def test_without_readable_sources_there_is_no_cache(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "SHAPING", disk.SHAPING | {"missing"})
+    monkeypatch.setattr(disk, "SHAPING", disk.SHAPING | {"jitgen": {"missing"}})
     with pytest.warns(RuntimeWarning, match="sources of jitgen are not all there"):
         disk.enable(folder)
     assert small().code and stored(folder) == []
 
 
-def imported(root: Path, beginning: set[str]) -> set[str]:
-    """Modules that these modules import, and those in turn, of isa and jitgen."""
-    found, left = set(), set(beginning)
-    while left:
-        name = left.pop()
-        found.add(name)
-        path = root / (name.replace(".", "/") + ".py")
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            left |= {n for n in names if (root / (n.replace(".", "/") + ".py")).is_file()} - found
-    return found
-
-
-def test_all_modules_that_shape_code_count(tmp_path: Path) -> None:
+def test_all_modules_that_shape_code_count() -> None:
     """`kernel` calls them and imports more; all that the others import must be in the digest."""
-    generating = {f"jitgen.{name}" for name in disk.SHAPING - {"kernel"}}
-    modules = imported(ROOT, generating | {f"isa.{p.stem}" for p in (ROOT / "isa").glob("*.py")})
-    assert {m for m in modules if m.startswith("jitgen.")} == generating
-    assert all(m.count(".") == 1 for m in modules)
-    used = imported(ROOT, {"jitgen.gemm.generator", "jitgen.gemm.plan", "jitgen.gemm.spec", "jitgen.target"})
-    assert {m for m in used if m.startswith("jitgen.")} == generating
+    graph = imports.graph(ROOT)
+    counted = {
+        module for module in graph for package, wanted in disk.SHAPING.items()
+        if module.rpartition(".")[0] == package and module not in disk.SHAPING
+        if wanted is None or module.rpartition(".")[2] in wanted
+    } - {"jitgen.gemm.kernel", "jitgen.gemm.operands"}  # fmt: skip
+    assert {"jitgen.isa.avx512", "jitgen.emit.functions", "jitgen.gemm.plan"} <= counted
+    used = imports.reached(graph, counted) - set(disk.SHAPING) - counted
+    assert not used
     # the check can fail
-    source = _copy(tmp_path)
-    (source / "jitgen" / "plan.py").write_text("from jitgen.run.cache import Cache\n")
-    assert "jitgen.run.cache" in imported(source, generating)
+    graph["jitgen.gemm.plan"] = {"jitgen.run.cache"}
+    assert "jitgen.run.cache" in imports.reached(graph, counted)
 
 
 def test_the_benchmark_measures_and_checks_that_it_does(tmp_path: Path) -> None:
@@ -199,7 +182,7 @@ def test_the_benchmark_measures_and_checks_that_it_does(tmp_path: Path) -> None:
         (count, mode) for count in (1, 10, 100) for mode in ("without", "filling", "filled")
     }
     assert all(each > 0 for each in found["single_us"].values())
-    disk_module = source / "jitgen" / "disk.py"
+    disk_module = source / "jitgen" / "run" / "disk.py"
     disk_module.write_text(disk_module.read_text().replace("if not why:", "if False:"))
     time.sleep(2.1)
     done = subprocess.run(

@@ -22,8 +22,7 @@ import pytest
 from libraries import need_x86
 from pages import PAGES, ROOT, Block
 
-from tools import bench
-from tools.bench import command as bench_command
+from tools.bench import __main__ as bench, command as bench_command
 
 #: Commands that are not run (a part of each), and why
 EXEMPT = {

@@ -40,7 +40,7 @@ def small(**options: Any) -> jitgen.Kernel:
 
 def test_function_in_any_order_of_imports() -> None:
     """jitgen.export is the function, whatever was imported before."""
-    for first in ("jitgen.objects.library", "jitgen.cli", "jitgen.objects.unwind", "jitgen.debug"):
+    for first in ("jitgen.objects.library", "jitgen.cli", "jitgen.inspect.unwind", "jitgen.debug"):
         code = f"import {first}, jitgen; assert callable(jitgen.export), jitgen.export"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -25,6 +25,7 @@ from row_operands import kinds_of
 import jitgen
 import jitgen.isa.x86
 import jitgen.peachpy
+from jitgen.isa import open_machine
 from jitgen.isa.form import Form
 from jitgen.isa.program import Program
 from jitgen.peachpy import assemble, peachpy_form
@@ -109,7 +110,7 @@ def test_branches_and_alignment() -> None:
 
 def test_unmasked_compare_has_no_mask() -> None:
     """PeachPy by itself encodes vcmpps k1, ... as if it were masked by k1."""
-    form = isa.open_machine("avx512", "f32", 512).table["vcmpps k zmm zmm uimm8"]
+    form = open_machine("avx512", "f32", 512).table["vcmpps k zmm zmm uimm8"]
     code = peachpy_form(form).encode((1, 2, 3, 30))
     assert code == form.encode((1, 2, 3, 30))
     assert code[3] & 7 == 0

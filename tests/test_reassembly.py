@@ -22,8 +22,8 @@ import pytest
 from random_cases import SEED, random_case
 
 import jitgen
+from jitgen.inspect import unwind
 from jitgen.inspect.asm import assembly
-from jitgen.objects import unwind
 
 TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512"]
 X86 = TARGETS[:2]

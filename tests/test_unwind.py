@@ -22,10 +22,7 @@ from stepping import STACK, Guest
 
 import jitgen
 from jitgen import isa
-from jitgen.isa import a64, x86
-from jitgen.isa.program import Program
-from jitgen.objects.elf import PROGBITS, READ, Header, assemble_file
-from jitgen.objects.unwind import (
+from jitgen.inspect.unwind import (
     ARCHITECTURES,
     Function,
     Row,
@@ -37,6 +34,9 @@ from jitgen.objects.unwind import (
     sleb,
     uleb,
 )
+from jitgen.isa import a64, x86
+from jitgen.isa.program import Program
+from jitgen.objects.elf import PROGBITS, READ, Header, assemble_file
 
 #: Frames of every kind: nothing saved, much saved, scratch on the stack, of more than a page
 KINDS = {

@@ -1,6 +1,6 @@
 """DWARF of one kernel for gdb: its function, its argument struct, and its lines in the listing.
 
-Version 4, which every gdb in use reads. Not here: frames (`jitgen.objects.unwind`). Source: DWARF 4
+Version 4, which every gdb in use reads. Not here: frames (`jitgen.inspect.unwind`). Source: DWARF 4
 sections 2.6, 3, 6.2, 7.5.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jitgen.debug.image import Image
 from jitgen.emit.frame import ARGUMENTS
-from jitgen.objects.unwind import ARCHITECTURES, X86_DWARF, sleb, uleb
+from jitgen.inspect.unwind import ARCHITECTURES, X86_DWARF, sleb, uleb
 
 _NUL = b"\0"
 # tags, attributes, forms (section 7.5) as they are used here

@@ -20,6 +20,7 @@ import cffi
 
 from jitgen.debug import dwarf
 from jitgen.debug.image import Details, Image
+from jitgen.inspect.unwind import Function, debug_frame
 from jitgen.isa import a64, x86
 from jitgen.objects.elf import (
     ARCHITECTURES,
@@ -42,7 +43,6 @@ from jitgen.objects.elf import (
     symbol_headers,
     symbol_table,
 )  # fmt: skip
-from jitgen.objects.unwind import Function, debug_frame
 
 _REGISTER, _UNREGISTER = 1, 2
 _EXECUTABLE = 2  # type of an ELF file whose addresses are final

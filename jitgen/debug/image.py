@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jitgen.objects.names import symbol_name
-from jitgen.objects.unwind import Row, rows
+from jitgen.inspect.names import symbol_name
+from jitgen.inspect.unwind import Row, rows
 
 if TYPE_CHECKING:
     from jitgen.gemm.kernel import Kernel
@@ -23,7 +23,7 @@ _CODE = re.compile(r" *([0-9a-f]+)  (?:[0-9a-f]{2})+ ")
 
 class Details(NamedTuple):
     """The listing, (offset of an instruction, its line in the listing, from 1), and the frames
-    (`jitgen.objects.unwind`). Lines and frames are empty where another assembler made the code."""
+    (`jitgen.inspect.unwind`). Lines and frames are empty where another assembler made the code."""
 
     listing: str
     lines: list[tuple[int, int]]

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from jitgen.debug.image import Details, Image
+from jitgen.inspect.unwind import Function, eh_frame, eh_frame_hdr
 from jitgen.objects.elf import ARCHITECTURES
-from jitgen.objects.unwind import Function, eh_frame, eh_frame_hdr
 
 _MAGIC, _VERSION, _HEADER_BYTES = 0x4A695444, 1, 40
 _LOAD, _DEBUG_INFO, _UNWINDING = 0, 2, 4

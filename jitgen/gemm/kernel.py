@@ -107,8 +107,8 @@ class Kernel(EmittedKernel):
         }  # fmt: skip
         arguments = make_arguments(self.spec, a, b, c, extra)
         if self._function is None:
-            # only SVE code can refuse a call: its vector length belongs to the thread
-            refuses = self.target.family == "sve"
+            # code can refuse a call where the vector length belongs to the thread
+            refuses = self.target.scalable
             kind = loader.FUNCTION if refuses else loader.PROCEDURE
             function = loader.ffi.cast(kind, self.address)
             self._function = functools.partial(_checked, function) if refuses else function

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from jitgen.inspect.listing import describe
+from jitgen.inspect.unwind import sleb, uleb
 from jitgen.isa.form import Form, Operands
 from jitgen.isa.program import ALIGN, Line
 from jitgen.isa.x86 import NOPS
 from jitgen.isa.x86_rows import REGISTERS
-from jitgen.objects.unwind import sleb, uleb
 
 if TYPE_CHECKING:
     from jitgen.gemm.emitted import EmittedKernel
-    from jitgen.objects.unwind import Row
+    from jitgen.inspect.unwind import Row
 
 SYNTAXES = ("intel", "att")
 #: what each recommended no-operation is (jitgen.isa.x86.NOPS): prefix, AT&T suffix, operand
@@ -39,7 +39,7 @@ def assembly(
     """The kernel as a global function `symbol` in section .text: the bytes are `kernel.code`.
 
     syntax: "intel" or "att", for x86 ("intel" elsewhere, where there is only one). cfi gives the
-    rows of unwind information (`jitgen.objects.unwind.rows`), written as .cfi directives. Labels
+    rows of unwind information (`jitgen.inspect.unwind.rows`), written as .cfi directives. Labels
     are local, so one file can hold many kernels; the section stays .text.
 
     Raises ValueError for other syntaxes, for what is no symbol, and for a kernel whose code another

@@ -15,8 +15,9 @@ FORMATS = ("text", "asm", "bytes", "json", "html")
 
 
 def render(
-    kernel: EmittedKernel, format: str = "text", syntax: str = "intel", analysis: list[str] | None = None
-) -> str:
+    kernel: EmittedKernel, format: str = "text", syntax: str = "intel",
+    analysis: list[str] | None = None,
+) -> str:  # fmt: skip
     """A kernel in one of FORMATS but "bytes", which is `kernel.code`.
 
     syntax: "intel" or "att", for asm. analysis: lines of a report that a page shows as well.
@@ -39,8 +40,8 @@ def render(
         raise ValueError(f"syntax={doors.shown(syntax)} is for the format 'asm', not {format!r}")
     if format == "asm":
         from jitgen.inspect.asm import assembly
-        from jitgen.objects.names import symbol_name
-        from jitgen.objects.unwind import rows
+        from jitgen.inspect.names import symbol_name
+        from jitgen.inspect.unwind import rows
 
         text = assembly(kernel, symbol_name(kernel), syntax, rows)
         at = "@" if kernel.target.architecture == "x86_64" else "%"

@@ -45,7 +45,7 @@ class Sections:
         return ""
 
     def _entry(self) -> str:
-        if self.kernel.target.family == "sve":
+        if self.kernel.target.scalable:
             return (
                 f"Refuses vectors of other lengths than {self.kernel.target.vector_bits} bits; "
                 "saves what the caller wants kept."

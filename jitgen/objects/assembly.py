@@ -9,8 +9,8 @@ import re
 from typing import TYPE_CHECKING
 
 from jitgen.inspect.asm import assembly
+from jitgen.inspect.unwind import rows
 from jitgen.objects.elf import Fixup, Section
-from jitgen.objects.unwind import rows
 
 if TYPE_CHECKING:
     from jitgen.objects.parts import Library

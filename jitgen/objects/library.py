@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import jitgen
 from jitgen import doors
 from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.listing import describe
@@ -33,6 +32,7 @@ from jitgen.objects.table import (
     group,
     name_kernels,
 )  # fmt: skip
+from jitgen.version import __version__
 
 #: What is no sequence of kernels, though it may be iterated
 _ONE = (Kernel, str, np.generic)
@@ -53,7 +53,7 @@ def write_library(
         raise ValueError(f"kernels={doors.shown(kernels)}: there are none; a library has some")
     exported = name_kernels(name, products)
     architecture = _architecture(exported)
-    generator = f"jitgen {jitgen.__version__}"
+    generator = f"jitgen {__version__}"
     library = Library(name, architecture, exported, generator)
     files: dict[str, bytes] = {
         f"{name}.o": library.object(),
@@ -62,7 +62,7 @@ def write_library(
         f"{name}.s": source(library).encode(),
         f"{name}.h": header(name, architecture, products, exported, generator).encode(),
     }
-    for file, text in package_files(name, architecture, generator, jitgen.__version__).items():
+    for file, text in package_files(name, architecture, generator, __version__).items():
         files[file] = text.encode()
     manifest = {
         "manifest": MANIFEST, "generator": generator, "abi": ABI, "name": name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jitgen.inspect.unwind import ARCHITECTURES, Function, Row, eh_frame, rows
 from jitgen.isa import a64, x86
 from jitgen.isa.form import Form
 from jitgen.isa.program import Line
@@ -28,7 +29,6 @@ from jitgen.objects.elf import (
 )  # fmt: skip
 from jitgen.objects.shared import shared
 from jitgen.objects.table import Exported, table
-from jitgen.objects.unwind import ARCHITECTURES, Function, Row, eh_frame, rows
 from jitgen.run.cache import lazy
 from jitgen.target import ANY_WIDTH, Target
 

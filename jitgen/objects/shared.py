@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
+from jitgen.inspect.unwind import Function, Row, eh_frame, eh_frame_hdr
 from jitgen.objects.elf import (
     ARCHITECTURES,
     CODE,
@@ -33,7 +34,6 @@ from jitgen.objects.elf import (
     symbol_headers,
     symbol_table,
 )  # fmt: skip
-from jitgen.objects.unwind import Function, Row, eh_frame, eh_frame_hdr
 
 _HASH, _DYNAMIC, _DYNSYM, _GNU_HASH = 5, 6, 11, 0x6FFFFFF6
 _LOAD, _DYNAMIC_SEGMENT, _EH_FRAME, _STACK, _RELRO = 1, 2, 0x6474E550, 0x6474E551, 0x6474E552

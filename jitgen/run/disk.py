@@ -11,6 +11,7 @@ run code anyway. Not here: the cache within a process (`jitgen.run.cache`) and w
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import stat
 import time
@@ -18,9 +19,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from jitgen import doors, isa
-from jitgen.gemm.spec import KernelSpec
-from jitgen.target import Target
+from jitgen import doors
+from jitgen.version import __version__
 
 #: Bytes on disk that the cache may take, files rounded up to pages
 LIMIT = 64 << 20
@@ -32,11 +32,11 @@ MAGIC = b"jitgen 1"
 DIGEST = 32
 #: Seconds after which a kernel's time of last use is worth a write
 RECENT = 3600.0
-#: Modules of `jitgen` that shape code, beside all of `isa`
-SHAPING = frozenset((
-    "copying", "doors", "epilogue", "frame", "functions", "generator", "kernel", "plan", "spec",
-    "target", "tiles",
-))  # fmt: skip
+#: What shapes code: packages, whole (None) or the modules told
+SHAPING = {
+    "jitgen.isa": None, "jitgen.emit": None, "jitgen.gemm": None,
+    "jitgen": frozenset(("doors", "frozen", "target")),
+}  # fmt: skip
 #: Sources that changed after this time may not be the ones that run here: when this module was
 #: imported, less what importing the others before it may have taken
 UNCHANGED_SINCE = time.time() - 2.0
@@ -59,11 +59,10 @@ class Store:
         self._stamp = blake2b(text, digest_size=DIGEST).digest()
         self._check_unchanged()
 
-    def key(self, spec: KernelSpec, target: Target, overrides: tuple[tuple[str, object], ...]
-    ) -> bytes:  # fmt: skip
+    def key(self, *request: object) -> bytes:
         """Digest of all that decides a kernel's code: the request and the generator."""
-        request = f"{spec!r} {target!r} {overrides!r}"
-        return self._hash(request.encode(), key=self._stamp, digest_size=DIGEST).digest()
+        text = " ".join(map(repr, request))
+        return self._hash(text.encode(), key=self._stamp, digest_size=DIGEST).digest()
 
     def load(self, key: bytes, largest: int) -> bytes | None:
         """The code stored under `key`, of at most `largest` bytes; None if there is none to
@@ -196,11 +195,10 @@ def _generator() -> tuple[bytes, list[str]]:
 
     Contents, not times: an installer may give two versions one time, and one size.
     """
-    import jitgen
-
-    texts = [jitgen.__version__.encode()]
+    texts = [__version__.encode()]
     files: list[str] = []
-    for package, wanted in ((isa, None), (jitgen, SHAPING)):
+    for name, wanted in SHAPING.items():
+        package = importlib.import_module(name)
         folder = package.__path__[0]
         loader: Any = package.__loader__
         archive = getattr(loader, "archive", "")

@@ -22,29 +22,30 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench import (
-    analysis as bench_analysis,
-    conv as bench_conv,
-    disk as bench_disk,
-    export as bench_export,
-    fc as bench_fc,
-    mlp as bench_mlp,
-    recurrent as bench_recurrent,
-    resnet50 as bench_resnet50,
-)
+    analysis,
+    conv,
+    disk,
+    export,
+    fc,
+    mlp,
+    recurrent,
+    resnet50,
+)  # fmt: skip
+from tools.bench.command import host_instruction_sets
 
 EXIT_USAGE, EXIT_CANNOT = 2, 3
-# The child's own exit codes (see bench_run) are 0, 1 and 3.
+# The child's own exit codes (see `tools.bench.run`) are 0, 1 and 3.
 
 #: The commands beside `kernel`: modules with add_arguments and run
 OTHERS: dict[str, tuple[Any, str]] = {
-    "disk": (bench_disk, "starting programs with and without kernels on disk"),
-    "analysis": (bench_analysis, "predicted beside measured percent of peak"),
-    "export": (bench_export, "a call of an exported kernel from C"),
-    "fc": (bench_fc, "the fully connected layer against PyTorch and others"),
-    "conv": (bench_conv, "convolutions against PyTorch and ONNX Runtime"),
-    "mlp": (bench_mlp, "a training step against PyTorch's"),
-    "lstm": (bench_recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
-    "resnet50": (bench_resnet50, "a whole network against PyTorch and ONNX Runtime"),
+    "disk": (disk, "starting programs with and without kernels on disk"),
+    "analysis": (analysis, "predicted beside measured percent of peak"),
+    "export": (export, "a call of an exported kernel from C"),
+    "fc": (fc, "the fully connected layer against PyTorch and others"),
+    "conv": (conv, "convolutions against PyTorch and ONNX Runtime"),
+    "mlp": (mlp, "a training step against PyTorch's"),
+    "lstm": (recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
+    "resnet50": (resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 
 _EXAMPLES = """\
@@ -59,22 +60,6 @@ examples:
 exit codes: 0 measured; 1 a wrong result, or jitgen failed on a shape; 2 wrong options;
 3 cannot measure here (no x86-64 Linux, instruction set missing, jitgen not importable).
 """
-
-
-def host_instruction_sets() -> list[str]:
-    """Return which of "avx2" and "avx512" this processor has, the widest last."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    flags: set[str] = set()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            flags = set(line.partition(":")[2].split())
-            break
-    found = ["avx2"] if {"avx2", "fma"} <= flags else []
-    avx512 = {"avx512f", "avx512vl", "avx512dq", "avx512bw"}
-    return [*found, "avx512"] if avx512 <= flags else found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +161,7 @@ def _measure(isa: str, options: dict[str, Any]) -> tuple[int, dict[str, Any] | N
         text = json.dumps({**options, "isa": isa, "result": str(result)})
         command = [sys.executable, "-m", "tools.bench.run", text]
         # -m finds the packages through the current folder; keep that when started elsewhere.
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         child = {**os.environ, **environment(isa), "PYTHONPATH": path}
         code = subprocess.run(command, env=child, check=False).returncode

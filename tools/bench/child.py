@@ -2,7 +2,7 @@
 
 What it is: the process that a command starts for each number of threads, because libraries read
 OMP_NUM_THREADS once: who is there, whose result is right, GFLOP/s and ratios of a row, the rows as
-JSON. What it is not: a command for people; `bench_command` starts it.
+JSON. What it is not: a command for people; `tools.bench.command` starts it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What ``python -m tools.bench fc|conv|mlp|lstm|resnet50`` share: options, a child process for each
 number of threads, summaries and JSON.
 
-What it is: the side of the command; `bench_child` is that of the measuring processes.
+What it is: the side of the command; `tools.bench.child` is that of the measuring processes.
 What it is not: it knows no layers and times nothing.
 """
 
@@ -20,11 +20,19 @@ from typing import Any
 from tools.bench import report as bench_report
 from tools.bench.kernel import geometric_mean
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 EXIT_WRONG, EXIT_USAGE, EXIT_CANNOT = 1, 2, 3
 Rows = Sequence[Mapping[str, Any]]
 #: By title: where a row holds the figure that is summed up, such as ("ratio", "jitgen")
 Columns = Mapping[str, tuple[str, ...]]
+
+
+def host_instruction_sets() -> list[str]:
+    """Which of "avx2" and "avx512" this processor has, the widest last."""
+    from jitgen import targets
+
+    refused = targets()
+    return [name for name in ("avx2", "avx512") if not refused[name]]
 
 
 def add_arguments(
@@ -147,7 +155,6 @@ def run(
     except ValueError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    from tools.bench import host_instruction_sets
     from tools.bench.machine_code import unsupported
 
     reason = unsupported() or ("" if host_instruction_sets() else "this processor lacks AVX2")

@@ -2,8 +2,9 @@
 
 What it is: forward (bias, relu), backward by data and weight update in f32 of the layers of
 networks, for one thread and for all. All contestants of a row take turns in one process
-(`bench_conv_run`, one for each number of threads), in which freed memory stays with the process:
-nobody waits for new pages. What it is not: the kernels by themselves (`bench_kernel`).
+(`tools.bench.conv_run`, one for each number of threads), in which freed memory stays with the
+process: nobody waits for new pages. What it is not: the kernels by themselves
+(`tools.bench.kernel`).
 
 The columns: jitgen: NCHW arrays and plain weights; nhwc: NHWC arrays and packed weights (forward
 and data); %: percent of the multiply-add peak in that row; torch, t. nhwc: PyTorch's operators on
@@ -76,5 +77,5 @@ def _summaries(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; the exit code (see `bench_command.run`)."""
+    """Measure and print; the exit code (see `tools.bench.command.run`)."""
     return command.run(arguments, "tools.bench.conv_run", __doc__ or "", _options, _summaries)

@@ -22,7 +22,7 @@ from tools.bench import onnx as bench_onnx
 from tools.bench.child import Way
 
 PASSES = ("forward", "data", "weights")
-TABLES = Path(__file__).resolve().parent.parent / "examples" / "convolutions.csv"
+TABLES = Path(__file__).resolve().parent.parent.parent / "examples" / "convolutions.csv"
 #: Contestants that take NCHW arrays and unpacked weights, and all
 NCHW_PEERS = ("torch", "onednn")
 PEERS = (*NCHW_PEERS, "torch nhwc", "onednn packed", "blocked", "onnxruntime")

@@ -24,7 +24,7 @@ from typing import Any
 
 from tools.bench import report as bench_report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 COUNTS = (1, 10, 100)
 #: The round that compiles bytecode and fills the caches that later rounds find filled
 WARM_UP = -1

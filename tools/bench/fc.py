@@ -2,8 +2,8 @@
 
 What it is: forward (bias, relu), backward by data and weight update in f32, for one thread and for
 all; what a call on a tiny layer costs, and how long a new layer takes until its first call. All
-contestants of a row take turns in one process (`bench_fc_run`, one for each number of threads).
-What it is not: the kernels by themselves (`bench_kernel`).
+contestants of a row take turns in one process (`tools.bench.fc_run`, one for each number of
+threads). What it is not: the kernels by themselves (`tools.bench.kernel`).
 
 The columns: jitgen on plain arrays and with packed weights (packed input for the weight update);
 torch: linear and relu_, or mm; autogr: the autograd pass; onednn: PyTorch's oneDNN operator on
@@ -143,7 +143,7 @@ def _times_of_calls(document: dict[str, Any]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; the exit code (see `bench_command.run`)."""
+    """Measure and print; the exit code (see `tools.bench.command.run`)."""
     return command.run(
         arguments, "tools.bench.fc_run", __doc__ or "", _options, _summaries, _times_of_calls
     )

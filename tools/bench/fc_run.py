@@ -1,7 +1,8 @@
 """One measuring process of ``python -m tools.bench fc``: one number of threads.
 
-What it is: the contestants of a row, how a row is printed, and calls on a tiny layer; `bench_child`
-does the rest. What it is not: a command for people; its one argument is the JSON of the options.
+What it is: the contestants of a row, how a row is printed, and calls on a tiny layer;
+`tools.bench.child` does the rest. What it is not: a command for people; its one argument is the
+JSON of the options.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What it is: the lists of shapes, the measurement of one row (all contestants and the FMA peak take
 turns, results are checked first), and the figures that sum up a table.
-What it is not: it prints nothing; see `bench_report`.
+What it is not: it prints nothing; see `tools.bench.report`.
 """
 
 from __future__ import annotations

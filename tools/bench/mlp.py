@@ -1,7 +1,7 @@
 """``python -m tools.bench mlp``: a training step of a small network against PyTorch's.
 
 What it is: forward, loss, backward and update of a multi-layer perceptron, batch 256, on random
-data; jitgen and PyTorch take turns in one process (`bench_mlp_run`), one for each number of
+data; jitgen and PyTorch take turns in one process (`tools.bench.mlp_run`), one for each number of
 threads.
 What it is not: accuracy; see examples/digits.py.
 
@@ -58,5 +58,5 @@ def _summaries(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; the exit code (see `bench_command.run`)."""
+    """Measure and print; the exit code (see `tools.bench.command.run`)."""
     return command.run(arguments, "tools.bench.mlp_run", __doc__ or "", _options, _summaries)

@@ -1,7 +1,7 @@
 """One measuring process of ``python -m tools.bench mlp``: one number of threads.
 
-What it is: the two contestants of a training step, and how a row is printed; `bench_child` does the
-rest. What it is not: a command for people; its one argument is the JSON of the options.
+What it is: the two contestants of a training step, and how a row is printed; `tools.bench.child`
+does the rest. What it is not: a command for people; its one argument is the JSON of the options.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 What it is: whole sequences in f32, forward (inference) and backward with the gradients of weights
 and biases, for one thread and for all; contestants take turns in one process
-(`bench_recurrent_run`, one for each number of threads), and their results are compared before.
-What it is not: a cell alone, or training with an optimiser.
+(`tools.bench.recurrent_run`, one for each number of threads), and their results are compared
+before. What it is not: a cell alone, or training with an optimiser.
 
 The columns: sequences x steps x input features x hidden units; milliseconds of each, best of all
 rounds: jitgen (forward: packed weights; backward: dx, dw, dr and db); torch: nn.LSTM or nn.GRU
@@ -89,5 +89,5 @@ def _summaries(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; the exit code (see `bench_command.run`)."""
+    """Measure and print; the exit code (see `tools.bench.command.run`)."""
     return command.run(arguments, "tools.bench.recurrent_run", __doc__ or "", _options, _summaries)

@@ -1,6 +1,6 @@
 """One measuring process of ``python -m tools.bench lstm``: one number of threads.
 
-What it is: the contestants of a row, and how a row is printed; `bench_child` does the rest.
+What it is: the contestants of a row, and how a row is printed; `tools.bench.child` does the rest.
 What it is not: a command for people; its one argument is the JSON of the options.
 """
 

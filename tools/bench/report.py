@@ -84,7 +84,7 @@ def table_text(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def summary_text(result: dict[str, Any]) -> str:
-    """Return the figures of `bench_kernel.summary` as a few lines."""
+    """Return the figures of `tools.bench.kernel.summary` as a few lines."""
     lines = []
     for name, figures in result["contestants"].items():
         some = figures["rows"] < result["rows"]

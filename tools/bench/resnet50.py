@@ -1,9 +1,9 @@
 """``python -m tools.bench resnet50``: a whole network against PyTorch and ONNX Runtime.
 
 What it is: examples/resnet50.py, forward, f32, random weights, one batch of 224 x 224 images;
-contestants take turns in one process (`bench_resnet50_run`, one for each number of threads). All
-have batch normalisation folded into the convolutions and get images in the layout they like best.
-What it is not: single layers; see `python -m tools.bench conv --table resnet50`.
+contestants take turns in one process (`tools.bench.resnet50_run`, one for each number of threads).
+All have batch normalisation folded into the convolutions and get images in the layout they like
+best. What it is not: single layers; see `python -m tools.bench conv --table resnet50`.
 
 The columns: milliseconds of a batch of each, best of all rounds, then medians; jitgen; torch nhwc,
 torch: PyTorch eager on channels_last and contiguous tensors; fused: the operators that
@@ -63,5 +63,5 @@ def _summaries(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; the exit code (see `bench_command.run`)."""
+    """Measure and print; the exit code (see `tools.bench.command.run`)."""
     return command.run(arguments, "tools.bench.resnet50_run", __doc__ or "", _options, _summaries)

@@ -1,8 +1,8 @@
 """One measuring process of ``python -m tools.bench resnet50``: one number of threads.
 
 What it is: the contestants of a row, the time of each kind of layer, and how both are printed;
-`bench_child` does the rest. What it is not: a command for people; its one argument is the JSON of
-the options.
+`tools.bench.child` does the rest. What it is not: a command for people; its one argument is the
+JSON of the options.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ What it is not: it knows neither jitgen nor any other library.
 
 Example::
 
-    from tools import bench_timing as timing
+    from tools.bench import timing
     peak = timing.FmaPeak("avx2", "f32")
     result = timing.interleave([peak], rounds=5, sample_ns=1_000_000)
     print(peak.flops_per_call / result["peak"].best_ns)      # GFLOP/s

@@ -2,7 +2,7 @@
 
 What it is: the multiply-add peak of one core and of all threads beside every row, a loop of loads
 on all threads, the pause until the threads of another pool sleep, and the attempts until a row is
-undisturbed. What it is not: it knows no layers; the children (`bench_child`) do.
+undisturbed. What it is not: it knows no layers; the children (`tools.bench.child`) do.
 """
 
 from __future__ import annotations
