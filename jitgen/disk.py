@@ -35,8 +35,8 @@ DIGEST = 32
 RECENT = 3600.0
 #: Modules of `jitgen` that shape code, beside all of `isa`
 SHAPING = frozenset((
-    "copying", "doors", "epilogue", "frame", "functions", "generator", "kernel", "plan", "spec",
-    "target", "tiles",
+    "copying", "doors", "epilogue", "frame", "functions", "generator", "kernel", "plan", "sections",
+    "spec", "target", "tiles",
 ))  # fmt: skip
 #: Sources that changed after this time may not be the ones that run here: when this module was
 #: imported, less what importing the others before it may have taken

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from isa.machine import Machine
 from jitgen import functions
 from jitgen.frame import Frame, Register, Tile
+from jitgen.sections import EpilogueStep
 from jitgen.spec import KernelSpec, Step
 from jitgen.tiles import Facts
 
@@ -172,7 +173,7 @@ class Finish:
     def _apply(self, step: Step, tile: Tile) -> None:
         machine, t = self.machine, tile.free[0]
         name, *parameters = step
-        machine.program.section(f"epilogue: {' '.join(map(str, step))}")
+        machine.program.section(EpilogueStep(step))
         if name in FUNCTIONS:
             temps = tile.free[: functions.TEMPS[name]]
             _each(tile.acc, lambda acc: FUNCTIONS[name](machine, acc, temps))

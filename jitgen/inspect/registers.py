@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isa import a64, x86
 from jitgen.frame import Tile
 from jitgen.plan import tile_split
+from jitgen.sections import TileStage
 
 if TYPE_CHECKING:
     from jitgen.kernel import Kernel
@@ -83,8 +84,8 @@ def tile_registers(kernel: Kernel) -> list[dict[str, Any]]:
     return result
 
 
-def vector_roles(tile: Tile, part: str) -> dict[int, str]:
-    """Vector register -> its name in a part of a tile: "start", "reduce" or "finish".
+def vector_roles(tile: Tile, stage: TileStage) -> dict[int, str]:
+    """Vector register -> its name in a part of a tile.
 
     acc[i,j] accumulates row i of the tile and its j-th vector of columns, acc' and so on its
     further sums; a and b are operands, with an index where the tile holds several; t0, t1 ... are
@@ -92,7 +93,7 @@ def vector_roles(tile: Tile, part: str) -> dict[int, str]:
     """
     a, b = tile_operands(tile)
     names = {v: f"t{i}" for i, v in enumerate(tile.free)}
-    if part == "reduce":
+    if stage == "reduce":
         for letter, registers in (("a", a), ("b", b)):
             held = registers == tile.held
             names |= {v: f"{letter}[{i}]" if held else letter for i, v in enumerate(registers)}
