@@ -11,7 +11,7 @@ is one of the markers below. Not here: loading the bytes (`jitgen.run.loader`).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from jitgen.isa.form import CACHE_SIZE, Form, Operands, Record
@@ -31,6 +31,8 @@ ALIGN = _marker("align")
 
 _MARKERS = (LABEL, SECTION, ALIGN)
 DATA_ALIGN = 64
+#: The section of the constant data
+CONSTANTS = "constants"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Line:
     text: str
     kind: str  # "instruction", "section", "label" or "data"
     record: Record | None = None
+
+    @property
+    def section(self) -> Hashable:
+        """What a section is, as `Program.section` was told; None for other lines."""
+        return self.record[1][0] if self.kind == "section" and self.record else None
 
 
 class Program:
@@ -73,9 +80,11 @@ class Program:
         """Pad with no-operations to a multiple of n bytes (a power of two up to 64)."""
         self.records.append((ALIGN, (n,)))
 
-    def section(self, title: str) -> None:
-        """Start a section of the listing: one sentence on what follows."""
-        self.records.append((SECTION, (title,)))
+    def section(self, section: Hashable) -> None:
+        """Start a section of the listing: what follows, as a title, or as a record of the caller's
+        own whose `str()` is the title. Listings make the text; who wants to know more asks the
+        record."""
+        self.records.append((SECTION, (section,)))
 
     def constant(self, data: bytes) -> int:
         """Offset of `data` in the constant block; equal constants share a place."""
@@ -180,7 +189,7 @@ class Program:
         for record in self.records:
             form, operands = record
             if form is SECTION:
-                yield Line(at, b"", operands[0], "section", record)
+                yield Line(at, b"", str(operands[0]), "section", record)
             elif form is LABEL:
                 yield Line(at, b"", f"L{operands[0]}", "label", record)
             else:
@@ -196,7 +205,7 @@ class Program:
                 at += len(code)
         if self._data:
             start = places[self.data_label]
-            yield Line(start, b"", "constants", "section")
+            yield Line(start, b"", CONSTANTS, "section", (SECTION, (CONSTANTS,)))
             yield Line(start, b"", f"L{self.data_label}", "label")
             for offset in range(0, len(self._data), 16):
                 row = bytes(self._data[offset : offset + 16])

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 import jitgen
+from jitgen.gemm.sections import PackB
 from jitgen.inspect.meaning import explain
 
 FLOATS: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
@@ -78,7 +79,7 @@ class Reader:
         self.numbers: dict[str, Any] = {"count": count}
         self.vectors: dict[str, Vector] = {}
         self.k = self.next_k = 0
-        self.title = ""
+        self.section: Hashable = None
 
     def run(self) -> None:
         """From the first line to the return with result 0."""
@@ -88,7 +89,7 @@ class Reader:
         while self.lines[at].meaning != "return" or self.lines[at].loop is not None:
             line = self.lines[at]
             if line.line.kind == "section":
-                self.title = line.line.text
+                self.section = line.line.section
             elif line.loop is not None:
                 self.k = self.next_k = 0
             elif line.line.kind == "instruction":
@@ -163,7 +164,7 @@ class Reader:
         name, inside = place[:-1].split("[")
         array = self.arrays[name]
         if name in ("A", "B"):
-            array = array[self.numbers["first" if self.title.startswith("pack") else "index"]]
+            array = array[self.numbers["first" if isinstance(self.section, PackB) else "index"]]
         known = {"row": self.numbers.get("row"), "col": self.numbers.get("col"), "k": self.k,
                  "block": self.numbers.get("k")}  # fmt: skip
         slices = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from meanings import FLOATS, Reader
 from random_cases import SEED, random_case
 
 import jitgen
+from jitgen.gemm.sections import Mark, PackB, ReductionLoop, TileSection
 from jitgen.inspect.meaning import Explained, explain
 from jitgen.inspect.values import Value
 
@@ -41,29 +42,35 @@ def kernels(target: str, count: int, rng: random.Random, largest: int = 70) -> I
         yield case, kernel
 
 
+def reduces(section: Hashable) -> bool:
+    """Whether the section's multiply-accumulates are those of the product."""
+    reduction = isinstance(section, TileSection) and section.stage == "reduce"
+    return reduction or isinstance(section, ReductionLoop)
+
+
 # ---- every line --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_instruction_has_a_meaning(target: str) -> None:
     """No line without one; no address that is not an element; no vector without a name."""
     for case, kernel in kernels(target, 60, random.Random(SEED)):
-        title = ""
+        section: Hashable = None
         for line in explained(kernel):
             if line.line.kind == "section":
-                title = line.line.text
+                section = line.line.section
             if line.line.kind != "instruction":
                 continue
-            where = f"{case}\n{title}: {line.line.text}: {line.meaning!r}"
+            where = f"{case}\n{section}: {line.line.text}: {line.meaning!r}"
             assert line.meaning, where
             assert not re.search(r"[{}@]|None|Fraction", line.meaning), where
-            if title.startswith(("entry", "return")):
+            if section in (Mark.ENTRY, Mark.RETURN):
                 continue
             assert not re.search(r"(^|[ =])\[", line.meaning), where
-            assert title.startswith("pack") or not re.search(r"\bv\d", line.meaning), where
+            assert isinstance(section, PackB) or not re.search(r"\bv\d", line.meaning), where
             pointer = re.match(r"[ab]_now\d* = (.*)", line.meaning)
             if pointer:
                 assert re.match(r"&|args\.|[ab]_addresses\[", pointer[1]), where
-            if line.line.text.startswith(("vfmadd231", "fmla")) and "reduc" in title:
+            if line.line.text.startswith(("vfmadd231", "fmla")) and reduces(section):
                 assert re.match(r"acc'*\[\d+,\d+\] \+= ", line.meaning), where
 
 

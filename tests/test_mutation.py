@@ -18,6 +18,7 @@ from rig.job import Job, Result
 from tiers import TIERS, need
 
 import jitgen
+from jitgen.gemm.sections import ReductionLoop
 
 #: Two tiles of rows, a whole vector and a tail of several elements at every vector length, more
 #: than one pass of the inner loop, and something of everything around it. No step of the epilogue
@@ -42,7 +43,7 @@ def opcode_bytes(kernel: jitgen.Kernel) -> list[int]:
     inside = False
     for line in kernel.program.lines():
         if line.kind == "section":
-            inside = line.text.startswith("reduction loop")
+            inside = isinstance(line.section, ReductionLoop)
             if found:
                 break
         if inside and line.kind == "instruction" and line.text.startswith(("vfmadd", "fmla")):

@@ -148,7 +148,7 @@ def test_the_analysis_knows_every_kind_of_register() -> None:
     [
         'x = "neon"\n', "from jitgen.isa import sve\n", "import jitgen.isa.avx512\n",
         "isa.avx2.FORMS\n",
-    ],  # fmt: skip
+    ],
 )
 def test_no_algorithm_names_an_instruction_set(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,10 +5,12 @@ Not here: the bytes of instructions (test_rows).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from jitgen.isa import form as forms
-from jitgen.isa.program import DATA_ALIGN, Program
+from jitgen.isa.program import CONSTANTS, DATA_ALIGN, Program
 from jitgen.isa.x86 import FORMS, nops
 
 
@@ -85,6 +87,28 @@ def test_lines_give_the_bytes_in_order() -> None:
     lines = list(program.lines())
     assert b"".join(line.code for line in lines) == program.encode()
     assert [line.kind for line in lines[:2]] == ["section", "label"]
+
+
+def test_a_section_is_what_the_program_was_told() -> None:
+    """A listing's text is its `str()`, the section itself stays what it was; no bytes."""
+
+    class Part(NamedTuple):
+        number: int
+
+        def __str__(self) -> str:
+            return f"part {self.number}"
+
+    program = Program(nops)
+    program.section(Part(3))
+    program.section("a sentence")
+    program.emit(FORMS["ret"], ())
+    program.constant(b"abcd")
+    lines = list(program.lines())
+    sections = [(x.text, x.section) for x in lines if x.kind == "section"]
+    assert sections == [("part 3", Part(3)), ("a sentence", "a sentence"), (CONSTANTS, CONSTANTS)]
+    assert isinstance(lines[0].section, Part)
+    assert all(x.section is None for x in lines if x.kind != "section")
+    assert program.encode() == lines[2].code.ljust(DATA_ALIGN, b"\0") + b"abcd"
 
 
 def test_byte_caches_are_bounded() -> None:

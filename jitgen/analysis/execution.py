@@ -9,13 +9,14 @@ whose passes take the same time are skipped and counted. Not here: time (`jitgen
 from __future__ import annotations
 
 import itertools
-import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.gemm import generator
 from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.sections import EpilogueStep, PackB, ReductionLoop, TileSection
 from jitgen.inspect.instructions import Instruction, read_record
 from jitgen.isa.program import ALIGN, LABEL, SECTION
 
@@ -37,10 +38,8 @@ _STACK = 1 << 55
 
 #: What the sections of a program belong to, in the order of reports
 PHASES = ("entry and loops", "tile start", "reduction", "tile end", "epilogue", "packing")
-_SECTIONS = (
-    (r"tile .*start", 1), (r"tile .*reduce|reduction", 2), (r"tile .*finish", 3),
-    (r"epilogue", 4), (r"pack", 5),
-)  # fmt: skip
+_STAGES = {"start": 1, "reduce": 2, "finish": 3}
+_SECTIONS = {ReductionLoop: 2, EpilogueStep: 4, PackB: 5}
 
 
 class Consumer(Protocol):
@@ -126,7 +125,7 @@ class Execution:
                     if line:
                         self._items.append(_Item(line, "", (), phase))
                         line = []
-                    phase = next((p for s, p in _SECTIONS if re.match(s, operands[0])), 0)
+                    phase = _phase(operands[0])
                 elif form is LABEL:
                     if line:
                         self._items.append(_Item(line, "", (), phase))
@@ -241,6 +240,13 @@ class Execution:
         if name.endswith("offsets"):
             return element
         return _REGION * index + element * spec.element
+
+
+def _phase(section: Hashable) -> int:
+    """The index in PHASES of what a section belongs to."""
+    if isinstance(section, TileSection):
+        return _STAGES[section.stage]
+    return _SECTIONS.get(type(section), 0)
 
 
 class _Loop:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jitgen.analysis.core import Core
 from jitgen.analysis.cpus import Cpu, load_rate, rate
 from jitgen.gemm.kernel import Kernel
+from jitgen.gemm.sections import ReductionLoop, TileSection
 from jitgen.inspect.instructions import FMA, KINDS, MASK, VECTOR, Instruction, read_record
 from jitgen.isa.program import LABEL, Line
 
@@ -78,11 +79,11 @@ def find_loops(kernel: Kernel) -> list[Loop]:
     size, inside = (0, 0), False
     body: list[Line] = []
     for line in kernel.program.lines():
-        if line.kind == "section" and (match := re.match(r"tile (\d+) x (\d+): (\w+)", line.text)):
+        if isinstance(section := line.section, TileSection):
             if inside and size not in found:
                 found[size] = _loop(kernel, size, counts[size], body)
-            size, body = (int(match[1]), int(match[2])), []
-            inside = match[3] == "reduce"
+            size, body = (section.rows, section.columns), []
+            inside = section.stage == "reduce"
         elif inside:
             body.append(line)
     return list(found.values())
@@ -106,7 +107,8 @@ def _loop(kernel: Kernel, size: tuple[int, int], tiles: int, body: list[Line]) -
         inner = [x for x in body[start:stop] if x.kind == "instruction" and x.text != "nop"]
         read = [read_record(x.record, architecture, vector) for x in inner if x.record]
         if any(i.kind == FMA for i in read):
-            steps = any(x.text.startswith("reduction loop") for x in body[max(0, start - 1) : stop])
+            around = body[max(0, start - 1) : stop]
+            steps = any(isinstance(x.section, ReductionLoop) for x in around)
             what = "reduction loop" if steps else "loop over the batch, reduction unrolled"
             lines = inner
             break

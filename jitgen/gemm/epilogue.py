@@ -14,6 +14,7 @@ from collections.abc import Callable
 from jitgen.emit import functions
 from jitgen.emit.frame import Frame, Register
 from jitgen.emit.functions import FUNCTIONS
+from jitgen.gemm.sections import EpilogueStep
 from jitgen.gemm.spec import KernelSpec, Step
 from jitgen.gemm.tile import Tile
 from jitgen.isa.machine import Machine
@@ -166,7 +167,7 @@ class Finish:
     def _apply(self, step: Step, tile: Tile) -> None:
         machine, t = self.machine, tile.free[0]
         name, *parameters = step
-        machine.program.section(f"epilogue: {' '.join(map(str, step))}")
+        machine.program.section(EpilogueStep(step))
         if name in FUNCTIONS:
             temps = tile.free[: functions.TEMPS[name]]
             _each(tile.acc, lambda acc: FUNCTIONS[name](machine, acc, temps))

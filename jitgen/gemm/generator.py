@@ -20,6 +20,7 @@ from jitgen.emit.copying import copy_rows, copy_transposed
 from jitgen.emit.frame import ARGUMENTS, Frame, Position, Register
 from jitgen.gemm.epilogue import Finish
 from jitgen.gemm.plan import Plan, tile_split
+from jitgen.gemm.sections import BatchPass, BlockLoop, Mark, PackB, ReductionLoop, TileSection
 from jitgen.gemm.spec import KernelSpec
 from jitgen.gemm.tile import Tile
 from jitgen.gemm.tiles import Segment, tail_registers
@@ -71,7 +72,7 @@ class _Brgemm:
         machine, frame = self.machine, self.frame
         self._allocate()
         stack = self.packed * self.unit * self.plan.k_block
-        machine.program.section("entry: save registers, load the arguments")
+        machine.program.section(Mark.ENTRY)
         machine.begin(frame.used(), stack)
         if "constants" in frame.roles:
             machine.use_constants(frame["constants"])
@@ -89,7 +90,7 @@ class _Brgemm:
         else:
             frame.load_argument("last", "count")
             self._k_blocks(0)
-        machine.program.section("return")
+        machine.program.section(Mark.RETURN)
         machine.end()
         return frame.roles
 
@@ -118,7 +119,7 @@ class _Brgemm:
         """Passes over the batch, `batch_chunk` elements each: C is stored after every one."""
         machine, frame, chunk = self.machine, self.frame, self.plan.batch_chunk
         first, last, index = frame["first"], frame["last"], frame["index"]
-        machine.program.section(f"pass over the batch: {chunk} elements, or what is left")
+        machine.program.section(BatchPass(chunk))
         machine.set(first, 0)
         again = machine.program.new_label()
         machine.place(again)
@@ -127,7 +128,7 @@ class _Brgemm:
         machine.minimum(last, index, chunk)
         machine.sum(last, last, first)
         self._k_blocks(Register(first))
-        machine.program.section("next pass")
+        machine.program.section(Mark.NEXT_PASS)
         if self.spec.batch == "stride":
             machine.advance(frame["a"], chunk * self.spec.stride_a * self.element)
             machine.advance(frame["b"], chunk * self.spec.stride_b * self.element)
@@ -162,9 +163,7 @@ class _Brgemm:
             yield segment.start
             return
         machine, r = self.machine, self.frame[role]
-        machine.program.section(
-            f"loop over {role}: {segment.repeat} blocks of {segment.size}, from {segment.start}"
-        )
+        machine.program.section(BlockLoop(role, segment.repeat, segment.size, segment.start))
         machine.set(r, segment.start)
         label = machine.program.new_label()
         machine.place(label)
@@ -188,13 +187,13 @@ class _Brgemm:
             (pointers[i // per_pointer], i % per_pointer * self.a_row) for i in range(rows)
         ]
         tile.b_at = [(self.frame["b_now"], j * self.unit) for j in tile.offsets]
-        machine.program.section(f"tile {rows} x {columns}: start the accumulators")
+        machine.program.section(TileSection(rows, columns, "start"))
         if tile.tail >= 0:
             machine.set_tail(tile.widths[-1], tile.tail)
         self.finish.start(tile, self._earlier(first, k))
-        machine.program.section(f"tile {rows} x {columns}: reduce")
+        machine.program.section(TileSection(rows, columns, "reduce"))
         self._reduce(tile, depth, k, first)
-        machine.program.section(f"tile {rows} x {columns}: finish and store")
+        machine.program.section(TileSection(rows, columns, "finish"))
         self.finish.end(tile, self._later(k), self._earlier(first, k))
 
     def _earlier(self, first: Position, k: Position) -> list[Register] | bool:
@@ -326,7 +325,7 @@ class _Brgemm:
             machine.program.align(machine.loop_alignment)
             label = machine.program.new_label()
             machine.place(label)
-            machine.program.section(f"reduction loop: {passes} passes of {unroll} steps")
+            machine.program.section(ReductionLoop(passes, unroll))
             self._unrolled(tile, unroll, True)
             machine.count_down(step, label)
             a_moved, b_moved = passes * unroll * self.a_step, passes * unroll * self.b_step
@@ -413,7 +412,7 @@ class _Brgemm:
         """Copy op(B)'s columns of this pass to the stack, so that they become contiguous."""
         machine, frame = self.machine, self.frame
         assert isinstance(first, Register), "a packed B is chunked"
-        machine.program.section(f"pack {depth} x {columns} of op(B) to the stack")
+        machine.program.section(PackB(depth, columns))
         done = machine.program.new_label()
         machine.jump_if_equal(first.number, frame["last"], done)
         source, to, step = frame["b_now"], frame["a_now"], frame["step"]

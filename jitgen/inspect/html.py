@@ -127,7 +127,7 @@ def _listing(kernel: EmittedKernel) -> Iterator[str]:
                 f'{escape(listed.meaning)}</button><div class="body">'
             )
         elif line.kind == "section":
-            sentence = escape(sections.sentence(line.text))
+            sentence = escape(sections.sentence(line.section))
             yield f'<div class="title"><h3>{escape(line.text)}</h3><p>{sentence}</p></div>'
         elif line.kind == "label":
             yield f'<div class="label">{escape(line.text)}:</div>'

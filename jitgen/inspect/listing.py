@@ -15,6 +15,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jitgen.gemm.sections import PackB, TileSection
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.meaning import explain
 from jitgen.inspect.registers import general_name, role_meaning, tile_registers, tiles, vector_name
@@ -123,7 +124,7 @@ def as_values(kernel: EmittedKernel) -> dict[str, Any]:
     sections = Sections(kernel)
     listed = []
     for line, depth, roles, meaning, _, kind in all_lines:
-        meaning = sections.sentence(line.text) if line.kind == "section" else meaning
+        meaning = sections.sentence(line.section) if line.kind == "section" else meaning
         listed.append({
             "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(), "text": line.text,
             "depth": depth, "roles": roles, "meaning": meaning, "class": kind,
@@ -175,15 +176,17 @@ def mix(some: list[ListedLine]) -> dict[str, int]:
 def inner_loops(all_lines: list[ListedLine]) -> list[dict[str, Any]]:
     """The reduction loops: tile, passes, steps in a pass, bytes, and instructions by kind."""
     result: list[dict[str, Any]] = []
-    title = ""
+    tile = ""
     for x in all_lines:
-        if x.line.kind == "section":
-            match = re.match(r"tile (\d+ x \d+)", x.line.text)
-            title = match[1] if match else "" if x.line.text.startswith("pack") else title
-        if x.loop is not None and x.loop.quantity == "k" and title:
+        section = x.line.section
+        if isinstance(section, TileSection):
+            tile = f"{section.rows} x {section.columns}"
+        elif isinstance(section, PackB):
+            tile = ""
+        if x.loop is not None and x.loop.quantity == "k" and tile:
             body = all_lines[x.loop.begin : x.loop.end + 1]
             result.append({
-                "tile": title, "passes": x.loop.trips, "steps": x.loop.by,
+                "tile": tile, "passes": x.loop.trips, "steps": x.loop.by,
                 "bytes": sum(len(y.line.code) for y in body), "instructions": mix(body),
             })  # fmt: skip
     return result
@@ -200,7 +203,7 @@ def listing(kernel: EmittedKernel) -> str:
     labels: list[str] = []  # printed below the headings of the same place
     for line, depth, _, meaning, loop, _ in all_lines:
         if line.kind == "section":
-            sentence = sections.sentence(line.text)
+            sentence = sections.sentence(line.section)
             out += ["", f"; {line.text}", *([f";   {sentence}"] if sentence else [])]
         elif line.kind == "label":
             labels.append(f"{line.text}:" + (f"  ; {meaning}" if loop else ""))

@@ -2,8 +2,8 @@
 
 `explain` follows the program once: it keeps what each general-purpose register holds as a linear
 value (`jitgen.inspect.loops`), so that an address becomes an element of a matrix, and names vector
-registers by the tile that the section's title tells. Nothing is taken from the generator but
-titles, roles and the tile's registers. Not here: the words for one instruction
+registers by the tile that the section tells. Nothing is taken from the generator but sections,
+roles and the tile's registers. Not here: the words for one instruction
 (`jitgen.inspect.words`) and layout (`jitgen.inspect.listing`).
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from jitgen.gemm.sections import PackB
 from jitgen.inspect import a64
 from jitgen.inspect.loops import Loop, find_loops
 from jitgen.inspect.values import Memory, Register, Scalar, State, Value
@@ -60,7 +61,6 @@ class _Reader:
             self.next[i] = i if matters else self.next[i + 1]
         self.meanings = [""] * len(lines)
         self.loops: dict[int, Loop] = {}
-        self.title = ""
 
     def read(self) -> Iterator[Explained]:
         state = State()
@@ -99,7 +99,7 @@ class _Reader:
                     self._loop(i, self.ends[i], state, telling)
                     i = self.ends[i]
             elif form is SECTION:
-                self._section(operands[0])
+                self.words.enter_section(operands[0])
             elif telling and form is ALIGN:
                 self.meanings[i] = f"padding: the loop begins at a multiple of {operands[0]}"
             elif form is not ALIGN:
@@ -142,14 +142,10 @@ class _Reader:
         """Reduction steps in one pass of a loop that counts `step`: a copy to the stack moves its
         target by so many rows; else the plan says it."""
         move = loop.moves.get(self.kernel.roles["a_now"])
-        if not self.title.startswith("pack") or move is None:
+        if not isinstance(self.words.section, PackB) or move is None:
             return Value(self.kernel.plan.k_unroll)
         row = self.words.places.matrices["packed"][0].stride
         return move.times(Fraction(1) / Fraction(row))
-
-    def _section(self, title: str) -> None:
-        self.title = title
-        self.words.enter_section(title)
 
     # ---- one instruction ------------------------------------------------------------------------
 

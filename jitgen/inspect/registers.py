@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jitgen.gemm.plan import tile_split
+from jitgen.gemm.sections import TileStage
 from jitgen.gemm.tile import Tile
 from jitgen.isa import a64, x86
 
@@ -83,8 +84,8 @@ def tile_registers(kernel: EmittedKernel) -> list[dict[str, Any]]:
     return result
 
 
-def vector_roles(tile: Tile, part: str) -> dict[int, str]:
-    """Vector register -> its name in a part of a tile: "start", "reduce" or "finish".
+def vector_roles(tile: Tile, stage: TileStage) -> dict[int, str]:
+    """Vector register -> its name in a part of a tile.
 
     acc[i,j] accumulates row i of the tile and its j-th vector of columns, acc' and so on its
     further sums; a and b are operands, with an index where the tile holds several; t0, t1 ... are
@@ -92,7 +93,7 @@ def vector_roles(tile: Tile, part: str) -> dict[int, str]:
     """
     a, b = tile_operands(tile)
     names = {v: f"t{i}" for i, v in enumerate(tile.free)}
-    if part == "reduce":
+    if stage == "reduce":
         for letter, registers in (("a", a), ("b", b)):
             held = registers == tile.held
             names |= {v: f"{letter}[{i}]" if held else letter for i, v in enumerate(registers)}

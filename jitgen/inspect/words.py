@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Hashable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jitgen.gemm.tile import Tile
+from jitgen.gemm.sections import Mark, PackB, TileSection
 from jitgen.inspect import a64, x86
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.places import Places, shortest
@@ -23,7 +24,6 @@ from jitgen.isa.form import Form, Operands
 if TYPE_CHECKING:
     from jitgen.gemm.emitted import EmittedKernel
 
-_TILE = re.compile(r"tile (\d+) x (\d+): (\w+)")
 _MASK = re.compile(r"mask of the first (\d+) lanes")
 _BROADCAST_CONSTANT = re.compile(r"= -?[0-9i][^\[]*, broadcast$")
 #: templates whose first two operands may be one: d = d + x is then d += x
@@ -53,18 +53,17 @@ class Words:
         self.temporaries: dict[int, str] = {}
         #: the loops around the instruction
         self.active: list[Loop] = []
-        self.title = ""
+        self.section: Hashable = None
 
-    def enter_section(self, title: str) -> None:
+    def enter_section(self, section: Hashable) -> None:
         """Names of vector registers change with the tile and its parts."""
-        self.title = title
-        match = _TILE.match(title)
-        if match:
-            tile: Tile = self.tiles[int(match[1]), int(match[2])]
-            self.vectors = vector_roles(tile, match[3])
-            finish = match[3] == "finish"
+        self.section = section
+        if isinstance(section, TileSection):
+            tile = self.tiles[section.rows, section.columns]
+            self.vectors = vector_roles(tile, section.stage)
+            finish = section.stage == "finish"
             self.temporaries = {v: f"t{i}" for i, v in enumerate(tile.free)} if finish else {}
-        elif title.startswith("pack"):
+        elif isinstance(section, PackB):
             self.vectors, self.temporaries = {}, {}
 
     def scalar(
@@ -74,7 +73,7 @@ class Words:
         branches to; `back`: that is the begin of a loop."""
         a, b = self._operand(s.a, state), self._operand(s.b, state)
         to = self.names.get(s.to, general_name(self.kernel.target, s.to)) if s.to >= 0 else ""
-        returns = self.title == "return" or s.to == self.machine.argument
+        returns = self.section is Mark.RETURN or s.to == self.machine.argument
         if returns and s.to == self.machine.result:
             to = "result"
         if s.op in ("save", "restore"):

@@ -1,13 +1,13 @@
-"""Kernels that move a matrix to another layout: transposed, and from panels back to plain rows.
+"""Kernels that transpose a matrix.
 
 Called as BRGEMM kernels are (docs/abi.md). Not here: packing into panels (`jitgen.kernels.pack`).
 """
 
 from __future__ import annotations
 
-from jitgen.emit.copying import copy_rows, repeated, square_side
+from jitgen.emit.copying import square_side
 from jitgen.emit.frame import Frame
-from jitgen.emit.shapes import MATRIX_BYTES, check_rows, check_shape
+from jitgen.emit.shapes import MATRIX_BYTES, check_rows
 from jitgen.isa.machine import ELEMENTS
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
@@ -113,56 +113,3 @@ def transpose_loops(
     machine.jump_if_less(column, columns, each_column)
     machine.move(band, end)
     machine.jump_if_less(band, rows, each_band)
-
-
-@CODE.of
-def emit_unpacker(
-    k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
-) -> bytes:
-    """Machine code that copies `count` matrices in panels, at `a`, to plain ones, at `c`.
-
-    The inverse of `jitgen.kernels.pack.emit_packer`: panels are [ceil(n / panel)][k][panel], a
-    matrix is k x n or, with `trans`, n x k; rows are `leading` elements apart and matrices
-    `stride`. Columns of panels beyond n are not read. `panel` is a multiple of the vector length.
-    """
-    check_shape(*((n, k) if trans else (k, n)), dtype, leading)
-    machine = target.machine(dtype, ANY_WIDTH)
-    if panel < 1 or panel % machine.lanes:
-        raise ValueError(f"panel={panel} is no multiple of {machine.lanes}, the {dtype} lanes")
-    if stride < 0 or stride * machine.element >= MATRIX_BYTES:
-        raise ValueError(f"stride={stride}: matrices lie 0 to 2 GiB apart")
-    frame = Frame(machine)
-    roles = ("source", "base", "to", "left", "panels")
-    source, base, to, left, panels = (frame.take(role) for role in roles)
-    for role in LOOP_ROLES if trans else ("step", "constants"):
-        frame.take(role)
-    element, lanes = machine.element, machine.lanes
-    row = panel * element
-    machine.program.section(f"unpack {k} x {n} from panels of {panel} columns")
-    machine.begin(frame.used())
-    if not trans and n % lanes:
-        machine.use_constants(frame["constants"])
-        machine.set_tail(n % lanes, machine.vectors - 1)
-    frame.load_argument("source", "a")
-    frame.load_argument("base", "c")
-    frame.load_argument("left", "count")
-    again = machine.program.new_label()
-    machine.place(again)
-    machine.move(to, base)
-    for columns, repeat in ((panel, n // panel), (n % panel, 1)):
-        if not columns or not repeat:
-            continue
-        machine.program.section(f"{repeat} panels of {columns} columns")
-        with repeated(machine, panels, repeat):
-            if trans:
-                transpose_loops(frame, k, columns, source, to, panel, leading)
-                machine.advance(source, k * row)
-                machine.advance(to, panel * leading * element)
-            else:
-                parts = [(j * element, min(lanes, columns - j)) for j in range(0, columns, lanes)]
-                copy_rows(machine, parts, k, source, to, row, leading * element, frame["step"])
-                machine.advance(to, row - k * leading * element)
-    machine.advance(base, stride * element)
-    machine.count_down(left, again)
-    machine.end()
-    return machine.program.encode()
