@@ -12,6 +12,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import product
 from typing import Any
@@ -88,7 +89,7 @@ def written_down(target: Target) -> Iterator[Replayed]:
         return lambda buffers: replayed.append((self, {}, None))
 
     def asked(*_: Any) -> Any:
-        raise AssertionError("a stream depends on the host")
+        raise AssertionError("what is emitted depends on the host")
 
     with ExitStack() as stack:
         stack.callback(STREAMS.clear)  # which holds teams that do nothing
@@ -101,9 +102,13 @@ def written_down(target: Target) -> Iterator[Replayed]:
         yield replayed
 
 
-def strip_of(rows: Any, columns: Any, channels: int, dtype: str, target: Target, **how: Any) -> int:
-    """Results of a row that a depthwise kernel computes."""
-    return plan_strip(rows, columns, channels, dtype, target, **how).pixels
+def strip_of(
+    rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, **how: Any
+) -> tuple[Axis, Axis]:  # fmt: skip
+    """As much of these results as one depthwise kernel computes."""
+    strip = plan_strip(rows, columns, channels, dtype, target, **how)
+    whole = rows if strip.rolling else replace(rows, count=1)
+    return whole, replace(columns, count=strip.pixels)
 
 
 def call(emitted: Any, words: dict[str, int | None], shift: int, **fixed: int) -> Call:
@@ -243,17 +248,16 @@ def _windows(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
         columns = Axis(20, step, taps, 9, up)
         name = f"{c} channels {side}x{side} step {step}/{up} rows {rows.count}"
         for gradient in (False, True):
-            width = strip_of(rows, columns, c, dtype, at, epilogue=() if gradient else steps,
-                             gradient=gradient)  # fmt: skip
-            part = Axis(width, step, taps, 9, up)
+            part = strip_of(rows, columns, c, dtype, at, epilogue=() if gradient else steps,
+                            gradient=gradient)  # fmt: skip
             apart: dict[str, Any] = {"lda": (20 * c, c), "ahead": i % 2}
             if gradient:
                 apart |= {"ldb": (30 * c, c), "ldc": c, "accumulate": i % 3 > 0}
-                make = _later(emit_depthwise_weights, rows, part, c, dtype, at, **apart)
+                make = _later(emit_depthwise_weights, *part, c, dtype, at, **apart)
                 yield f"depthwise weights {i} {name}", make
             else:
                 apart |= {"ldb": c, "ldc": (30 * c, c), "epilogue": steps}
-                make = _later(emit_depthwise, rows, part, c, dtype, at, **apart)
+                make = _later(emit_depthwise, *part, c, dtype, at, **apart)
                 yield f"depthwise {name} {shown({'': steps}).strip()}".strip(), make
     for i, kind in product(range(5), ("max", "average")):
         c, pixels, side = draw.number(1, 70), draw.number(1, 12), draw.of(2, 3, 5)

@@ -82,7 +82,7 @@ def _convolutions(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
         for j, layout in enumerate(("nchw", "nhwc")):
             how = options | {"layout": layout, "dtype": DTYPES[(i + j) % 2]}
             how["threads"] = draw.of(1, 2, 4)
-            make = Convolution if len(size) == 2 else convolution_1d
+            make: Any = Convolution if len(size) == 2 else convolution_1d
             layer = make(n, c, *size, k, kernel, target=target, **how)
             name = f"convolution {n}x{c}x{'x'.join(map(str, size))} to {k} of {kernel}"
             yield f"{name} {shown(how)}", _ask_convolution(layer, k, how)
