@@ -28,9 +28,12 @@ _MISSING = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the soak is (test_soak)."""
+    """How long the soak is (test_soak), and whether hashes are rewritten (test_golden)."""
     parser.addoption("--minutes", type=float, default=10.0, help="of the soak of random layers")
     parser.addoption("--runs", type=int, help="of each program, and random layers, of the soak")
+    parser.addoption(
+        "--refresh-golden", action="store_true", help="write the hashes of tests/golden anew"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
