@@ -19,10 +19,7 @@ from typing import Any
 import numpy as np
 from digits import Batch, compare, make_optimizer
 
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.recurrent import Lstm
-from jitgen.primitives.train.mlp import softmax_cross_entropy
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen import Adam, FullyConnected, Lstm, Sgd, softmax_cross_entropy
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 #: Added to the forget gate: what a cell holds is kept until the network learns to forget

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen import Adam, Mlp, Sgd
 
 COMPARED_STEPS = 50
 #: Inputs of a step, and their labels

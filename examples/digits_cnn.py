@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 from digits import parse, run
 
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
-from jitgen.primitives.train.mlp import softmax_cross_entropy
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen import (
+    Adam,
+    AveragePool,
+    Convolution,
+    FullyConnected,
+    MaxPool,
+    Sgd,
+    softmax_cross_entropy,
+)
 
 #: Input and output channels of the convolutions, and pixels a side of their images
 CONVOLUTIONS = ((1, 16, 8), (16, 32, 4))

@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 from digits import parse, run
 
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.recurrent import Lstm
-from jitgen.primitives.train.mlp import softmax_cross_entropy
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen import Adam, FullyConnected, Lstm, Sgd, softmax_cross_entropy
 
 ROWS = COLUMNS = 8
 CLASSES = 10

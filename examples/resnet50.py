@@ -21,11 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen import AveragePool, Convolution, FullyConnected, MaxPool, fold_batch_norm
 from jitgen.primitives.layers.arrays import aligned
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
 
 BLOCKS = (3, 4, 6, 3)
 CLASSES = 1000

@@ -43,13 +43,14 @@ if TYPE_CHECKING:
         Sgd,
         convolution_1d,
         fold_batch_norm,
+        softmax_cross_entropy,
     )  # fmt: skip
 
 __all__ = [
     "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
     "Lstm", "MaxPool", "Mlp", "Plan", "Rnn", "Sgd", "Target", "brgemm", "cache_info",
     "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm", "host", "pack_b",
-    "targets",
+    "softmax_cross_entropy", "targets",
 ]  # fmt: skip
 
 

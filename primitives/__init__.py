@@ -1,8 +1,8 @@
 """Deep-learning primitives as loops around one kernel (Georganas et al., arXiv:1906.06440).
 
 >>> from jitgen import FullyConnected
->>> FullyConnected(4, 8, 16, activation="relu").threads > 0
-True
+>>> FullyConnected(4, 8, 16, activation="relu", threads=2).threads
+2
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jitgen.primitives.layers.fully_connected import FullyConnected
     from jitgen.primitives.layers.pooling import AveragePool, MaxPool
     from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
-    from jitgen.primitives.train.mlp import Mlp
+    from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
     from jitgen.primitives.train.optimizers import Adam, Sgd
 
 #: Public name -> module of this package; imported when it is asked for
@@ -26,11 +26,12 @@ PUBLIC = {
     "convolution_1d": "layers.convolution_1d", "MaxPool": "layers.pooling",
     "AveragePool": "layers.pooling", "Lstm": "layers.recurrent", "Gru": "layers.recurrent",
     "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
-    "Adam": "train.optimizers", "fold_batch_norm": "conv.folding",
+    "Adam": "train.optimizers", "softmax_cross_entropy": "train.mlp",
+    "fold_batch_norm": "conv.folding",
 }  # fmt: skip
 __all__ = [
     "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Lstm", "MaxPool", "Mlp", "Rnn",
-    "Sgd", "convolution_1d", "fold_batch_norm",
+    "Sgd", "convolution_1d", "fold_batch_norm", "softmax_cross_entropy",
 ]  # fmt: skip
 
 

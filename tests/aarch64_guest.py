@@ -21,7 +21,7 @@ from cases import Case, build, views
 from oracle import compare
 
 import jitgen
-from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen import FullyConnected
 from jitgen.run import cpu, loader
 from jitgen.run.threads import usable_openmp
 

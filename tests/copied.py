@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 
 import jitgen
+from jitgen import (
+    Adam,
+    AveragePool,
+    Convolution,
+    FullyConnected,
+    Gru,
+    Lstm,
+    MaxPool,
+    Mlp,
+    Rnn,
+    Sgd,
+    convolution_1d,
+)
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
-from jitgen.primitives.layers.convolution import Convolution, PackedFilter
-from jitgen.primitives.layers.convolution_1d import convolution_1d
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
-from jitgen.primitives.layers.recurrent import Gru, Lstm, PackedRecurrent, Rnn
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.primitives.layers.convolution import PackedFilter
+from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.target import Rates, Target
 
 CUSTOM = Target("mine", "avx2", 256, "x86_64", ("avx2", "fma"), Rates(1, 1, 4, 5, 1 << 15, 8))

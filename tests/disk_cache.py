@@ -15,7 +15,7 @@ import jitgen
 from jitgen.run import disk
 
 #: in a child: the sources may have been copied a moment ago
-SETTLED = "from jitgen import disk; disk.UNCHANGED_SINCE += 1e6\n"
+SETTLED = "from jitgen.run import disk; disk.UNCHANGED_SINCE += 1e6\n"
 
 
 def enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

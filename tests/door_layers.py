@@ -29,16 +29,24 @@ from door_values import (
     tuples,
 )
 
-from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen import (
+    Adam,
+    AveragePool,
+    Convolution,
+    FullyConnected,
+    Gru,
+    Lstm,
+    MaxPool,
+    Rnn,
+    Sgd,
+    convolution_1d,
+    fold_batch_norm,
+)
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
-from jitgen.primitives.layers.convolution import Convolution, PackedFilter
-from jitgen.primitives.layers.convolution_1d import convolution_1d
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
-from jitgen.primitives.layers.recurrent import Gru, Lstm, PackedRecurrent, Rnn
+from jitgen.primitives.layers.convolution import PackedFilter
+from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.primitives.rnn import onnx as recurrent_onnx
 from jitgen.primitives.train import mlp
-from jitgen.primitives.train.optimizers import Adam, Sgd
 
 PASSES = ("forward", "backward_data", "backward_weights")
 #: An array of floats: the layer that gets it checks the rest

@@ -20,26 +20,26 @@ from unittest import mock
 
 import numpy as np
 
-from jitgen import cpu, quota
-from jitgen.cache import STREAMS
-from jitgen.cell_bodies import CELLS
-from jitgen.cells import emit_cell
-from jitgen.crew import emit_crew, emit_helper, emit_member
-from jitgen.depthwise import emit_depthwise, emit_depthwise_weights
-from jitgen.dot import emit_dot
-from jitgen.elementwise import OPS, emit_column_sums, emit_map
-from jitgen.kernel import brgemm
-from jitgen.layout import emit_transpose, emit_unpacker
-from jitgen.measure import peak_program
-from jitgen.pack import emit_packer
-from jitgen.pooling import emit_pool, emit_pool_backward
-from jitgen.replay import Call, Word, emit_replay
-from jitgen.spec import EPILOGUES
-from jitgen.strips import Axis, plan_strip
+from jitgen.analysis.measure import peak_program
+from jitgen.gemm.kernel import brgemm
+from jitgen.gemm.spec import EPILOGUES
+from jitgen.kernels.cell_bodies import CELLS
+from jitgen.kernels.cells import emit_cell
+from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
+from jitgen.kernels.dot import emit_dot
+from jitgen.kernels.elementwise import OPS, emit_column_sums, emit_map
+from jitgen.kernels.layout import emit_transpose
+from jitgen.kernels.pack import emit_packer
+from jitgen.kernels.pooling import emit_pool, emit_pool_backward
+from jitgen.kernels.strips import Axis, plan_strip
+from jitgen.kernels.winograd import KINDS, Grid, Squares, emit_winograd
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.stream import Stream
+from jitgen.run import cpu, quota
+from jitgen.run.cache import STREAMS
+from jitgen.run.crew import emit_crew, emit_helper, emit_member
+from jitgen.run.replay import Call, Word, emit_replay
 from jitgen.target import Target
-from jitgen.winograd import KINDS, Grid, Squares, emit_winograd
-from primitives.run import Run
-from primitives.stream import Stream
 
 # ---- adapter: what follows knows how the product is built, and nothing below it does -----------
 
@@ -211,7 +211,6 @@ def _moves(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
             shape = (k, n, leading, leading * 50, draw.of(16, 32, 48), dtype, trans, at)
             name = f"{k}x{n} ld {leading} panel {shape[4]}{' trans' * trans}"
             yield f"pack {name}", _later(emit_packer, *shape)
-            yield f"unpack {name}", _later(emit_unpacker, *shape)
         gap = i % 3
         make = _later(emit_transpose, k, n, dtype, at, lda=n + gap, ldc=k + 2 * gap)
         yield f"transpose {k}x{n} gap {gap}", make

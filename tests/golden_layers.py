@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 from golden import DTYPES, Draw, shown
 
-from primitives.convolution import Convolution
-from primitives.convolution_1d import convolution_1d
-from primitives.fully_connected import FullyConnected
-from primitives.mlp import Mlp
-from primitives.optimizers import Adam, Sgd
-from primitives.pooling import AveragePool, MaxPool
-from primitives.recurrent import Gru, Lstm, Rnn
+from jitgen import (
+    Adam,
+    AveragePool,
+    Convolution,
+    FullyConnected,
+    Gru,
+    Lstm,
+    MaxPool,
+    Mlp,
+    Rnn,
+    Sgd,
+    convolution_1d,
+)
 
 #: What a layer is asked to do, one call after another
 Calls = Iterator[tuple[str, Any]]

@@ -29,8 +29,8 @@ LIMIT, LIMIT_A_RUN = 40.0, 4.0
 COMMON = """
 import ctypes, gc, os, random, signal, sys, threading, time
 import numpy as np
-from jitgen import threads
-from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.run import threads
+from jitgen import FullyConnected
 
 RUNS = int(sys.argv[1])
 SHAPE = 64, 64, 80
@@ -335,7 +335,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 sys.path[:0] = {path!r}
 import numpy as np
-from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen import FullyConnected
 layer = FullyConnected(64, 64, 80, threads=2)
 x, w, b = (np.ones(s, np.float32) for s in ((64, 64), (80, 64), (80,)))
 assert (layer.forward(x, w, b) == 65).all()

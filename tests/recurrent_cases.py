@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from recurrent_oracle import DIRECTIONS, Cell, Forward, backward, forward
 
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import Gru, Lstm, Rnn
 
 KINDS = {"f32": np.float32, "f64": np.float64}
 EPS = {"f32": 2.0**-24, "f64": 2.0**-53}

@@ -25,10 +25,7 @@ from typing import Any
 import numpy as np
 
 import jitgen
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import AveragePool, Convolution, FullyConnected, Gru, Lstm, MaxPool, Rnn
 from jitgen.run import scratch
 
 #: MiB by which memory may have grown at the end, caches cleared

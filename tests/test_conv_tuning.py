@@ -22,9 +22,10 @@ import pytest
 from random_cases import SEED
 from test_convolution import HERE, Reference, check, stored
 
+from jitgen import Convolution
 from jitgen.primitives.conv import cost as conv_cost, streams
 from jitgen.primitives.conv.cost import Choice
-from jitgen.primitives.layers.convolution import PASSES, Convolution
+from jitgen.primitives.layers.convolution import PASSES
 from jitgen.primitives.nest import tuning
 
 needs_here = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
@@ -308,7 +309,7 @@ def test_files_that_cannot_be_used(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 WRITER = """
 import sys
-from primitives import tuning
+from jitgen.primitives.nest import tuning
 for i in range(25):
     tuning.tuned(f"{sys.argv[1]} {i}", {"a": 1, "b": 2}, lambda value: value)
 """

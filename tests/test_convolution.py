@@ -15,8 +15,8 @@ from rig import count
 from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
+from jitgen import Convolution
 from jitgen.primitives.conv import streams
-from jitgen.primitives.layers.convolution import Convolution
 from jitgen.primitives.nest.run import Run
 from jitgen.run import cpu
 from jitgen.run.replay import emit_replay

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.convolution_1d import convolution_1d
+from jitgen import Convolution, convolution_1d
 from jitgen.run import cpu
 
 Array = np.ndarray[Any, Any]

@@ -18,12 +18,8 @@ from child import run_child
 from copied import CUSTOM, MAKE, numbers, train, use
 
 import jitgen
+from jitgen import Adam, Convolution, FullyConnected, Gru, Lstm, Mlp, Rnn, Sgd
 from jitgen.gemm import kernel as kernel_module
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.train.optimizers import Adam, Sgd
 from jitgen.run import cpu
 from jitgen.target import TARGETS, sve
 
@@ -121,7 +117,7 @@ def test_nothing_is_printed_when_half_made_objects_die() -> None:
         import copy, gc, sys
         import numpy as np
         import jitgen
-        from jitgen import loader, threads
+        from jitgen.run import loader, threads
 
         heard = []
         sys.unraisablehook = heard.append

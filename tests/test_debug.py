@@ -39,7 +39,8 @@ def names(path):
 
 def test_off_means_off() -> None:
     run_child(RUN + """
-from jitgen import kernel as module, loader
+from jitgen.gemm import kernel as module
+from jitgen.run import loader
 assert module.on_load is None and loader.share
 assert right(jitgen.brgemm(4, 8, 4))
 assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
@@ -95,7 +96,8 @@ def test_wrong_names_in_the_environment_are_warned_of() -> None:
 def test_a_tool_that_fails_warns_once_and_kernels_run(tool: str, spoil: str, reason: str) -> None:
     run_child(RUN + f"""
 import resource, tempfile
-from jitgen import kernel as module, loader
+from jitgen.gemm import kernel as module
+from jitgen.run import loader
 folder = tempfile.mkdtemp()
 jitgen.debug.enable({tool!r}, directory=folder)
 {spoil.replace("jitdump", tool)}

@@ -242,7 +242,7 @@ def test_gdb_names_the_kernel_that_crashed(tmp_path: Path) -> None:
     """A wrong address in the argument struct of a kernel that was loaded before gdb was asked."""
     program = """
 import jitgen
-from jitgen import loader
+from jitgen.run import loader
 from jitgen.emit.frame import ARGUMENTS
 kernel = jitgen.brgemm(16, 16, 16)
 function = loader.ffi.cast("void (*)(void *)", kernel.address)

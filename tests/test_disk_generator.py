@@ -100,7 +100,7 @@ def test_a_process_whose_sources_changed_stores_nothing(tmp_path: Path) -> None:
         import sys, time, warnings
         sys.path.insert(0, {str(source)!r})
         import jitgen
-        from jitgen import disk
+        from jitgen.run import disk
         time.sleep(0.1)
         disk.UNCHANGED_SINCE = time.time()
         time.sleep(0.1)
@@ -156,7 +156,7 @@ def test_all_modules_that_shape_code_count() -> None:
     } - {"jitgen.gemm.kernel", "jitgen.gemm.operands"}  # fmt: skip
     assert {"jitgen.isa.avx512", "jitgen.emit.functions", "jitgen.gemm.plan"} <= counted
     used = imports.reached(graph, counted) - set(disk.SHAPING) - counted
-    assert not used
+    assert used == {"jitgen.moved"}  # of no code
     # the check can fail
     graph["jitgen.gemm.plan"] = {"jitgen.run.cache"}
     assert "jitgen.run.cache" in imports.reached(graph, counted)

@@ -19,14 +19,19 @@ import numpy as np
 import pytest
 
 import jitgen
-from jitgen import doors
-from jitgen.primitives.conv.folding import fold_batch_norm
+from jitgen import (
+    Adam,
+    Convolution,
+    FullyConnected,
+    Rnn,
+    Sgd,
+    convolution_1d,
+    doors,
+    fold_batch_norm,
+)
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
-from jitgen.primitives.layers.convolution import Convolution, PackedFilter
-from jitgen.primitives.layers.convolution_1d import convolution_1d
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.recurrent import PackedRecurrent, Rnn
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen.primitives.layers.convolution import PackedFilter
+from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.run import cpu
 
 HERE = Path(__file__).resolve().parent

@@ -21,7 +21,8 @@ COMMON = """
 import gc, os, sys, threading, time
 import numpy as np
 import jitgen
-from jitgen import kernel as kernel_module, loader
+from jitgen.gemm import kernel as kernel_module
+from jitgen.run import loader
 
 A, B = np.ones((2, 5, 7), np.float32), np.ones((2, 7, 9), np.float32)
 

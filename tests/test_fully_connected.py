@@ -16,9 +16,9 @@ from oracle import FUNCTIONS
 from random_cases import SEED
 from rig import count
 
+from jitgen import FullyConnected
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.elementwise import ACTIVATIONS
-from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]

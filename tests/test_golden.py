@@ -18,7 +18,7 @@ import pytest
 from golden import KERNELS
 from golden_layers import LAYERS, FullyConnected
 
-from jitgen import cpu
+from jitgen.run import cpu
 from jitgen.target import parse_target
 
 FOLDER = Path(__file__).parent / "golden"

@@ -13,13 +13,13 @@ import pytest
 from child import run_child
 from spans import check_run, recorded
 
+from jitgen import FullyConnected
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.kernels.dot import emit_dot, possible
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.fc import streams as fc_streams
-from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.run import cpu, loader, shared
 
 #: batch, in_features, out_features: x, w, y or several of them take 2 GiB or more, or a panel does
@@ -135,7 +135,7 @@ def test_kernels_walk_down_rows_that_lie_far_apart(leading: int) -> None:
 SPARSE = """
 import numpy as np
 from test_large import sparse as zeros
-from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen import FullyConnected
 
 rng = np.random.default_rng(1)
 def sparse(rows, columns):
@@ -226,7 +226,7 @@ def test_an_optimizer_over_2_gib() -> None:
     run_child(
         SPARSE
         + """
-from jitgen.primitives.train.optimizers import Sgd
+from jitgen import Sgd
 p, g = sparse(1, (1 << 29) + 7)[0], sparse(1, (1 << 29) + 7)[0]
 at = some(len(p))
 p[at], g[at] = 1, 2
@@ -244,7 +244,7 @@ def test_a_convolution_over_2_gib(layout: str) -> None:
     run_child(
         SPARSE
         + f"""
-from jitgen.primitives.layers.convolution import Convolution
+from jitgen import Convolution
 layer = Convolution(1, 32, 6000, 5700, 4, 1, layout={layout!r}, threads=2)
 x, dy = zeros(6000 * 5700 * 32).reshape(layer.x_shape), zeros(6000 * 5700 * 4)
 dy = dy.reshape(layer.y_shape)

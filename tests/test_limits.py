@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from child import run_child
 
-from jitgen import brgemm
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen import Convolution, FullyConnected, brgemm
 from jitgen.primitives.nest.loops import Loop, check_order, iterate
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tables import MOST_CALLS, TooLarge
@@ -26,12 +24,12 @@ import gc, resource
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 import numpy as np
 from jitgen import brgemm
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.convolution_1d import convolution_1d
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import Convolution
+from jitgen import convolution_1d
+from jitgen import FullyConnected
+from jitgen import Mlp
+from jitgen import AveragePool, MaxPool
+from jitgen import Gru, Lstm, Rnn
 
 for text, words in {cases!r}:
     try:

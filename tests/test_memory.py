@@ -24,10 +24,10 @@ COMMON = """
 import gc, random
 import numpy as np
 import jitgen
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import MaxPool
-from jitgen.primitives.layers.recurrent import Gru, Lstm
+from jitgen import Convolution
+from jitgen import FullyConnected
+from jitgen import MaxPool
+from jitgen import Gru, Lstm
 
 def resident():
     gc.collect()
@@ -244,7 +244,7 @@ def test_looking_while_others_make_layers_and_values() -> None:
     run_child("""
     import sys, threading
     sys.setswitchinterval(1e-5)
-    from jitgen import cache, scratch
+    from jitgen.run import cache, scratch
     pool = scratch.POOL
     keep = [scratch.Seat(pool) for _ in range(500)]
     full = cache.Cache("full", most_bytes=500 * 600)

@@ -13,13 +13,8 @@ import pytest
 from copied import numbers
 from random_cases import SEED
 
-from jitgen.primitives.layers.convolution import Convolution
+from jitgen import Adam, AveragePool, Convolution, FullyConnected, Gru, Lstm, Mlp, Rnn, Sgd
 from jitgen.primitives.layers.elementwise import ACTIVATIONS
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.pooling import AveragePool
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.train.optimizers import Adam, Sgd
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
-from jitgen.primitives.train.optimizers import Adam, Sgd
+from jitgen import Adam, Mlp, Sgd, softmax_cross_entropy
 from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from random_cases import SEED
 
-from jitgen.primitives.conv.folding import fold_batch_norm
-from jitgen.primitives.layers.convolution import Convolution
-from jitgen.primitives.layers.pooling import AveragePool, MaxPool
+from jitgen import AveragePool, Convolution, MaxPool, fold_batch_norm
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]

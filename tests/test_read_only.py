@@ -13,10 +13,7 @@ from child import run_child
 from copied import MAKE, numbers, use
 
 import jitgen
-from jitgen.primitives.layers.fully_connected import FullyConnected
-from jitgen.primitives.layers.recurrent import Lstm
-from jitgen.primitives.train.mlp import Mlp
-from jitgen.primitives.train.optimizers import Sgd
+from jitgen import FullyConnected, Lstm, Mlp, Sgd
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
@@ -108,9 +105,9 @@ def test_arrays_that_change_in_place() -> None:
         """
         import numpy as np
         from copied import numbers, train
-        from jitgen.primitives.train.mlp import Mlp
-        from jitgen.primitives.train.optimizers import Adam, Sgd
-        from jitgen.primitives.layers.recurrent import Gru, Lstm
+        from jitgen import Mlp
+        from jitgen import Adam, Sgd
+        from jitgen import Gru, Lstm
 
         def refused(call, *words):
             try:

@@ -18,7 +18,7 @@ from random_cases import SEED
 from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import Gru, Lstm, Rnn
 from jitgen.primitives.rnn import steps as recurrent_steps
 from jitgen.run import cpu
 

@@ -17,7 +17,7 @@ import numpy as np
 import pages
 import pytest
 
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import Gru, Lstm, Rnn
 from jitgen.run import cpu
 
 ROOT = Path(__file__).resolve().parent.parent

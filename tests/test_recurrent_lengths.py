@@ -19,7 +19,7 @@ from random_cases import SEED
 from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
-from jitgen.primitives.layers.recurrent import Lstm
+from jitgen import Lstm
 from jitgen.primitives.nest.stream import Stream
 from jitgen.primitives.rnn import steps as recurrent_steps
 from jitgen.run import cpu

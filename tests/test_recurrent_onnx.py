@@ -17,7 +17,7 @@ from needs import need
 from random_cases import SEED
 from recurrent_oracle import GATES, Cell, forward
 
-from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+from jitgen import Gru, Lstm, Rnn
 from jitgen.primitives.rnn.onnx import gru_from_onnx, lstm_from_onnx, rnn_from_onnx
 from jitgen.run import cpu
 

@@ -97,7 +97,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     """Of a file in this process's memory, and of a process, cut within a character."""
     body = f"""
     import ctypes, mmap
-    from jitgen import threads
+    from jitgen.run import threads
     name = os.fsencode({str(tmp_path)!r}) + b"/\\xff.bin"
     with open(name, "wb+") as file:
         file.write(b"x" * 4096)
@@ -152,7 +152,7 @@ def test_llvms_runtime() -> None:
     """LLVM's OpenMP has the GNU interface too."""
     needs.need(*processes.missing("exit, LLVM"))
     body = (
-        "from jitgen import threads\n"
+        "from jitgen.run import threads\n"
         "assert threads.usable_openmp()\n"
         "assert ['libomp' in name for name in threads._loaded_runtimes()] == [True]\n" + FORK
     )
@@ -164,7 +164,7 @@ def test_a_thread_that_the_system_refuses(openmp: bool) -> None:
     """Nothing is computed, nobody waits, and the next call is right."""
     body = f"""
     import resource
-    from jitgen import threads
+    from jitgen.run import threads
     if not {openmp}:
         threads._stale = True
     many = Problem(64)

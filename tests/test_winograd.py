@@ -19,9 +19,10 @@ from rig import count
 from test_convolution import EPS, HERE, KINDS, Reference, as_job, stored
 from tiers import TIERS, need
 
+from jitgen import Convolution
 from jitgen.kernels.winograd import KINDS as TRANSFORMS, Grid, Squares, emit_winograd
 from jitgen.primitives.conv import winograd
-from jitgen.primitives.layers.convolution import PASSES, Convolution
+from jitgen.primitives.layers.convolution import PASSES
 from jitgen.target import TARGETS, Target, parse_target
 
 Array = np.ndarray[Any, Any]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from isa import program
 from jitgen.gemm.sections import (
     BatchPass,
     BlockLoop,
@@ -20,6 +19,7 @@ from jitgen.gemm.sections import (
     TileSection,
 )
 from jitgen.inspect.registers import tile_operands, tiles
+from jitgen.isa import program
 
 if TYPE_CHECKING:
     from jitgen.gemm.emitted import EmittedKernel

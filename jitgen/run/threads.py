@@ -146,8 +146,10 @@ class Barrier:
         self.function = number(self._c.pthread_barrier_wait)
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):
+        try:  # noqa: SIM105 (as a process ends, contextlib may be gone)
             self._c.pthread_barrier_destroy(self._memory)
+        except AttributeError:
+            pass
 
 
 def _after_fork_in_child() -> None:
