@@ -57,7 +57,7 @@ LEFT_OUT = {
     "jitgen.Plan": "the result of make_plan, to be read; no public function takes one",
     "jitgen.Plan.tiles": "of a Plan",
     "jitgen.Target.facts": "takes a Machine, which is no public class",
-    "jitgen.primitives.nest.loops.Nest": "the result of iterate, to be read",
+    "jitgen.primitives.nest.loops.Iterations": "the result of iterate, to be read",
     "jitgen.primitives.nest.loops.check_order": _INNER,
     "jitgen.primitives.nest.loops.check_sums": _INNER,
     "jitgen.primitives.train.optimizers.Optimizer": "the base of Sgd and Adam",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import stored
 from random_cases import SEED
 from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
@@ -21,7 +22,6 @@ from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest import gemm
 from jitgen.primitives.nest.gemm import (
-    IN_PLACE,
     Product,
     choose_blocks,
     fused_part,
@@ -49,28 +49,21 @@ def random_product(rng: random.Random, target: str, most: int, threads: int) -> 
     chosen = parse_target(target)
     lanes = chosen.machine(dtype, 1 << 20).lanes
     width = rng.choice([lanes, 2 * lanes, panel_width(m, n, k, dtype, chosen)])
+    w, b = rng.choice([4, 8, 16]), rng.choice(["", "k n", "n k", "in place"])
     product = Product(
         m, n, k, dtype, chosen, threads, width,
-        a=rng.choice(["rows", "columns", "row panels", "column panels"]),
-        b=rng.choice(["panels", "rows", "columns", IN_PLACE]), c=rng.choice(["rows", "panels"]),
-        a_width=rng.choice([4, 8, 16]),
+        a=rng.choice(["m k", "k m", f"k/{w} m k", f"m/{w} k m"]),
+        b="k n" if b == "in place" else b, in_place=b == "in place",
+        c=rng.choice(["m n", f"n/{width} m n"]),
         epilogue=rng.choice([(), (("bias",),), (("bias",), ("relu",))]),
         order=rng.choice([None, "MN", "NM", "[MN]", "mn", "nM"]),
     )  # fmt: skip
     rows, columns, _ = choose_blocks(product)
-    if product.a != "column panels":
+    if not product.rows_of_panels:
         rows = rng.randint(1, m)
-    if product.a == "row panels" and product.order:
+    if product.depth_of_panels and product.order:
         product = replace(product, order="NM")
     return replace(product, blocks=(rows, columns))
-
-
-def panels_of(matrix: np.ndarray, width: int) -> np.ndarray:
-    """(rows, columns) -> (panels, rows, width), zero beyond the last column."""
-    rows, columns = matrix.shape
-    padded = np.zeros((rows, -(-columns // width) * width), matrix.dtype)
-    padded[:, :columns] = matrix
-    return np.ascontiguousarray(padded.reshape(rows, -1, width).transpose(1, 0, 2))
 
 
 def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], np.ndarray]:
@@ -84,18 +77,15 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
         expected += bias
     if len(p.epilogue) > 1:
         expected = np.maximum(expected, 0)
-    stored = {"rows": a, "columns": a.T, "row panels": panels_of(a, p.a_width),
-              "column panels": panels_of(a.T, p.a_width)}[p.a]  # fmt: skip
     tensors = {
-        "a": stored,
-        "b": {"rows": b, "columns": b.T, "panels": panels_of(b, p.width), IN_PLACE: b}[p.b],
-        "c": np.full((p.m, p.n) if p.c == "rows" else (-(-p.n // p.width), p.m, p.width),
+        "a": stored(a, "m k", p.a), "b": stored(b, "k n", p.b or f"n/{p.width} k n"),
+        "c": np.full((p.m, p.n) if p.c == "m n" else (-(-p.n // p.width), p.m, p.width),
                      np.nan, kind),
         "bias": bias,
     }  # fmt: skip
     parts = []
-    packed = p.b in ("rows", "columns")
-    if packed and p.a in ("rows", "columns") and p.c == "rows" and seed % 2:
+    packed = p.to_pack
+    if packed and p.a in ("m k", "k m") and p.c == "m n" and seed % 2:
         tensors["panels"] = np.full(p.threads * p.panel_depth * p.width, np.nan, kind)
         parts.append(fused_part(p, "a", "b", "panels", "c", "bias" if p.epilogue else ""))
         tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
@@ -111,7 +101,7 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
 
 def result(product: Product, c: np.ndarray) -> np.ndarray:
     """C as a plain matrix."""
-    if product.c == "rows":
+    if product.c == "m n":
         return c
     flat = c.transpose(1, 0, 2).reshape(product.m, -1)
     assert np.isnan(flat[:, product.n :]).all(), "columns beyond n were written"
@@ -144,7 +134,7 @@ def test_replay(tier: str) -> None:
     for (product, names, expected), outcome in zip(cases, outcomes, strict=True):
         assert outcome.ok, f"JITGEN_SEED={SEED} {product}: {outcome.error}"
         c = outcome.outputs[names.index("c")].reshape(
-            (product.m, product.n) if product.c == "rows" else (-1, product.m, product.width)
+            (product.m, product.n) if product.c == "m n" else (-1, product.m, product.width)
         )
         np.testing.assert_array_equal(result(product, c), expected, err_msg=str(product))
 
@@ -185,7 +175,7 @@ def test_every_product_term_is_used_once() -> None:
     rng = random.Random(SEED)
     for _ in range(60):
         threads = rng.randint(1, 4)
-        product = replace(random_product(rng, "avx2", 90, threads), a="rows", c="rows")
+        product = replace(random_product(rng, "avx2", 90, threads), a="m k", c="m n")
         stream, _, _ = build(product, 0)
         used = np.zeros((product.m, product.n, product.k), np.int64)
         written = np.zeros((product.m, product.n), np.int64)
@@ -201,7 +191,7 @@ def test_every_product_term_is_used_once() -> None:
         for kind, (a, b, c, *_) in found:
             rows, columns = shapes[kind]
             m, k = divmod(a, product.k)
-            n = b if product.b == IN_PLACE else b // (product.k * product.width) * product.width
+            n = b if product.in_place else b // (product.k * product.width) * product.width
             assert (k, c) == (0, m * product.n + n)
             used[m : m + rows, n : n + columns] += 1
             written[m : m + rows, n : n + columns] += 1
@@ -210,8 +200,8 @@ def test_every_product_term_is_used_once() -> None:
 
 
 def test_the_text_tells_who_does_what() -> None:
-    stream, _, _ = build(Product(8, 32, 4, "f32", parse_target("avx2"), 2, 16, a_width=8,
-                                 blocks=(4, 16)), 0)  # fmt: skip
+    product = Product(8, 32, 4, "f32", parse_target("avx2"), 2, 16, blocks=(4, 16))
+    stream, _, _ = build(product, 0)
     text = stream.text(1)
     assert "thread 1: 2 calls" in text
     assert "... and 1 more" in text

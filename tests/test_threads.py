@@ -49,7 +49,7 @@ class Problem:
     """A product with a barrier in it: B is packed by all threads, then used by all."""
 
     def __init__(self, size: int) -> None:
-        product = Product(70, 90, 50, "f32", cpu.host(), size, 16, b="rows")
+        product = Product(70, 90, 50, "f32", cpu.host(), size, 16, b="k n")
         self.team = Stream(
             [pack_part(product, "b", "p"), product_part(product, "a", "p", "c")],
             ["a", "b", "c", "p"], size,

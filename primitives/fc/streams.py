@@ -7,17 +7,17 @@ Cached by layer and layout. Not here: arrays and their checks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.elementwise import emit_column_sums
-from jitgen.primitives.nest.gemm import IN_PLACE, Product, pack_part, product_parts
-from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.gemm import Product, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
 
@@ -49,10 +49,10 @@ def _threads(layer: Layer) -> int:
     return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
 
 
-def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
+def _product(layer: Layer, m: int, n: int, k: int, width: int = 0, **how: Any) -> Product:
     return Product(
-        m, n, k, layer.dtype, layer.target, _threads(layer), blocks=layer.blocks,
-        order=layer.order, **how,
+        m, n, k, layer.dtype, layer.target, _threads(layer), width or panels_for(layer, m, n, k),
+        blocks=layer.blocks, order=layer.order, **how,
     )  # fmt: skip
 
 
@@ -77,13 +77,11 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     if layer.activation:
         epilogue += ((layer.activation,),)
     product = _product(
-        layer, n, k, c, width=b_width or panels_for(layer, n, k, c),
-        a="row panels" if a_width else "rows", a_width=a_width,
-        b="panels" if b_width else "columns", c="panels" if blocked else "rows",
-        epilogue=epilogue,
+        layer, n, k, c, b_width, a=f"k/{a_width} m k" if a_width else "m k",
+        b="" if b_width else "n k", epilogue=epilogue,
     )  # fmt: skip
     bias = ["bias"] if layer.bias else []
-    return _run(layer, product, "".join(bias), tensors=bias)
+    return _run(layer, _blocked(product, blocked), "".join(bias), tensors=bias)
 
 
 @STREAMS.of
@@ -92,13 +90,15 @@ def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Ru
     n, c, k = layer.batch, layer.in_features, layer.out_features
     # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
     far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
-    b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING or far else IN_PLACE
     product = _product(
-        layer, n, c, k, width=b_width or panels_for(layer, n, c, k),
-        a="row panels" if a_width else "rows", a_width=a_width, b=b,
-        c="panels" if blocked else "rows",
+        layer, n, c, k, b_width, a=f"k/{a_width} m k" if a_width else "m k",
+        b="" if b_width else "k n", in_place=not (b_width or n >= ROWS_WORTH_PACKING or far),
     )  # fmt: skip
-    return _run(layer, product)
+    return _run(layer, _blocked(product, blocked))
+
+
+def _blocked(product: Product, blocked: bool) -> Product:
+    return replace(product, c=f"n/{product.width} m n") if blocked else product
 
 
 @STREAMS.of
@@ -106,25 +106,24 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
     """dz in rows or panels of a_width, x in panels of b_width or in rows (0)."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     product = _product(
-        layer, k, c, n, width=b_width or panels_for(layer, k, c, n),
-        a="column panels" if a_width else "columns", a_width=a_width,
-        b="panels" if b_width else "rows",
+        layer, k, c, n, b_width, a=f"m/{a_width} k m" if a_width else "k m",
+        b="" if b_width else "k n",
     )  # fmt: skip
     if not layer.bias:
         return _run(layer, product)
-    return _run(layer, product, more=[_bias_part(layer, a_width)], tensors=["db"])
+    return _run(layer, product, more=[_bias_part(layer, product, a_width)], tensors=["db"])
 
 
-def _bias_part(layer: Layer, a_width: int) -> Part:
-    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
-    columns = a_width or -(-k // _threads(layer) // 64) * 64
+def _bias_part(layer: Layer, product: Product, a_width: int) -> Part:
+    """Sums of the columns of dz, the product's A."""
+    n, k, dz = layer.batch, layer.out_features, product.tensor("a")
+    columns = a_width or -(-k // product.threads // 64) * 64
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        lda = a_width or k
-        return emit_column_sums(n, size["k"], layer.dtype, layer.target, lda=lda), {}
+        return emit_column_sums(n, size["m"], layer.dtype, layer.target, lda=dz.stride("k")), {}
 
-    words = {"a": Ref("a", {"k": n if a_width else 1}, element), "c": Ref("db", {"k": 1}, element)}
-    return Part("bias gradient", "K", {"k": Loop(k, (columns,))}, code, words)
+    words = {"a": dz.at(m="m"), "c": Tensor("db", "m", layer.dtype, m=k).at(m="m")}
+    return product.nest("M", m=(k, columns)).call("bias gradient", code, words)
 
 
 @STREAMS.of
@@ -132,20 +131,19 @@ def pack_weights(layer: Layer, backward: bool, width: int) -> Run:
     """Pack w for the forward pass, or for backward by data."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     if backward:
-        product = _product(layer, n, c, k, width=width, b="rows")
-    else:
-        product = _product(layer, n, k, c, width=width, b="columns")
-    parts = [pack_part(product, "b", "c")]
-    return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
+        return _packing(_product(layer, n, c, k, width, b="k n"))
+    return _packing(_product(layer, n, k, c, width, b="n k"))
 
 
 @STREAMS.of
 def pack_input(layer: Layer, width: int) -> Run:
-    product = _product(
-        layer, layer.out_features, layer.in_features, layer.batch, width=width, b="rows"
-    )
-    parts = [pack_part(product, "b", "c")]
-    return Run(parts, ["b", "c"], product.threads, layer.target, layer.dtype)
+    """Pack x for the weight update."""
+    sizes = layer.out_features, layer.in_features, layer.batch
+    return _packing(_product(layer, *sizes, width, b="k n"))
+
+
+def _packing(p: Product) -> Run:
+    return Run([pack_part(p, "b", "c")], ["b", "c"], p.threads, p.target, p.dtype)
 
 
 def check_blocks(layer: Layer) -> None:
@@ -154,12 +152,9 @@ def check_blocks(layer: Layer) -> None:
     if layer.blocks is None:
         return
     passes = {
-        "forward": _product(layer, n, k, c, width=panels_for(layer, n, k, c)),
-        "backward_data": _product(layer, n, c, k, width=panels_for(layer, n, c, k)),
-        "backward_weights": _product(
-            layer, k, c, n, width=panels_for(layer, k, c, n), a="columns"
-        ),
-    }
+        "forward": _product(layer, n, k, c), "backward_data": _product(layer, n, c, k),
+        "backward_weights": _product(layer, k, c, n, a="k m"),
+    }  # fmt: skip
     for name, p in passes.items():
         for what, block, size, most in (
             ("rows", layer.blocks[0], p.m, p.most_rows),

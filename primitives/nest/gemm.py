@@ -1,30 +1,27 @@
 """One matrix product as a stream: the blocks that threads share, and B packed first if it is plain.
 
-C (m x n) = epilogue(A (m x k) B (k x n)). B is read in panels [n / width][k][width]; a plain B is
-packed by a part of the stream of its own. All three passes of a fully connected layer are such
+C (m x n) = epilogue(A (m x k) B (k x n)). B is read in panels "n/width k n"; a plain B is packed by
+a part of the stream of its own. All three passes of a fully connected layer are such
 products. Not here: which (`jitgen.primitives.layers.fully_connected`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.dot import emit_dot, possible, within_reach
-from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import MakeCode, Part, Ref
-from jitgen.run.cache import CODE
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.target import Target
 
-#: A plain B that is not packed
-IN_PLACE = "rows in place"
+#: Layouts of plain operands: a row, or a column, lies together
+PLAIN = ("m k", "k m", "k n", "n k")
 #: Rows of a kernel call: enough to use a panel of B well, few enough for A to stay in L2
 MOST_ROWS = 256
 #: Rows of a call that makes whole rows of C: a register tile
@@ -35,8 +32,6 @@ L2_BYTES = 1 << 20
 DOT_ROWS = 7
 #: A piece of a panel that is packed just before it is read, from L2
 PANEL_BYTES = 1 << 18
-#: Layouts of A that a call cannot take many rows or columns of
-PANELS = ("row panels", "column panels")
 #: Blocks of columns, and of rows by columns, at about the most: a stream of more calls would be no
 #: faster, only larger
 MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
@@ -48,12 +43,12 @@ CALL_COST = 2000
 class Product:
     """A product, and how its operands are stored.
 
-    a: "rows" (m x k), "columns" (k x m), "row panels" [k / a_width][m][a_width] or "column
-    panels" [m / a_width][k][a_width]; b: "panels" [n / width][k][width], "rows" (k x n) or
-    "columns" (n x k), which are packed first, or "rows in place" (k x n); c: "rows" (m x n) or
-    "panels" [n / width][m][width]. `blocks` are rows and columns of a kernel call, rounded to what
-    the panels allow, `order` the order of the loops over them ("m", "n"), see
-    jitgen.primitives.nest.loops.
+    a, b, c: layouts (`jitgen.primitives.nest.tensor`) of axes m, n and k. A is "m k", "k m", or
+    panels "k/w m k" or "m/w k m"; B panels of `width` columns (""), or plain, "k n" or "n k", and
+    then packed first unless it is read `in_place`; C "m n" or panels "n/w m n". lda, ldb, ldc:
+    elements from a row of a plain one to the next (0: no gaps). `blocks` are rows and columns of a
+    kernel call, rounded to what the panels allow, `order` the order of the loops over them ("m",
+    "n").
     """
 
     m: int
@@ -63,10 +58,13 @@ class Product:
     target: Target
     threads: int
     width: int
-    a: str = "rows"
-    b: str = "panels"
-    c: str = "rows"
-    a_width: int = 0
+    a: str = "m k"
+    b: str = ""
+    c: str = "m n"
+    in_place: bool = False
+    lda: int = 0
+    ldb: int = 0
+    ldc: int = 0
     epilogue: tuple[Step, ...] = ()
     blocks: tuple[int, int] | None = None
     order: str | None = None
@@ -122,31 +120,32 @@ class Product:
     @property
     def most_rows(self) -> int:
         """Rows of a block, at the most: those of A and of C span less than 2 GiB."""
-        longest = max(self.k if self.a == "rows" else 1, self.n if self.c == "rows" else self.width)
+        longest = max(self.row("a") if self.a == "m k" else 1,
+                      self.row("c") if self.c == "m n" else self.width)
         return max(1, (MATRIX_BYTES - 1) // (longest * self.element))
 
     @property
     def panels_are_batch(self) -> bool:
         """Panels of A are a batch of matrices: they lie less than 2 GiB apart."""
-        return self.a == "row panels" and self.m * self.a_width * self.element < MATRIX_BYTES
+        return self.depth_of_panels > 0 and (
+            self.m * self.depth_of_panels * self.element < MATRIX_BYTES
+        )
 
     @property
     def depth(self) -> int:
         """Steps of the reduction in a call, at the most: what it sees of A and of B spans less than
         2 GiB. Of row panels one, or all that are whole; what is left is a call of its own."""
-        if self.a == "row panels":
-            most = self.k if self.panels_are_batch else self.a_width
-            return min(self.k, most) // self.a_width * self.a_width or self.k
-        longest = max(
-            {"rows": 1, "columns": self.m, "column panels": self.a_width}[self.a],
-            self.n if self.b == IN_PLACE else self.width,
-        )
+        if width := self.depth_of_panels:
+            most = self.k if self.panels_are_batch else width
+            return min(self.k, most) // width * width or self.k
+        of_a = 1 if self.a == "m k" else self.row("a") if self.a == "k m" else self.rows_of_panels
+        longest = max(of_a, self.row("b") if self.in_place else self.width)
         return min(self.k, (MATRIX_BYTES - 1) // (longest * self.element))
 
     @property
     def most_columns(self) -> int:
         """Columns of a block, at the most: its panels of B are one matrix, with the whole sum."""
-        if self.b == IN_PLACE:
+        if self.in_place:
             return self.n
         panels = (MATRIX_BYTES - 1) // (self.width * self.k * self.element)
         return self.width * (max(1, panels) if self.depth == self.k else 1)
@@ -154,7 +153,7 @@ class Product:
     @property
     def dot(self) -> bool:
         """Few rows: B is read where it is, by columns, with vectors along the reduction."""
-        plain = self.b == "columns" and self.a == "rows" and self.c == "rows"
+        plain = (self.a, self.b, self.c) == ("m k", "n k", "m n")
         few = self.m <= DOT_ROWS and within_reach(self.n, self.k, self.dtype)
         return plain and few and possible(self.dtype, self.target)
 
@@ -166,93 +165,91 @@ class Product:
         panels = -(-self.n // self.width)
         even = -(-panels // self.threads) * self.threads <= 1.2 * panels
         even = even or self.packed_elements * self.element >= MATRIX_BYTES
-        plain = self.b in ("rows", "columns") and self.a not in PANELS and self.c == "rows"
+        plain = self.to_pack and self.a in PLAIN and self.c == "m n"
         return plain and even and not self.fits
+
+    @property
+    def to_pack(self) -> bool:
+        """B is plain, and packed first."""
+        return self.b in PLAIN and not self.in_place
+
+    @property
+    def depth_of_panels(self) -> int:
+        """Steps of the reduction in a panel of A, 0 if it has none."""
+        return self.tensor("a").blocks("k")
+
+    @property
+    def rows_of_panels(self) -> int:
+        """Rows in a panel of A, 0 if it has none."""
+        return self.tensor("a").blocks("m")
+
+    def row(self, operand: str) -> int:
+        """Elements from a row of a plain operand ("a", "b" or "c") to the next."""
+        outer, _ = getattr(self, operand).split()
+        return self.tensor(operand).strides[outer]
+
+    def tensor(self, operand: str, name: str = "") -> Tensor:
+        """An operand, "a", "b" or "c", as a tensor."""
+        layout, apart = getattr(self, operand), getattr(self, f"ld{operand}")
+        axes = layout.split()
+        strides = {axes[0]: apart} if apart else None
+        sizes: dict[str, Any] = {axis: getattr(self, axis) for axis in axes if len(axis) == 1}
+        return Tensor(name or operand, layout, self.dtype, strides=strides, **sizes)
+
+    def panels(self, name: str) -> Tensor:
+        """B, packed."""
+        return Tensor(name, f"n/{self.width} k n", self.dtype, n=self.n, k=self.k)
+
+    def nest(self, order: str, sums: str = "", **loops: tuple[int, int]) -> Nest:
+        """Loops: extents and blocks."""
+        made = {name: Loop(extent, (block,)) for name, (extent, block) in loops.items()}
+        return Nest(order, made, self.dtype, self.target, sums)
 
 
 def pack_part(product: Product, source: str, to: str) -> Part:
     """Pack a plain B (tensor `source`) into panels (tensor `to`), a call for each panel or, if they
     are many, for several."""
-    p, width = product, product.width
-    trans = p.b == "columns"
-    leading = p.k if trans else p.n
-
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        packer = _packer(p.k, size["n"], leading, width, p.dtype, trans, p.target)
-        return packer, {"count": 1}
-
-    words = {
-        "a": Ref(source, {"n": p.k if trans else 1}, p.element),
-        "c": Ref(to, {"n": p.k}, p.element),
-    }
-    return Part("pack B in panels", "N", {"n": Loop(p.n, (p.least_columns,))}, code, words)
+    nest = product.nest("N", n=(product.n, product.least_columns))
+    return nest.relayout(
+        product.tensor("b", source).at(n="n"), product.panels(to).at(n="n"),
+        title="pack B in panels",
+    )  # fmt: skip
 
 
-@CODE.of
-def _packer(
-    k: int, n: int, leading: int, width: int, dtype: str, trans: bool, target: Target
-) -> bytes:
-    return emit_packer(k, n, leading, 0, width, dtype, trans, target)
-
-
-def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
+def fused_part(p: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
     """The product of a plain B (tensor `b`): each thread packs a piece of a panel (or of several,
-    if they are many) into its own part of tensor `to` (threads * piece elements) and reads it from
-    L2 at once."""
-    p, depth, plan = product, product.panel_depth, product.plan
-    columns = p.least_columns
+    if they are many) into its own part of tensor `to` and reads it from L2 at once."""
+    columns, depth = p.least_columns, p.panel_depth
     most = min(max(MOST_ROWS, p.least_rows(columns)), p.most_rows)
     rows = p.blocks[0] if p.blocks else -(-p.m // -(-p.m // most))
-    n, k = Loop(p.n, (columns,)), Loop(p.k, (depth,))
-    trans = p.b == "columns"
-    piece = Ref(to, {}, p.element, per_thread=p.piece)
-
-    def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        leading = p.k if trans else p.n
-        code = _packer(size["k"], size["n"], leading, p.width, p.dtype, trans, p.target)
-        return code, {"count": 1}
-
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        kernel = brgemm(
-            size["m"], size["n"], size["k"], p.dtype, lda=p.k if p.a == "rows" else p.m, ldc=p.n,
-            trans_a=p.a == "columns", packed_b=p.width, beta=0.0 if first else 1.0,
-            epilogue=p.epilogue if last else (), target=p.target, plan=plan,
-        )  # fmt: skip
-        return kernel.code, {"count": 1}
-
-    steps = {"n": p.k, "k": 1} if trans else {"n": 1, "k": p.n}
-    packing = Part(
-        "pack a piece of a panel", "Nk", {"n": n, "k": k}, pack,
-        {"a": Ref(b, steps, p.element), "c": piece},
+    piece = Tensor(to, f"n/{p.width} k n", p.dtype, own=True, n=columns, k=depth).at()
+    loops: dict[str, Any] = {"n": (p.n, columns), "k": (p.k, depth)}
+    packing = p.nest("Nk", **loops).relayout(
+        p.tensor("b", b).at(n="n", k="k"), piece, title="pack a piece of a panel"
+    )
+    return p.nest("Nkm", "k", **loops, m=(p.m, rows)).gemm(
+        p.tensor("a", a).at(m="m", k="k"), piece, p.tensor("c", c).at(m="m", n="n"),
+        epilogue=p.epilogue, plan=p.plan, words=_bias(p, bias), before=(packing,),
     )  # fmt: skip
-    words = {
-        "a": Ref(a, {"m": p.k, "k": 1} if p.a == "rows" else {"m": 1, "k": p.m}, p.element),
-        "b": piece,
-        "c": Ref(c, {"m": p.n, "n": 1}, p.element),
-    }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
-    loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
-    return Part("multiply", "Nkm", loops, code, words, "k", (packing,))
 
 
-def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
+def _dot_part(p: Product, a: str, b: str, c: str, bias: str = "") -> Part:
     """The product of a few rows with a B stored by columns, in place: a row at a time."""
-    p = product
     columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        return emit_dot(size["n"], p.k, p.k, p.dtype, p.target, p.epilogue), {}
+        return emit_dot(size["n"], p.k, p.row("b"), p.dtype, p.target, p.epilogue), {}
 
     words = {
-        "a": Ref(a, {"m": p.k}, p.element),
-        "b": Ref(b, {"n": p.k}, p.element),
-        "c": Ref(c, {"m": p.n, "n": 1}, p.element),
-    }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
-    loops = {"n": Loop(p.n, (columns,)), "m": Loop(p.m, (1,))}
-    return Part("multiply rows by rows", p.order or "Nm", loops, code, words)
+        "a": p.tensor("a", a).at(m="m"), "b": p.tensor("b", b).at(n="n"),
+        "c": p.tensor("c", c).at(m="m", n="n"),
+    }  # fmt: skip
+    nest = p.nest(p.order or "Nm", n=(p.n, columns), m=(p.m, 1))
+    return nest.call("multiply rows by rows", code, words | _bias(p, bias))
+
+
+def _bias(p: Product, name: str) -> dict[str, Access]:
+    return {"bias": Tensor(name, "n", p.dtype, n=p.n).at(n="n")} if name else {}
 
 
 def product_parts(
@@ -262,75 +259,34 @@ def product_parts(
     (tensor `panels`) that takes."""
     p = product
     if p.dot:
-        return [dot_part(p, a, b, c, bias)], 0
+        return [_dot_part(p, a, b, c, bias)], 0
     if p.fused and not p.order:
         return [fused_part(p, a, b, panels, c, bias)], p.threads * p.piece
-    if p.b in ("panels", IN_PLACE):
+    if not p.to_pack:
         return [product_part(p, a, b, c, bias)], 0
     return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
 
 
-def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
-    """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
+def product_part(product: Product, a: str, b: str, c: str, bias: str = "", **beside: Any) -> Part:
+    """The product: names of the tensors of A, of B (its panels, unless it is read in place), of C
+    and of the epilogue's bias. beside: arguments of `Nest.call`."""
     p = product
     rows, columns, order = choose_blocks(p)
     order = p.order or order
     if p.blocks:
-        rows = p.blocks[0] if p.a != "column panels" else rows
+        rows = p.blocks[0] if not p.rows_of_panels else rows
         columns = p.blocks[1]
-    if p.c != "rows" or p.a == "row panels":
+    if p.c != "m n" or p.depth_of_panels:
         columns = p.width
-    columns = -(-columns // p.width) * p.width
-    loops = {"m": Loop(p.m, (rows,)), "n": Loop(p.n, (columns,))}
-    steps = {"rows": {"m": p.k}, "columns": {"m": 1}, "row panels": {"m": p.a_width},
-             "column panels": {"m": p.k}}  # fmt: skip
-    c_steps = {"m": p.n, "n": 1} if p.c == "rows" else {"m": p.width, "n": p.m}
-    words = {
-        "a": Ref(a, steps[p.a], p.element),
-        "b": Ref(panels, {"n": 1 if p.b == IN_PLACE else p.k}, p.element),
-        "c": Ref(c, c_steps, p.element),
-    }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
-    if p.a == "column panels" and rows < p.a_width:
-        at = np.arange(p.m)
-        place = {"m": at // p.a_width * p.a_width * p.k + at % p.a_width}
-        words["a"] = Ref(a, {}, p.element, table=place)
-    reduction = ""
-    if p.depth < p.k or p.a == "row panels":
-        loops["k"] = Loop(p.k, (p.depth,))
-        a_steps = {"rows": 1, "columns": p.m, "row panels": p.m, "column panels": p.a_width}
-        words["a"] = replace(words["a"], steps={**words["a"].steps, "k": a_steps[p.a]})
-        b_steps = {"n": 1, "k": p.n} if p.b == IN_PLACE else {"n": p.k, "k": p.width}
-        words["b"] = Ref(panels, b_steps, p.element)
-        order, reduction = order + "k", "k"
-    return Part("multiply", order, loops, _kernels(p), words, reduction)
-
-
-def _kernels(p: Product) -> MakeCode:
-    ldc = p.n if p.c == "rows" else p.width
-    lda = {"rows": p.k, "columns": p.m}.get(p.a, p.a_width)
-    trans_a, plan = p.a in ("columns", "column panels"), p.plan
-    b: dict[str, Any] = {"packed_b": p.width}
-    if p.b == IN_PLACE:
-        b = {"ldb": p.n}
-    strides: dict[str, Any] = {}
-    if p.panels_are_batch:
-        strides["stride_a"] = p.m * p.a_width
-        strides["stride_b"] = p.a_width * (p.n if p.b == IN_PLACE else p.width)
-
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        k, count = size.get("k", p.k), 1
-        if p.a == "row panels" and k >= p.a_width:
-            k, count = p.a_width, k // p.a_width
-        kernel = brgemm(
-            size["m"], size["n"], k, p.dtype, lda=lda, ldc=ldc, trans_a=trans_a,
-            beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target,
-            plan=plan, **b, **strides,
-        )  # fmt: skip
-        return kernel.code, {"count": count}
-
-    return code
+    loops: dict[str, Any] = {"m": (p.m, rows), "n": (p.n, -(-columns // p.width) * p.width)}
+    k: dict[str, Any] = {}
+    if p.depth < p.k or p.depth_of_panels:
+        loops["k"], k, order = (p.k, p.depth), {"k": "k"}, order + "k"
+    of_b = p.tensor("b", b) if p.in_place else p.panels(b)
+    return p.nest(order, "".join(k), **loops).gemm(
+        p.tensor("a", a).at(m="m", **k), of_b.at(n="n", **k), p.tensor("c", c).at(m="m", n="n"),
+        epilogue=p.epilogue, plan=p.plan, words=_bias(p, bias), **beside,
+    )  # fmt: skip
 
 
 def choose_blocks(p: Product) -> tuple[int, int, str]:
@@ -341,7 +297,7 @@ def choose_blocks(p: Product) -> tuple[int, int, str]:
     grids that remain, the one whose slowest thread has least to do: a row of a block costs as much
     as its panels are wide, whether they are full or not.
     """
-    whole = p.fits and p.c == "rows" and p.a not in PANELS
+    whole = p.fits and p.c == "m n" and p.a in PLAIN
     best = (float("inf"), 0, 0)
     for columns in (p.n,) if whole else _column_blocks(p):
         for rows in _row_blocks(p, FEW_ROWS if whole else MOST_ROWS, columns):
@@ -355,10 +311,10 @@ def choose_blocks(p: Product) -> tuple[int, int, str]:
 
 
 def _row_blocks(p: Product, most: int, columns: int) -> Iterator[int]:
-    if p.a == "column panels":
+    if high := p.rows_of_panels:
         # a block lies within a panel
-        yield max(rows for rows in range(1, p.a_width + 1)
-                  if p.a_width % rows == 0 and rows <= p.most_rows)  # fmt: skip
+        yield max(rows for rows in range(1, high + 1)
+                  if high % rows == 0 and rows <= p.most_rows)  # fmt: skip
         return
     least = -(-p.m // min(max(most, p.least_rows(columns)), p.most_rows))
     for count in range(least, least + 4 * p.threads):
@@ -369,7 +325,7 @@ def _column_blocks(p: Product) -> Iterator[int]:
     least = min(p.least_columns, p.most_columns)
     yield least
     # a panel of C is a matrix of its own, and so is one of B where a batch runs along it
-    if p.c == "rows" and p.a != "row panels":
+    if p.c == "m n" and not p.depth_of_panels:
         for panels in (2, 4, 8):
             columns = panels * p.width
             if least < columns < 2 * p.n and columns <= p.most_columns:

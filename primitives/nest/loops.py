@@ -57,7 +57,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Nest:
+class Iterations:
     """The innermost iterations in program order: where each loop's block begins and how long it
     is, the thread that runs it, and its phase (phases are parted by barriers)."""
 
@@ -138,7 +138,7 @@ def check_sums(order: str, sums: Iterable[str]) -> None:
                 )
 
 
-def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:
+def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Iterations:
     """All innermost iterations of the loops in `order`.
 
     Raises TypeError or ValueError if order and loops do not fit each other.
@@ -183,7 +183,7 @@ def iterate(order: str, loops: Mapping[str, Loop], threads: int = 1) -> Nest:
     for name, used in depth.items():
         if used != len(loops[name].blocks):
             raise ValueError(f"order={order!r}: loop {name!r} has {len(loops[name].blocks)} blocks")
-    return Nest(start, size, thread, phase)
+    return Iterations(start, size, thread, phase)
 
 
 def _children(counts: list[Array]) -> tuple[Array, list[Array]]:

@@ -17,7 +17,7 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.frozen import Frozen, uncopied
-from jitgen.primitives.nest.loops import Loop, Nest, check_sums, iterate
+from jitgen.primitives.nest.loops import Iterations, Loop, check_sums, iterate
 from jitgen.primitives.nest.tables import (
     TooLarge,
     check_calls,
@@ -159,7 +159,7 @@ class Calls:
     after, each with the index of the iteration that its calls stand by."""
 
     part: Part
-    nest: Nest
+    nest: Iterations
     kind: np.ndarray
     offsets: np.ndarray
     flags: np.ndarray
@@ -231,7 +231,7 @@ class Stream(Frozen):
             result.append(np.concatenate([words[begin:end] for begin, end in pairs]))
         return result
 
-    def _part(self, part: Part, nest: Nest) -> Calls:
+    def _part(self, part: Part, nest: Iterations) -> Calls:
         check_sums(part.order, part.reduction)
         before, after = (
             [self._beside(other, part, nest, last) for other in others]
@@ -240,7 +240,7 @@ class Stream(Frozen):
         return replace(self._calls(part, nest), before=before, after=after)
 
     def _beside(
-        self, other: Part, part: Part, nest: Nest, last: int
+        self, other: Part, part: Part, nest: Iterations, last: int
     ) -> tuple[Calls, np.ndarray]:
         """The calls of a part beside another, and the iteration of that one each stands by: the
         first one of its position, or the last one."""
@@ -266,7 +266,7 @@ class Stream(Frozen):
         )  # fmt: skip
         return self._part(other, chosen), at
 
-    def _calls(self, part: Part, nest: Nest) -> Calls:
+    def _calls(self, part: Part, nest: Iterations) -> Calls:
         names = list(part.loops)
         columns = [nest.size[n] for n in names]
         names += part.variants
@@ -357,7 +357,7 @@ class Stream(Frozen):
         return "\n".join(out) + "\n"
 
 
-def _offsets(ref: Ref, nest: Nest) -> np.ndarray:
+def _offsets(ref: Ref, nest: Iterations) -> np.ndarray:
     """Where the word points in each iteration, in elements."""
     offsets = ref.start + nest.thread * ref.per_thread
     for name, step in ref.steps.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitgen import doors
-from jitgen.primitives.nest.loops import Nest
+from jitgen.primitives.nest.loops import Iterations
 
 #: Calls of a stream, at most: some seconds to make it, a gigabyte while that is done
 MOST_CALLS = 1 << 22
@@ -32,7 +32,7 @@ def check_table(name: str, value: np.ndarray) -> None:
                     "of integers")  # fmt: skip
 
 
-def check_owners(title: str, order: str, nest: Nest, results: np.ndarray) -> None:
+def check_owners(title: str, order: str, nest: Iterations, results: np.ndarray) -> None:
     """Raises ValueError if two threads have a result at the same place between two barriers: which
     of them adds to it, or stores it last, would be a matter of chance."""
     key = results + nest.phase * (results.max(initial=0) + 1)

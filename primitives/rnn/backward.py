@@ -99,7 +99,7 @@ class _Backward:
         layer = self.layer
         product = Product(
             layer.batch, layer.hidden, depth, layer.dtype, layer.target, layer.used, self.width,
-            b="rows",
+            b="k n",
         )  # fmt: skip
         return pack_part(product, source, self.new(to, product.packed_elements))
 
@@ -217,7 +217,7 @@ class _Backward:
         cells, batch = layer.steps * layer.batch, layer.batch
         width = panel_width(cells, columns, k, layer.dtype, layer.target)
         product = Product(
-            cells, columns, k, layer.dtype, layer.target, layer.used, width, b="rows"
+            cells, columns, k, layer.dtype, layer.target, layer.used, width, b="k n"
         )  # fmt: skip
         if not self.way.masked:
             return self._made(product, "dgates", "w", "dx")
@@ -249,7 +249,7 @@ class _Backward:
         cells, batch = layer.steps * layer.batch, layer.batch
         width = panel_width(m, columns, cells, layer.dtype, layer.target)
         product = Product(
-            m, columns, cells, layer.dtype, layer.target, layer.used, width, a="columns", b="rows"
+            m, columns, cells, layer.dtype, layer.target, layer.used, width, a="k m", b="k n"
         )  # fmt: skip
         if not self.way.masked:
             return self._made(product, a, b, c)

@@ -154,7 +154,8 @@ class _Forward:
         if not self.per_step:
             product = Product(
                 layer.steps * layer.batch, layer.units * layer.gates, layer.inputs, layer.dtype,
-                layer.target, layer.used, self.panel, c="panels", epilogue=(("bias",),),
+                layer.target, layer.used, self.panel, c=f"n/{self.panel} m n",
+                epilogue=(("bias",),),
             )  # fmt: skip
             if way.masked:
                 # threads share the panels alone: few of the rows may be in use

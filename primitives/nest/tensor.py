@@ -1,0 +1,224 @@
+"""Tensors as nests see them: axes in a layout, and where an index of each axis lies.
+
+A layout names axes from the outermost in; "k/16" are blocks of 16 along k, and a later "k" what is
+inside a block (or, as "k/2", blocks in it):
+
+    "n c h w", "n h w c"     images
+    "n/16 k n"               a matrix k x n in panels of 16 columns, the last one padded
+    "k/2 n k"                pairs along k, interleaved
+    "u/16 t n g u"           gates in panels of 16 hidden units
+
+Not here: what is done at the places (`jitgen.primitives.nest.nest`).
+
+>>> w = Tensor("w", "k/16 c k", "f32", k=40, c=3)
+>>> w.elements, w.strides
+(144, {'k': 48, 'c': 16})
+>>> w.offset(k=17, c=2)
+81
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jitgen import doors
+from jitgen.gemm.spec import DTYPES
+from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.stream import Ref
+from jitgen.run.cache import PLANS
+
+#: A part of a position along an axis: a number, a loop, a loop times a step, or a number for each
+#: position of a loop
+Term = int | str | tuple[str, "int | np.ndarray"]
+#: A position along an axis: a part, or the sum of several
+Index = Term | list[Term]
+
+
+class Tensor:
+    """A tensor of `dtype` ("f32" ..., or bytes of an element) with an extent for each axis of
+    `layout`. `own`: each thread has one for itself. `strides`: elements from one index of an axis
+    to the next where they are not those of a tensor without gaps (axes without blocks only).
+
+    Raises TypeError or ValueError that names argument, value and rule.
+    """
+
+    def __init__(
+        self, name: str, layout: str, dtype: str | int, *, own: bool = False,
+        strides: Mapping[str, int] | None = None, **sizes: int,
+    ) -> None:  # fmt: skip
+        self.name, self.layout, self.own = name, layout, own
+        self.sizes = sizes
+        self.element = dtype if isinstance(dtype, int) else DTYPES[dtype].element
+        levels = _levels(layout)
+        if sizes.keys() != levels.keys():
+            raise ValueError(
+                f"{name}: layout={doors.shown(layout)} has axes {' '.join(levels)}; sizes are "
+                f"given for {' '.join(sizes)}"
+            )
+        #: axis -> (elements of the axis in a block, elements of the tensor from block to block)
+        self.places: dict[str, list[tuple[int, int]]] = {axis: [] for axis in levels}
+        step = 1
+        for axis, block, above in reversed(_tokens(layout)):
+            self.places[axis].insert(0, (block, step))
+            step *= (above or -(-sizes[axis] // block * block)) // block
+        #: elements of one thread's, with padding
+        self.elements = step
+        for axis, stride in (strides or {}).items():
+            if self.blocks(axis):
+                raise ValueError(f"{name}: strides[{axis!r}]: the axis is in blocks")
+            self.places[axis] = [(1, stride)]
+
+    def blocks(self, axis: str) -> int:
+        """Elements of the largest block of an axis, 0 where it is in none."""
+        block = self._places(axis)[0][0]
+        return block if block > 1 else 0
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Elements from one index of an axis, or from one of its largest blocks, to the next."""
+        return {axis: places[0][1] for axis, places in self.places.items()}
+
+    def stride(self, axis: str) -> int:
+        """Elements from one index of an axis to the next, within its blocks."""
+        return self._places(axis)[-1][1]
+
+    def rank(self, axis: str) -> int:
+        """Where an axis (what is inside its blocks) stands in the layout."""
+        return self.layout.split().index(axis)
+
+    def offset(self, **index: int) -> int:
+        """Elements to an index."""
+        return sum(int(self.place(axis, np.int64(at))) for axis, at in index.items())
+
+    def place(self, axis: str, at: np.ndarray | np.int64) -> np.ndarray | np.int64:
+        """Elements to indices of an axis."""
+        above, total = None, np.zeros_like(at)
+        for block, step in self._places(axis):
+            total += (at if above is None else at % above) // block * step
+            above = block
+        return total
+
+    def at(self, **index: Index) -> Access:
+        """The place of an index of each axis (0 where none is given)."""
+        for axis in index:
+            self._places(axis)
+        return Access(self, {a: x if isinstance(x, list) else [x] for a, x in index.items()})
+
+    def _places(self, axis: str) -> list[tuple[int, int]]:
+        places = self.places.get(axis)
+        if places is None:
+            raise ValueError(f"{self.name} has axes {' '.join(self.places)}, not {axis!r}")
+        return places
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in self.sizes.items())
+        return f"<Tensor {self.name} {self.layout!r} {sizes}{' own' * self.own}>"
+
+
+@dataclass(frozen=True)
+class Access:
+    """A place in a tensor that depends on loops: for each axis the parts of its index."""
+
+    tensor: Tensor
+    index: Mapping[str, list[Term]]
+
+    def axis(self, loop: str) -> tuple[str, int] | None:
+        """The axis that a loop goes along, and the step it makes there; None if it goes along none
+        (or by a table)."""
+        for axis, terms in self.index.items():
+            for name, step in _steps(terms):
+                if name == loop and isinstance(step, int):
+                    return axis, step
+        return None
+
+    def ref(self, loops: Mapping[str, Loop]) -> Ref:
+        """The place in numbers. Raises ValueError for a loop that is missing, and an index that
+        some position of the loops takes beyond its axis."""
+        t = self.tensor
+        start, steps, tables = 0, dict[str, int](), dict[str, np.ndarray]()
+        for axis, terms in self.index.items():
+            first = sum(term for term in terms if isinstance(term, int))
+            moving = list(_steps(terms))
+            self._check(axis, first, moving, loops)
+            block, stride = t.places[axis][0]
+            straight = {name: step for name, step in moving if isinstance(step, int)}
+            starts = [first, *(step * loops[name].blocks[-1] for name, step in straight.items())]
+            if len(straight) == len(moving) and all(at % block == 0 for at in starts):
+                start += first // block * stride
+                for name, each in straight.items():
+                    steps[name] = steps.get(name, 0) + each * stride // block
+                continue
+            if len(moving) > 1 and block > 1:
+                raise ValueError(f"{t.name}: several loops along {axis}, which lies in blocks of "
+                                 f"{block}; their steps are no multiples")  # fmt: skip
+            start += int(t.place(axis, np.int64(first))) if not moving or block == 1 else 0
+            for name, step in moving:
+                at = np.arange(loops[name].extent) * step if isinstance(step, int) else step
+                place = np.asarray(t.place(axis, at + (first if block > 1 else 0)))
+                tables[name] = tables[name] + place if name in tables else place
+        own = t.elements if t.own else 0
+        return Ref(t.name, steps, t.element, own, start, tables)
+
+    def _check(
+        self, axis: str, first: int, moving: list[tuple[str, int | np.ndarray]],
+        loops: Mapping[str, Loop],
+    ) -> None:  # fmt: skip
+        low = high = first
+        for name, step in moving:
+            if name not in loops:
+                raise ValueError(
+                    f"{self.tensor.name}: its axis {axis} goes along loop {name!r}; the nest has "
+                    f"loops {' '.join(loops)}"
+                )
+            loop = loops[name]
+            last = (loop.extent - 1) // loop.blocks[-1] * loop.blocks[-1]
+            if isinstance(step, int):
+                low, high = low + min(0, last * step), high + max(0, last * step)
+            elif len(step):
+                low, high = low + int(step.min()), high + int(step.max())
+        if low < 0 or high >= max(self.tensor.sizes[axis], 1):
+            raise ValueError(
+                f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
+                f"has {self.tensor.sizes[axis]}"
+            )
+
+
+def _steps(terms: list[Term]) -> Iterator[tuple[str, int | np.ndarray]]:
+    for term in terms:
+        if isinstance(term, str):
+            yield term, 1
+        elif isinstance(term, tuple):
+            yield term
+
+
+@PLANS.of
+def _tokens(layout: str) -> tuple[tuple[str, int, int], ...]:
+    """Axis, elements of the axis in one step of the token, and in one of the token of that axis
+    before it (0: none is)."""
+    tokens, seen = [], dict[str, int]()
+    for word in doors.text("layout", layout).split():
+        if not re.fullmatch(r"[a-z_]+(/[1-9][0-9]*)?", word):
+            raise ValueError(f"layout={doors.shown(layout)}: axes, or axis/block, not {word!r}")
+        axis, _, block = word.partition("/")
+        tokens.append((axis, int(block or 1), seen.get(axis, 0)))
+        seen[axis] = int(block or 1)
+    for axis, last in seen.items():
+        blocks = [block for name, block, _ in tokens if name == axis]
+        if last != 1 or any(a % b or a == b for a, b in itertools.pairwise(blocks)):
+            raise ValueError(
+                f"layout={doors.shown(layout)}: blocks of {axis} each hold whole ones of the next, "
+                f"and {axis} by itself comes last"
+            )
+    return tuple(tokens)
+
+
+@PLANS.of
+def _levels(layout: str) -> dict[str, int]:
+    """Axis -> tokens of it."""
+    names = [axis for axis, _, _ in _tokens(layout)]
+    return {axis: names.count(axis) for axis in names}
