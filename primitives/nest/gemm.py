@@ -18,6 +18,7 @@ from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Access, Tensor
+from jitgen.run.cache import lazy
 from jitgen.target import Target
 
 #: Layouts of plain operands: a row, or a column, lies together
@@ -173,12 +174,12 @@ class Product:
         """B is plain, and packed first."""
         return self.b in PLAIN and not self.in_place
 
-    @property
+    @lazy
     def depth_of_panels(self) -> int:
         """Steps of the reduction in a panel of A, 0 if it has none."""
         return self.tensor("a").blocks("k")
 
-    @property
+    @lazy
     def rows_of_panels(self) -> int:
         """Rows in a panel of A, 0 if it has none."""
         return self.tensor("a").blocks("m")

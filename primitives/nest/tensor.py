@@ -54,18 +54,18 @@ class Tensor:
         self.name, self.layout, self.own = name, layout, own
         self.sizes = sizes
         self.element = dtype if isinstance(dtype, int) else DTYPES[dtype].element
-        levels = _levels(layout)
-        if sizes.keys() != levels.keys():
+        tokens = _tokens(layout)
+        #: axis -> (elements of the axis in a block, elements of the tensor from block to block)
+        self.places: dict[str, list[tuple[int, int]]] = {axis: [] for axis, _, _ in tokens}
+        if sizes.keys() != self.places.keys():
             raise ValueError(
-                f"{name}: layout={doors.shown(layout)} has axes {' '.join(levels)}; sizes are "
+                f"{name}: layout={doors.shown(layout)} has axes {' '.join(self.places)}; sizes are "
                 f"given for {' '.join(sizes)}"
             )
-        #: axis -> (elements of the axis in a block, elements of the tensor from block to block)
-        self.places: dict[str, list[tuple[int, int]]] = {axis: [] for axis in levels}
         step = 1
-        for axis, block, above in reversed(_tokens(layout)):
+        for axis, block, above in reversed(tokens):
             self.places[axis].insert(0, (block, step))
-            step *= (above or -(-sizes[axis] // block * block)) // block
+            step *= above // block if above else -(-sizes[axis] // block)
         #: elements of one thread's, with padding
         self.elements = step
         for axis, stride in (strides or {}).items():
@@ -215,10 +215,3 @@ def _tokens(layout: str) -> tuple[tuple[str, int, int], ...]:
                 f"and {axis} by itself comes last"
             )
     return tuple(tokens)
-
-
-@PLANS.of
-def _levels(layout: str) -> dict[str, int]:
-    """Axis -> tokens of it."""
-    names = [axis for axis, _, _ in _tokens(layout)]
-    return {axis: names.count(axis) for axis in names}
