@@ -78,6 +78,12 @@ class Tensor:
         block = self._places(axis)[0][0]
         return block if block > 1 else 0
 
+    def run(self, axis: str) -> int:
+        """Elements of the smallest block of an axis, which lie a `stride` apart; 0: it is in
+        none."""
+        places = self._places(axis)
+        return places[-2][0] if len(places) > 1 else 0
+
     @property
     def strides(self) -> dict[str, int]:
         """Elements from one index of an axis, or from one of its largest blocks, to the next."""
@@ -86,6 +92,11 @@ class Tensor:
     def stride(self, axis: str) -> int:
         """Elements from one index of an axis to the next, within its blocks."""
         return self._places(axis)[-1][1]
+
+    @property
+    def inner(self) -> str:
+        """The axis along which neighbours lie together."""
+        return self.layout.split()[-1]
 
     def rank(self, axis: str) -> int:
         """Where an axis (what is inside its blocks) stands in the layout."""
@@ -135,6 +146,10 @@ class Access:
                 if name == loop and isinstance(step, int):
                     return axis, step
         return None
+
+    def moves(self, loop: str) -> bool:
+        """Whether the place depends on a loop."""
+        return any(name == loop for terms in self.index.values() for name, _ in _steps(terms))
 
     def ref(self, loops: Mapping[str, Loop]) -> Ref:
         """The place in numbers. Raises ValueError for a loop that is missing, and an index that
