@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any, NamedTuple
 
+from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
+from jitgen.gemm.plan import check_overrides
+from jitgen.gemm.spec import DTYPES, make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.stream import MakeCode, Part
@@ -27,7 +30,7 @@ from jitgen.target import ANY_WIDTH, Target
 Sizes = dict[str, int]
 
 
-class Along(NamedTuple):
+class _Along(NamedTuple):
     """How a call goes along an axis: elements from one position to the next; blocks of so many (0:
     none) that lie so far apart; its rank in the layout; the extent of the axis, all of which is in
     a call unless there is a loop."""
@@ -55,6 +58,16 @@ class Nest:
     target: Target
     sums: str = ""
 
+    def __post_init__(self) -> None:
+        for name, loop in doors.mapping("loops", self.loops).items():
+            doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
+        doors.instance("target", self.target, Target)
+        doors.settle(
+            self, order=doors.text("order", self.order), sums=doors.text("sums", self.sums),
+            dtype=doors.one_of("dtype", self.dtype, DTYPES),
+        )  # fmt: skip
+        check_sums(self.order, self.sums)
+
     def call(
         self, title: str, code: MakeCode, words: Mapping[str, Access], *,
         before: tuple[Part, ...] = (), after: tuple[Part, ...] = (), when: Access | None = None,
@@ -66,12 +79,13 @@ class Nest:
         Raises ValueError for a loop that is missing, an index beyond its axis, and a sum that
         threads would share.
         """
-        check_sums(self.order, self.sums)
-        return Part(
-            title, self.order, self.loops, code,
-            {word: access.ref(self.loops) for word, access in words.items()}, self.sums, before,
-            after, variants or {}, None if when is None else when.ref(self.loops),
-        )  # fmt: skip
+        refs = {
+            word: doors.instance(f"words[{doors.shown(word)}]", access, Access).ref(self.loops)
+            for word, access in doors.mapping("words", words).items()
+        }
+        flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
+        beside = (before, after, {} if variants is None else variants, flag)
+        return Part(title, self.order, self.loops, code, refs, self.sums, *beside)
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
@@ -87,8 +101,16 @@ class Nest:
         "b_offsets"). columns: those of a call where they are not the loop's. beta: before the first
         call of a sum. words: further ones, for the epilogue. beside: arguments of `call`.
         """
-        rows, depth, wide = self._along(a, m), self._along(a, k), self._along(b, n)
-        of_b, of_c = self._along(b, k), self._along(c, m)
+        for name, access in (("a", a), ("b", b), ("c", c)):
+            doors.instance(name, access, Access)
+        columns = doors.size("columns", columns, 0)
+        beta, epilogue = doors.number("beta", beta, dtype=self.dtype), make_epilogue(epilogue)
+        plan = None if plan is None else dict(check_overrides(plan))
+        if doors.text("taps", taps):
+            doors.one_in("taps", taps, "variants", beside.get("variants", ()))
+        m, n, k = doors.text("m", m), doors.text("n", n), doors.text("k", k)
+        rows, depth, wide = self._along(a, m, "m"), self._along(a, k, "k"), self._along(b, n, "n")
+        of_b, of_c = self._along(b, k, "k"), self._along(c, m, "m")
         if beta == 0.0:
             self._check_sums(a, b, c)
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
@@ -117,7 +139,8 @@ class Nest:
             )  # fmt: skip
             return kernel.code, {"count": count}
 
-        return self.call(title, code, {"a": a, "b": b, "c": c, **(words or {})}, **beside)
+        more = {} if words is None else doors.mapping("words", words)
+        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
 
     def _check_sums(self, a: Access, b: Access, c: Access) -> None:
         """Raise ValueError if calls would overwrite what others left in the same place."""
@@ -137,11 +160,13 @@ class Nest:
         """`to` = `source`, in the layout that it has. A call moves two axes at the most: the one
         along which neighbours lie together in either, and one more; others are loops. fill: panels
         of the result are filled up with zeros. beside: arguments of `call`."""
-        p, q = source.tensor.inner, to.tensor.inner
+        doors.instance("source", source, Access)
+        p, q = source.tensor.inner, doors.instance("to", to, Access).tensor.inner
         inner, transposed = self._on(source, p), p != q
         other = q if transposed else self._other(source, to, p)
-        outer = self._on(source, other) if other else Along()
+        outer = self._on(source, other) if other else _Along()
         lead = self._on(to, p if transposed else other) if other else outer
+        fill = doors.flag("fill", fill)
         panel = self._panel(source, to, p if transposed else other) if fill else 0
         for access, axis, most in ((source, p, 0), (to, q, panel)):
             run = access.tensor.run(axis)
@@ -199,7 +224,7 @@ class Nest:
                  if not isinstance(term, int)]  # fmt: skip
         return max((self.loops[name].blocks[-1] for name in names if name in self.loops), default=1)
 
-    def _along(self, access: Access, name: str) -> Along:
+    def _along(self, access: Access, name: str, argument: str) -> _Along:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
         found = access.axis(name)
         if found:
@@ -207,14 +232,16 @@ class Nest:
         tensor = access.tensor
         if name in tensor.sizes and (tensor.own or name not in self.loops):
             return self._on(access, name)
-        raise ValueError(f"{tensor!r}: no axis goes along loop {name!r}, or is called so")
+        raise ValueError(
+            f"{argument}={doors.shown(name)}: {tensor!r} has no axis along that loop, or called so"
+        )
 
-    def _on(self, access: Access, axis: str) -> Along:
+    def _on(self, access: Access, axis: str) -> _Along:
         """How a call goes along an axis, whether a loop goes there or all of it is in a call."""
         tensor, block = access.tensor, access.tensor.blocks(axis)
         loop = next((x for x in self.loops if (access.axis(x) or [""])[0] == axis), "")
         _, step = access.axis(loop) or (axis, 1)
-        return Along(
+        return _Along(
             tensor.stride(axis) * step, block, tensor.strides[axis] if block else 0,
             tensor.rank(axis), tensor.sizes[axis], loop,
         )  # fmt: skip
@@ -229,7 +256,8 @@ def relayout(
 
     Raises ValueError where the tensors have other axes or extents, or padding cannot be filled.
     """
-    if source.sizes != to.sizes:
+    doors.instance("source", source, Tensor)
+    if source.sizes != doors.instance("to", to, Tensor).sizes:
         raise ValueError(f"{source!r} and {to!r} differ in axes or extents")
     ends = (source.inner, to.inner)
     letters = dict(zip(source.sizes, "abcdefghijklmnopqrstuvwxyz", strict=False))
