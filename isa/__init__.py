@@ -27,12 +27,17 @@ FAMILIES = {
 }
 
 
-def open_machine(name: str, dtype: str, vector_bits: int = 0) -> Machine:
+def open_machine(
+    name: str, arithmetic: str, vector_bits: int = 0, storage: str | None = None
+) -> Machine:
     """A fresh `Machine` of family `name` with an empty program.
 
-    `dtype` is "f32" or "f64"; `vector_bits` is needed where the family leaves it open (SVE).
+    `arithmetic` is the type that it computes in and `storage` that of elements in memory (the same
+    if not told), names of `jitgen.isa.types.DTYPES`; `vector_bits` is needed where the family
+    leaves it open (SVE). ValueError for what the family has not.
     """
-    machine: Machine = importlib.import_module(FAMILIES[name][0]).open_machine(dtype, vector_bits)
+    module = importlib.import_module(FAMILIES[name][0])
+    machine: Machine = module.open_machine(arithmetic, vector_bits, storage)
     return machine
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import IN_PLACE, Product, pack_part, product_parts
 from jitgen.primitives.nest.loops import Loop
@@ -20,6 +20,7 @@ from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
@@ -91,7 +92,7 @@ def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Ru
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
-    far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
+    far = a_width * c * DTYPES[layer.dtype].size >= MATRIX_BYTES
     b = "panels" if b_width else "rows" if n >= ROWS_WORTH_PACKING or far else IN_PLACE
     product = _product(
         layer, n, c, k, width=b_width or panels_for(layer, n, c, k),
@@ -116,7 +117,7 @@ def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
 
 
 def _bias_part(layer: Layer, a_width: int) -> Part:
-    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
+    n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].size
     columns = a_width or -(-k // _threads(layer) // 64) * 64
 
     def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:

@@ -15,13 +15,14 @@ import numpy as np
 
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import MakeCode, Part, Ref
 from jitgen.run.cache import CODE
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: A plain B that is not packed
 IN_PLACE = "rows in place"
@@ -74,7 +75,7 @@ class Product:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @property
     def packed_elements(self) -> int:
