@@ -13,6 +13,7 @@ binding of the verbs of `jitgen.isa.machine.Machine` to rows of that table.
 from __future__ import annotations
 
 import importlib
+import sys
 
 from jitgen.isa.machine import Machine
 from jitgen.isa.program import Program
@@ -36,7 +37,9 @@ def open_machine(
     if not told), names of `jitgen.isa.types.DTYPES`; `vector_bits` is needed where the family
     leaves it open (SVE). ValueError for what the family has not.
     """
-    module = importlib.import_module(FAMILIES[name][0])
+    path = FAMILIES[name][0]
+    # layers open several when they are made: what is imported is found without the import system
+    module = sys.modules.get(path) or importlib.import_module(path)
     machine: Machine = module.open_machine(arithmetic, vector_bits, storage)
     return machine
 

@@ -66,15 +66,16 @@ class Machine(ABC):
 
     def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
         #: type of the lanes of a vector register, and of elements in memory
-        self.arithmetic = types.find("arithmetic", arithmetic)
-        self.storage = types.find("storage", storage or arithmetic)
+        self.arithmetic = self.storage = types.find("arithmetic", arithmetic)
         if self.arithmetic.kind != "float" or self.arithmetic.size not in self.lane_sizes:
             sizes = " or ".join(map(str, self.lane_sizes))
             raise ValueError(f"arithmetic={arithmetic!r} is no float of {sizes} bytes, in which "
                              f"{self.name} computes")  # fmt: skip
-        if self.storage is not self.arithmetic and (storage, arithmetic) not in self.converts:
-            for verb in _MEMORY_VERBS:
-                setattr(self, verb, self._refuse)
+        if storage is not None and storage != arithmetic:
+            self.storage = types.find("storage", storage)
+            if (storage, arithmetic) not in self.converts:
+                for verb in _MEMORY_VERBS:
+                    setattr(self, verb, self._refuse)
         self.vector_bits = vector_bits
         #: bytes of an element in memory
         self.element = self.storage.size

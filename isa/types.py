@@ -24,7 +24,7 @@ class DType(NamedTuple):
     precision: int  # bits of the significand, the hidden one counted; of an integer, all bits
     least_exponent: int  # 2**least_exponent is the smallest normal number; of an integer, 0
     arithmetic: str  # name of the type that it is computed and accumulated in
-    packing: str  # character of `struct`; "" for a type that is computed in another
+    packing: str  # format of `struct`; "" for a type that is computed in another
     numpy: str  # NumPy's name
     c: str  # name in C
     #: reduction steps that one multiply-accumulate takes: B then holds so many rows interleaved,
@@ -48,7 +48,7 @@ class DType(NamedTuple):
 
     def encode(self, value: float) -> bytes:
         """A value as an element in memory; OverflowError if it is too large."""
-        return struct.pack(f"<{self.packing}", value)
+        return struct.pack(self.packing, value)
 
     def encode_bits(self, bits: int) -> bytes:
         """A bit pattern as an element in memory."""
@@ -58,8 +58,8 @@ class DType(NamedTuple):
 DTYPES = {
     dtype.name: dtype
     for dtype in (
-        DType("f32", "float", 4, 24, -126, "f32", "f", "float32", "float"),
-        DType("f64", "float", 8, 53, -1022, "f64", "d", "float64", "double"),
+        DType("f32", "float", 4, 24, -126, "f32", "<f", "float32", "float"),
+        DType("f64", "float", 8, 53, -1022, "f64", "<d", "float64", "double"),
     )
 }
 

@@ -34,8 +34,8 @@ vunpckhpd   | ymm ymm ymm          | VEX.256.66.0F.WIG 15 /r     | avx
 TRANSPOSE = parse_table(TABLE)
 #: register name by width in bits
 REGISTER = {128: "xmm", 256: "ymm", 512: "zmm"}
-#: letter of a float in names of instructions by its size in bytes
-LETTERS = {4: "s", 8: "d"}
+#: ends of the names of instructions on vectors and on single floats, by their size in bytes
+SUFFIXES = {4: ("ps", "ss"), 8: ("pd", "sd")}
 
 
 class X86VectorMachine(X86Machine):
@@ -46,8 +46,7 @@ class X86VectorMachine(X86Machine):
 
     def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
         super().__init__(arithmetic, vector_bits, storage)
-        letter = LETTERS[self.arithmetic.size]
-        self.p, self.s = f"p{letter}", f"s{letter}"
+        self.p, self.s = SUFFIXES[self.arithmetic.size]
         self.register = REGISTER[vector_bits]
         self.memory = self._memory_kind()
         self._out = self.program.records.append

@@ -29,6 +29,7 @@ import numbers
 import operator
 import os
 import reprlib
+import struct
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
@@ -109,7 +110,7 @@ def number(
         result = float(value)
         if dtype is not None:
             arithmetic = DTYPES[DTYPES[dtype].arithmetic]
-            arithmetic.encode(result)
+            struct.pack(arithmetic.packing, result)
     except OverflowError:
         kind = "a float" if dtype is None else arithmetic.name
         raise ValueError(f"{name}={shown(given)} is too large for {kind}") from None
@@ -156,6 +157,8 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 def dtype(name: str, value: Any) -> str:
     """The name of an element type, a key of DTYPES, told in its own or in NumPy's words."""
+    if type(value) is str and value in DTYPES:  # as most are
+        return value
     if isinstance(value, str) and value in DTYPES:
         return str.__str__(value)
     if isinstance(value, type):

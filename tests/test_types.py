@@ -243,7 +243,8 @@ def test_nothing_else_names_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not [s for s in check.house_rules() if "element type" in s]
     for text in ('x = {"f64": 8}', 'def f(d):\n    return d == "f32"'):
         assert check._element_types(ast.parse(text))
-    assert not check._element_types(ast.parse('def f(dtype="f32", *, other="f64"): """f32 or f64"""'))
+    default = 'def f(dtype="f32", *, other="f64"): """f32 or f64"""'
+    assert not check._element_types(ast.parse(default))
     monkeypatch.setattr(check, "ROOT", tmp_path)
     for room in ("isa", "jitgen", "primitives"):
         (tmp_path / room).mkdir()

@@ -225,7 +225,7 @@ def brgemm(
     2048
     """
     chosen = cpu.choose(target)
-    if type(epilogue) is not tuple or not all(type(step) is str for step in epilogue):
+    if type(epilogue) is not tuple or (epilogue and not all(type(s) is str for s in epilogue)):
         epilogue = make_epilogue(epilogue)
     overrides = () if plan is None else check_overrides(plan)
     if type(dtype) is not str or dtype not in DTYPES:
