@@ -106,13 +106,12 @@ def number(
             value = plain(name, value)[()]
         if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
             raise TypeError(f"{name}={shown(given)} is no real number")
+    kind = "a float" if dtype is None else DTYPES[dtype].arithmetic
     try:
         result = float(value)
         if dtype is not None:
-            arithmetic = DTYPES[DTYPES[dtype].arithmetic]
-            struct.pack(arithmetic.packing, result)
+            struct.pack(DTYPES[kind].packing, result)
     except OverflowError:
-        kind = "a float" if dtype is None else arithmetic.name
         raise ValueError(f"{name}={shown(given)} is too large for {kind}") from None
     if math.isnan(result) or (math.isinf(result) and not infinite):
         raise ValueError(f"{name}={result} is not finite")

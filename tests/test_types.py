@@ -20,6 +20,7 @@ import pytest
 import jitgen
 from jitgen import isa
 from jitgen.analysis.measure import peak_program
+from jitgen.cli import main
 from jitgen.debug import dwarf
 from jitgen.gemm.operands import make_arguments
 from jitgen.gemm.plan import make_plan
@@ -94,6 +95,17 @@ def test_no_type(door: str, value: Any, error: type[Exception], words: str) -> N
         pytest.skip("no target runs on this CPU")
     with pytest.raises(error, match=rf"dtype=.*{re.escape(words)}"):
         DOORS[door](value)
+
+
+def test_the_command_line_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """And an unknown one is refused."""
+    shown = []
+    for spelling in ("f64", "float64", "double"):
+        assert not main(["show", "5", "7", "6", "--isa", "avx2", "--dtype", spelling])
+        shown.append(capsys.readouterr().out)
+    assert "5 x 7 x 6 f64" in shown[0] and len(set(shown)) == 1
+    assert main(["show", "5", "7", "6", "--isa", "avx2", "--dtype", ">f4"])
+    assert "dtype='>f4' is byte-swapped" in capsys.readouterr().err
 
 
 def test_records_are_right() -> None:
