@@ -22,6 +22,7 @@ from door_values import (
     Array,
     Kind,
     anything,
+    dtype,
     either,
     flag,
     folder,
@@ -80,7 +81,7 @@ def zeros(*shape: int) -> np.ndarray:
 
 COUNT = size(1, 8)  # sizes for which trying is quick
 SOME: dict[str, Kind] = {
-    "dtype": name("f32", "f64"), "threads": optional(size(1, 1024)),
+    "dtype": dtype, "threads": optional(size(1, 1024)),
     "target": optional(name("avx2", "avx512", "sve128")), "bias": flag, "activation": optional(
         name(*ACTIVATIONS)), "tune": flag, "layout": name("nchw", "nhwc"),
     "order": optional(text), "direction": name("forward", "reverse", "bidirectional"),
@@ -162,6 +163,7 @@ add("jitgen.Kernel.bind of offsets", OFFSET, offsets, a=ANY_SHAPE, b=ANY_SHAPE, 
 add("jitgen.Kernel.flops", KERNEL.flops, lambda: {"count": 1}, count=size(0, math.inf))
 add("jitgen.Kernel.listing", SHOWN.listing, lambda: {"format": "text", "syntax": "intel"},
     format=name("text", "asm", "json", "html"), syntax=nothing)
+add("jitgen.KernelSpec.described", lambda: list(KERNEL.spec.described()), dict)
 add("jitgen.KernelSpec.flops", KERNEL.spec.flops, lambda: {"count": 1}, count=size(0, math.inf))
 add("jitgen.pack_b", jitgen.pack_b,
     lambda: {"b": rand(2, 4, 40), "panel": PACKED, "trans": False, "out": zeros(2, 3, 4, 16)},
@@ -176,6 +178,7 @@ add("jitgen.Target", jitgen.Target,
              "features": ("sve",), "rates": target.AVX2.rates},
     name=text, family=nothing, vector_bits=nothing, architecture=nothing, features=items(text),
     rates=nothing)  # fmt: skip
+add("jitgen.Target.scalar_machine", lambda: target.AVX2.scalar_machine().lanes, dict)
 add("jitgen.Target.machine", lambda dtype, n: target.AVX2.machine(dtype, n).lanes,
     lambda: {"dtype": "f32", "n": 5}, n=size())
 add("jitgen.target.parse_target", target.parse_target, lambda: {"name": "avx2"}, name=nothing,

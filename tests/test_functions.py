@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jitgen.emit import functions
+from jitgen.types import DTYPES
 
 FUNCTIONS = {
     "exp": functions.exp,
@@ -100,7 +101,7 @@ class Model:
     """functions.Emitter that computes on arrays instead of emitting instructions."""
 
     def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+        self.arithmetic = DTYPES[dtype]
         self.float = np.dtype(dtype[0] + str(int(dtype[1:]) // 8))
         self.bits = np.dtype("u" + str(self.float.itemsize))
         self.registers: dict[int, Array] = {}

@@ -19,7 +19,6 @@ from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest import gemm
 from jitgen.primitives.nest.gemm import (
     Product,
@@ -33,6 +32,7 @@ from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.run import cpu, loader
 from jitgen.run.replay import BARRIER, END, FIRST_KIND, emit_replay
 from jitgen.target import parse_target
+from jitgen.types import DTYPES
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
 #: tier -> (streams, largest size)

@@ -13,7 +13,8 @@ from pathlib import Path
 #: Rooms of `jitgen` from the ground up, those of one floor together: imports point down only, or
 #: stay in a room. What is no package is a room by itself.
 FLOORS = (
-    ("moved", "version"), ("isa",), ("doors", "frozen"), ("target",), ("emit",),
+    ("moved", "version"), ("isa",), ("types",), ("doors", "frozen"), ("target",),
+    ("emit",),
     ("run", "peachpy"), ("gemm",), ("kernels",), ("inspect",), ("objects",),
     ("analysis", "debug"), ("primitives",), ("cli",), ("__main__",),
 )  # fmt: skip

@@ -21,12 +21,12 @@ import numpy as np
 
 import jitgen.gemm.kernel
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.gemm.kernel import Bound, Kernel
 from jitgen.gemm.plan import check_overrides
 from jitgen.gemm.spec import Step
 from jitgen.isa.program import Program
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES, NUMPY, DTypeLike
 
 Array = np.ndarray
 #: Arrays begin at multiples of so many bytes
@@ -103,18 +103,20 @@ class Problem:
         self.count = count
         self._random = np.random.default_rng(1)
         rows, columns = spec.a_shape
-        a_all = self._array(count, rows, spec.lda)
-        b_all = self._array(count, *spec.b_shape[:-1], spec.panel or spec.ldb)
+        a_all = self._array(spec.a_type, count, rows, spec.lda)
+        b_all = self._array(spec.b_type, count, *spec.b_shape[:-1], spec.panel or spec.ldb)
         a, b = a_all[..., :columns], b_all[..., : spec.b_shape[-1]]
         # op(A_i) and op(B_i), whatever the layout
         self._a = a.swapaxes(1, 2) if spec.trans_a else a
         self._b = b.swapaxes(1, 2) if spec.trans_b or spec.panel else b
         if spec.panel:
             self._b = self._b.reshape(count, spec.k, -1)[..., : spec.n]
-        self.c = self._array(spec.m, spec.ldc)[:, : spec.n]
+        self.c = self._array(spec.c_type, spec.m, spec.ldc)[:, : spec.n]
         self._c = self.c.copy()
         shapes = {"bias": (spec.n,), "bias_row": (spec.m,), "residual": (spec.m, spec.ldr)}
-        self._extra = {s: self._array(*shape) for s, shape in shapes.items() if spec.has(s)}
+        self._extra = {
+            s: self._array(spec.c_type, *shape) for s, shape in shapes.items() if spec.has(s)
+        }
         if spec.has("residual"):
             self._extra["residual"] = self._extra["residual"][:, : spec.n]
         if spec.has("relu_mask"):
@@ -127,8 +129,8 @@ class Problem:
             self._extra["a_offsets"] = np.arange(count) * a_all[0].size
             self._extra["b_offsets"] = np.arange(count) * b_all[0].size
 
-    def _array(self, *shape: int) -> Array:
-        dtype = NUMPY[self.kernel.spec.dtype]
+    def _array(self, kind: str, *shape: int) -> Array:
+        dtype = NUMPY[kind]
         raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGN, np.uint8)
         start = -raw.ctypes.data % ALIGN
         array = raw[start : start + raw.size - ALIGN].view(dtype).reshape(shape)
@@ -147,8 +149,7 @@ class Problem:
         spec = self.kernel.spec
         self.c[...] = self._c
         self.bind(self.kernel)()
-        limits = np.finfo(self.c.dtype)
-        eps = float(limits.eps)
+        eps = DTYPES[spec.c_type].epsilon
         x, size = np.zeros((spec.m, spec.n)), np.zeros((spec.m, spec.n))
         for a, b in zip(self._a, self._b, strict=True):
             a, b = a.astype(np.float64), b.astype(np.float64)
@@ -168,7 +169,7 @@ class Problem:
             x = apply_step(step, x, operands)
             bound = largest_slope(step) * bound + STEP_EPS * eps * np.abs(x)
         error = np.nan_to_num(np.abs(self.c - x), nan=HUGE, posinf=HUGE)
-        bound += float(limits.tiny)
+        bound += DTYPES[spec.c_type].tiny
         worst = np.unravel_index(error.argmax(), error.shape)
         part = min(float((error / bound).max()), HUGE)
         passed = part <= 1 and not wrong
@@ -180,7 +181,7 @@ class Problem:
         spec = self.kernel.spec
         a = np.ascontiguousarray(np.concatenate(list(self._a), axis=1))
         b = np.ascontiguousarray(np.concatenate(list(self._b), axis=0))
-        out = np.empty((spec.m, spec.n), a.dtype)
+        out = np.empty((spec.m, spec.n), self.c.dtype)
         steps = [step for step in spec.epilogue if step[0] != "gelu"]
 
         def call() -> Array:
@@ -215,7 +216,7 @@ def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
     return _stand_in(kernel, program), flops
 
 
-def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
+def peak_program(target: Target, dtype: DTypeLike) -> tuple[Program, int]:
     """Nothing but independent multiply-accumulates on the widest registers of the target; and its
     floating-point operations."""
     machine = doors.instance("target", target, Target).machine(dtype, ANY_WIDTH)

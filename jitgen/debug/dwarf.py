@@ -13,6 +13,7 @@ from pathlib import Path
 from jitgen.debug.image import Image
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.inspect.unwind import ARCHITECTURES, X86_DWARF, sleb, uleb
+from jitgen.types import DTYPES
 
 _NUL = b"\0"
 # tags, attributes, forms (section 7.5) as they are used here
@@ -29,7 +30,9 @@ _ADDR, _DATA1, _DATA2, _DATA8, _STRING, _REF4, _SEC_OFFSET, _EXPRESSION, _FLAG =
     0x01, 0x0B, 0x05, 0x07, 0x08, 0x13, 0x17, 0x18, 0x19,
 )  # fmt: skip
 _OP_REG0, _OP_CALL_FRAME_CFA, _ASSEMBLER = 0x50, 0x9C, 0x8001
-_FLOAT, _SIGNED, _UNSIGNED_CHAR = 0x04, 0x05, 0x08
+_FLOAT, _SIGNED, _UNSIGNED, _UNSIGNED_CHAR = 0x04, 0x05, 0x07, 0x08
+#: by the kind of an element type
+_ENCODINGS = {"float": _FLOAT, "signed": _SIGNED, "unsigned": _UNSIGNED}
 
 #: number -> tag, whether it has children, attributes with their forms
 _ABBREVIATIONS = {
@@ -91,10 +94,10 @@ def _information(image: Image, listing: Path) -> bytes:
 
     entry(1, struct.pack("<H", _ASSEMBLER) + b"".join(n + _NUL for n in names) + bytes(4) + span)
     spec = image.kernel.spec
-    element = b"float\0" if spec.dtype == "f32" else b"double\0"
+    element = DTYPES[spec.dtype]
     entry(4, b"int64_t\0" + bytes([8, _SIGNED]), "integer")
     entry(4, b"uint8_t\0" + bytes([1, _UNSIGNED_CHAR]), "byte")
-    entry(4, element + bytes([spec.element, _FLOAT]), "element")
+    entry(4, element.c.encode() + _NUL + bytes([element.size, _ENCODINGS[element.kind]]), "element")
     for name, target in _POINTERS.items():
         entry(5, bytes([8]) + reference(target), name)
     entry(6, b"brgemm_args\0" + bytes([8 * len(ARGUMENTS)]), "struct")

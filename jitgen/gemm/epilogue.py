@@ -84,7 +84,7 @@ class Finish:
 
     def _parts(self, tile: Tile, leading: int) -> list[tuple[int, int, int]]:
         """(accumulator, displacement in an m x n matrix, active lanes) of a tile's vectors."""
-        size = self.spec.result
+        size = self.spec.c_bytes
         columns = list(zip(tile.offsets, tile.widths, strict=True))
         return [
             (acc, (i * leading + offset) * size, width)
@@ -95,8 +95,8 @@ class Finish:
     def _matrix(self, tile: Tile, role: str, argument: str, leading: int) -> int:
         """Point `role` at the tile's corner in an m x n matrix."""
         self.frame.load_argument(role, argument)
-        self.frame.shift(self.frame[role], tile.row, leading * self.spec.result, "step")
-        self.frame.shift(self.frame[role], tile.col, self.spec.result, "step")
+        self.frame.shift(self.frame[role], tile.row, leading * self.spec.c_bytes, "step")
+        self.frame.shift(self.frame[role], tile.col, self.spec.c_bytes, "step")
         return self.frame[role]
 
     # ---- end --------------------------------------------------------------------------------
@@ -206,15 +206,15 @@ class Finish:
         by_column = name == "bias"
         self.frame.load_argument("b_now", name)
         pointer = self.frame["b_now"]
-        self.frame.shift(pointer, tile.col if by_column else tile.row, self.spec.result, "step")
+        self.frame.shift(pointer, tile.col if by_column else tile.row, self.spec.c_bytes, "step")
         if by_column:
             for j, width in enumerate(tile.widths):
-                machine.load(t, (pointer, tile.offsets[j] * self.spec.result), width)
+                machine.load(t, (pointer, tile.offsets[j] * self.spec.c_bytes), width)
                 for row in tile.acc:
                     machine.add(row[j], row[j], t)
             return
         for i, row in enumerate(tile.acc):
-            machine.broadcast(t, (pointer, i * self.spec.result))
+            machine.broadcast(t, (pointer, i * self.spec.c_bytes))
             for acc in row:
                 machine.add(acc, acc, t)
 

@@ -13,24 +13,13 @@ elements. A spec is a frozen value and the key of the kernel cache. Not here: ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.types import DTYPES, DTypeLike
 
-
-class DType(NamedTuple):
-    """An element type: bytes of an element of A and B, bytes of one of C and of the accumulators,
-    and ku, the reduction steps that one multiply-accumulate takes (B then holds ku rows
-    interleaved, [k / ku][n][ku]; bf16 pairs would be (2, 4, 2), int8 quads (1, 4, 4))."""
-
-    element: int
-    result: int
-    ku: int
-
-
-DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
 BATCH_KINDS = ("stride", "offset", "address")
 
 #: Epilogue steps: name -> the parameters it takes
@@ -48,12 +37,16 @@ Step = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A validated kernel; build one with `make_spec`. Sizes in elements."""
+    """A validated kernel; build one with `make_spec`. Sizes in elements; types of the elements of
+    A, B, the accumulators and C are names of `jitgen.types.DTYPES`."""
 
     m: int
     n: int
     k: int
-    dtype: str
+    a_type: str
+    b_type: str
+    acc_type: str
+    c_type: str
     lda: int
     ldb: int
     ldc: int
@@ -69,19 +62,39 @@ class KernelSpec:
     epilogue: tuple[Step, ...]
 
     @property
-    def element(self) -> int:
-        """Bytes of an element of A and B."""
-        return DTYPES[self.dtype].element
+    def dtype(self) -> str:
+        """The short form of all types, from which the others follow: that of A and B."""
+        return self.a_type
 
     @property
-    def result(self) -> int:
-        """Bytes of an element of C."""
-        return DTYPES[self.dtype].result
+    def a_bytes(self) -> int:
+        """Bytes of an element of A."""
+        return DTYPES[self.a_type].size
+
+    @property
+    def b_bytes(self) -> int:
+        """Bytes of an element of B."""
+        return DTYPES[self.b_type].size
+
+    @property
+    def acc_bytes(self) -> int:
+        """Bytes of an accumulator."""
+        return DTYPES[self.acc_type].size
+
+    @property
+    def c_bytes(self) -> int:
+        """Bytes of an element of C, and of bias and residual."""
+        return DTYPES[self.c_type].size
 
     @property
     def ku(self) -> int:
         """Reduction steps of one multiply-accumulate."""
-        return DTYPES[self.dtype].ku
+        return DTYPES[self.a_type].ku
+
+    def described(self) -> dict[str, Any]:
+        """The fields by name, the types as their short form, `dtype`."""
+        names = dict.fromkeys("dtype" if f.name.endswith("_type") else f.name for f in fields(self))
+        return {name: getattr(self, name) for name in names}
 
     @property
     def steps(self) -> int:
@@ -95,10 +108,20 @@ class KernelSpec:
 
     @property
     def b_shape(self) -> tuple[int, ...]:
-        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width."""
+        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width; where ku
+        is not 1, a row holds the units of so many rows of B, and there is a last axis of ku."""
+        unit = () if self.ku == 1 else (self.ku,)
         if self.panel:
-            return (-(-self.n // self.panel), self.k, self.panel)
-        return (self.n, self.k) if self.trans_b else (self.k, self.n)
+            return (-(-self.n // self.panel), self.steps, self.panel, *unit)
+        return (self.n, self.k) if self.trans_b else (self.steps, self.n, *unit)
+
+    @property
+    def b_leading(self) -> tuple[int, ...]:
+        """Elements from one to the next in each axis of `b_shape` but the last."""
+        unit = () if self.ku == 1 else (self.ku,)
+        if self.panel:
+            return (self.k * self.panel, self.panel * self.ku, *unit)
+        return (self.ldb,) if self.trans_b else (self.ldb * self.ku, *unit)
 
     def has(self, name: str) -> bool:
         """Whether the epilogue holds a step of this name."""
@@ -119,7 +142,7 @@ def make_spec(
     m: int,
     n: int,
     k: int,
-    dtype: str = "f32",
+    dtype: DTypeLike = "f32",
     *,
     lda: int | None = None,
     ldb: int | None = None,
@@ -135,12 +158,13 @@ def make_spec(
     panel: int = 0,
     epilogue: Any = (),
 ) -> KernelSpec:
-    """Fill in defaults and check every rule.
+    """Fill in defaults and check every rule. `dtype`, the short form of all types, is a name in
+    `jitgen.types.DTYPES` or NumPy's for one (np.float32, "float64").
 
     Raises ValueError or TypeError that names the argument, its value and the rule.
     """
     m, n, k = doors.sizes(m=m, n=n, k=k)
-    dtype = doors.one_of("dtype", dtype, DTYPES)
+    dtype = doors.dtype("dtype", dtype)
     batch = doors.one_of("batch", batch, BATCH_KINDS)
     trans_a, trans_b = doors.flag("trans_a", trans_a), doors.flag("trans_b", trans_b)
     panel = doors.size("panel", panel, 0)
@@ -148,7 +172,8 @@ def make_spec(
         raise ValueError(
             f"packed_b, panel={panel}: panels have their own layout; trans_b and ldb do not apply"
         )
-    element, result, ku = DTYPES[dtype]
+    ku, acc_type = DTYPES[dtype].ku, DTYPES[dtype].arithmetic
+    element, result = DTYPES[dtype].size, DTYPES[acc_type].size
     if k % ku or (ku > 1 and trans_a):
         raise ValueError(
             f"k={k}, trans_a={trans_a}: {dtype} takes {ku} steps at once; k must be a multiple of "
@@ -156,12 +181,13 @@ def make_spec(
         )
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
-    alpha = doors.number("alpha", alpha, dtype=dtype)
-    beta = doors.number("beta", beta, dtype=dtype)
+    alpha = doors.number("alpha", alpha, dtype=acc_type)
+    beta = doors.number("beta", beta, dtype=acc_type)
     steps = make_epilogue(epilogue)
     for step, *parameters in steps:
         for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
-            doors.number(f"epilogue step {step} {parameter}", value, infinite=True, dtype=dtype)
+            what = f"epilogue step {step} {parameter}"
+            doors.number(what, value, infinite=True, dtype=acc_type)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -184,7 +210,7 @@ def make_spec(
                 f"{MATRIX_BYTES - 1}: split m, n or k"
             )
     return KernelSpec(
-        m, n, k, dtype, lda, ldb, ldc, ldr, batch,
+        m, n, k, dtype, dtype, acc_type, acc_type, lda, ldb, ldc, ldr, batch,
         _stride("stride_a", stride_a, a_rows * lda, batch, element),
         _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
         alpha, beta, trans_a, trans_b, panel, steps,

@@ -131,7 +131,7 @@ def as_values(kernel: EmittedKernel) -> dict[str, Any]:
         })  # fmt: skip
     registers = {role: general_name(kernel.target, n) for role, n in kernel.roles.items()}
     plan = asdict(kernel.plan)
-    spec = asdict(kernel.spec)
+    spec = kernel.spec.described()
     return {
         "format": KIND, "target": kernel.target.name, "computes": describe(kernel.spec),
         "code_bytes": len(kernel.code),

@@ -41,7 +41,8 @@ class Chain:
     """Takes down operations on vectors, to be emitted later."""
 
     def __init__(self, machine: Machine) -> None:
-        self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
+        self.arithmetic = machine.arithmetic
+        self.const, self.const_bits = machine.const, machine.const_bits
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, verb: str) -> Any:

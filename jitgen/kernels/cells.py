@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
-from jitgen.isa.machine import ELEMENTS, At
+from jitgen.isa.machine import At
 from jitgen.kernels.cell_bodies import CELLS, Cell, Options, Vector, emit_in_turn
 from jitgen.run.cache import CODE
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 def emit_cell(
@@ -96,7 +97,7 @@ def emit_cell(
         if pitch < least:
             raise ValueError(f"{name}[{word!r}]={pitch} is smaller than the {least} it holds")
         times = -(-units // width) if operand.panels else rows
-        if times * pitch * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if times * pitch * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}[{word!r}]={pitch} elements ({dtype}), {times} times: 2 GiB")
         pitches[word] = pitch
     for name, given, panels in (("panel", panel, True), ("ld", ld, False)):

@@ -14,9 +14,10 @@ from jitgen.emit.frame import Frame
 from jitgen.emit.functions import FUNCTIONS
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
 from jitgen.gemm.spec import Step
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 #: Epilogue steps that it knows besides FUNCTIONS
 STEPS = ("bias", "relu")
@@ -32,7 +33,7 @@ def possible(dtype: str, target: Target) -> bool:
 
 def within_reach(n: int, ldb: int, dtype: str) -> bool:
     """Whether the rows of w that are read at the same time span less than 2 GiB."""
-    return min(n, ROWS) * ldb * ELEMENTS[dtype][2] < MATRIX_BYTES
+    return min(n, ROWS) * ldb * DTYPES[dtype].size < MATRIX_BYTES
 
 
 @CODE.of

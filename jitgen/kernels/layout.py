@@ -8,9 +8,9 @@ from __future__ import annotations
 from jitgen.emit.copying import square_side
 from jitgen.emit.frame import Frame
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
-from jitgen.isa.machine import ELEMENTS
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 #: Source rows that are finished before the next are begun: their pages stay in the TLB, the part of
 #: their lines that is not yet read stays in the second cache
@@ -39,7 +39,7 @@ def emit_transpose(
     if max(rows, columns) >= MATRIX_BYTES:
         raise ValueError(f"rows={rows}, columns={columns}: both must be less than {MATRIX_BYTES}")
     for name, leading in (("lda", lda), ("ldc", ldc)):
-        if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if leading * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={leading}: rows ({dtype}) lie 2 GiB or more apart")
     return _emit_transpose(rows, columns, dtype, target, lda, ldc)
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.emit.copying import copy_rows, repeated
 from jitgen.emit.frame import ARGUMENTS, Frame
 from jitgen.emit.shapes import MATRIX_BYTES
@@ -26,6 +25,7 @@ from jitgen.kernels.layout import LOOP_ROLES, transpose_loops
 from jitgen.run import cpu, loader, shared
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, TARGETS, Target
+from jitgen.types import NUMPY
 
 
 def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:

@@ -19,8 +19,9 @@ from jitgen.emit.frame import Frame
 from jitgen.emit.functions import FUNCTIONS
 from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
 from jitgen.gemm.spec import Step
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.isa.machine import Machine
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Instructions of one of FUNCTIONS, about
 FUNCTION_SIZE = 40
@@ -172,7 +173,7 @@ class Walk(ABC):
         ):  # fmt: skip
             check_shape(1, channels, dtype, pixel)
             reach = height * row + width * pixel
-            if row < 0 or reach * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+            if row < 0 or reach * DTYPES[dtype].size >= MATRIX_BYTES:
                 raise ValueError(f"distances {row}, {pixel} reach up, or 2 GiB ({dtype}) or more")
         self.machine: Machine = target.machine(dtype, channels)
         machine = self.machine

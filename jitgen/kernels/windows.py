@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
 from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.isa.machine import Machine
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Row:
         if self.step < 0:
             raise ValueError(f"step={self.step} is negative")
         far = max(map(abs, self.taps)) + (self.pixels - 1) * self.step + self.channels
-        if far * ELEMENTS[self.dtype][2] >= MATRIX_BYTES:
+        if far * DTYPES[self.dtype].size >= MATRIX_BYTES:
             raise ValueError(f"taps and step reach {far} elements ({self.dtype}): 2 GiB or more")
 
 

@@ -20,9 +20,10 @@ from jitgen.emit.frame import Frame
 from jitgen.emit.functions import FUNCTIONS
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
 from jitgen.gemm.spec import Step, make_epilogue
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 Matrix = tuple[tuple[float, ...], ...]
 _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -81,7 +82,7 @@ def emit_winograd(
             raise ValueError(f"{s} is not at least one square with a part of {side} x {side}")
     for name, grid in (("a", a), ("c", c)):
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
-        if (reach + abs(lead)) * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if (reach + abs(lead)) * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={grid} and lead={lead} reach 2 GiB or more")
     steps = make_epilogue(epilogue)
     for name, *_ in steps:

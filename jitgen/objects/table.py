@@ -12,14 +12,15 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from jitgen.gemm.emitted import EmittedKernel
-from jitgen.gemm.spec import DTYPES, EPILOGUES, KernelSpec
+from jitgen.gemm.spec import EPILOGUES, KernelSpec
 from jitgen.objects.elf import Fixup
 from jitgen.run import cpu
+from jitgen.types import DTYPES
 
 #: Version of the argument struct and of the table; a header refuses a table of another version
 ABI = 1
@@ -72,7 +73,7 @@ def default_strides(spec: KernelSpec) -> tuple[int, int]:
     """Strides of A and B whose matrices lie behind one another; 0 without strides."""
     if spec.batch != "stride":
         return 0, 0
-    b = prod(spec.b_shape) if spec.panel else spec.b_shape[0] * spec.ldb
+    b = prod(spec.b_shape) if spec.panel else (spec.n if spec.trans_b else spec.k) * spec.ldb
     return spec.a_shape[0] * spec.lda, b
 
 
@@ -96,7 +97,7 @@ def flag_bits() -> dict[str, int]:
 
 def _identity(spec: KernelSpec) -> str:
     """Equal for kernels that compute the same, whatever the target; panels may differ."""
-    values = asdict(spec)
+    values = spec.described()
     panel = values.pop("panel")
     values["packed_b"] = panel > 0
     if spec.stride_b == default_strides(spec)[1]:
@@ -157,7 +158,7 @@ def _entry(exported: Exported) -> bytes:
     spec, target = exported.kernel.spec, exported.kernel.target
     bits = flag_bits()
     values: dict[str, Any] = {
-        **asdict(spec), "kernel": 0, "symbol": 0, "id": exported.product,
+        **spec.described(), "kernel": 0, "symbol": 0, "id": exported.product,
         "dtype": list(DTYPES).index(spec.dtype),
         "flags": sum(1 << bits[flag] for flag in flags(spec)),
         "features": feature_bits(target.architecture, target.features),

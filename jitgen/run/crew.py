@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from jitgen.emit.frame import Frame
 from jitgen.isa.machine import Machine
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.target import Target
 
 #: Words of a context, in bytes: functions of the OpenMP runtime, the size its team must have, and
 #: whether it had another one; all jobs, and the function that does one of them;
@@ -150,7 +150,7 @@ def emit_helper(target: Target) -> bytes:
 
 def _begin(target: Target) -> tuple[Machine, Frame]:
     """A machine, and a frame whose registers are none that arguments are passed in."""
-    machine = target.machine("f32", ANY_WIDTH)
+    machine = target.scalar_machine()
     frame = Frame(machine)
     while machine.gprs[len(frame.roles)] in machine.arguments:
         frame.take(f"argument {len(frame.roles)}")

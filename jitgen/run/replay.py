@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jitgen.emit.frame import ARGUMENTS, Frame
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.target import Target
 
 #: Kinds that call no kernel; kernels count from FIRST_KIND
 END, BARRIER, FIRST_KIND = 0, 1, 2
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 def emit_replay(calls: Sequence[Call], target: Target) -> bytes:
     """The machine code of a driver for streams whose kind FIRST_KIND + i is calls[i]."""
-    machine = target.machine("f32", ANY_WIDTH)
+    machine = target.scalar_machine()
     program, frame = machine.program, Frame(machine)
     stream, bases, left, status, job, kernels = machine.kept[:6]
     offset, base, function = (frame.take(role) for role in ("offset", "base", "function"))

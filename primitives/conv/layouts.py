@@ -11,7 +11,7 @@ import numpy as np
 
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
@@ -19,6 +19,7 @@ from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import lazy
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Pixels of a kernel call for which the width of panels is chosen
 MOST_PIXELS = 128
@@ -56,7 +57,7 @@ class Conv:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @property
     def group(self) -> tuple[int, int]:

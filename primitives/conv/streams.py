@@ -14,7 +14,6 @@ from math import prod
 
 import numpy as np
 
-from jitgen.doors import NUMPY
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import Step
 from jitgen.kernels.dot import possible
@@ -36,6 +35,7 @@ from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import STREAMS
+from jitgen.types import NUMPY
 
 #: Products of backward by data, at most
 MOST_PRODUCTS = 1 << 12

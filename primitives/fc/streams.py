@@ -12,7 +12,7 @@ from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
@@ -20,6 +20,7 @@ from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
@@ -95,7 +96,7 @@ def backward_data(
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
-    far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
+    far = a_width * c * DTYPES[layer.dtype].size >= MATRIX_BYTES
     product = _product(
         layer, n, c, k, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "k n", in_place=not (b_width or n >= ROWS_WORTH_PACKING or far),

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.primitives.conv import streams, winograd
 from jitgen.primitives.conv.cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
 from jitgen.primitives.conv.layouts import Conv, packed_elements, packed_layout
@@ -38,6 +37,7 @@ from jitgen.primitives.nest.tuning import tuned
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import NUMPY, DTypeLike
 
 #: Elements of the longest vector
 MOST_LANES = 64
@@ -121,7 +121,7 @@ class Convolution(Frozen):
         self, batch: int, in_channels: int, height: int, width: int, out_channels: int,
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
         bias: bool = True, activation: str | None = None, residual: bool = False,
-        dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
+        dtype: DTypeLike = "f32", layout: str = "nchw", threads: int | None = None,
         algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
@@ -136,7 +136,7 @@ class Convolution(Frozen):
                 raise ValueError(f"groups={groups} does not divide {name}={value}")
         if activation is not None:
             activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         layout = doors.one_of("layout", layout, LAYOUTS)
         if algorithm is not None:
             algorithm = doors.one_of("algorithm", algorithm, ALGORITHMS)

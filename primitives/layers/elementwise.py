@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Activations whose gradients are known here
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
@@ -40,7 +40,7 @@ def elementwise(
     def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
-    element = DTYPES[dtype].element
+    element = DTYPES[dtype].size
     refs: dict[str, Ref] = {word: Ref(word, {"n": 1}, element) for word in words}
     if scalars:
         refs[scalars] = Ref(scalars, {}, element)

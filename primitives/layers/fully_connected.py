@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.fc import streams
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.fc.streams import Layer, panels_for
@@ -32,6 +30,7 @@ from jitgen.primitives.nest.stream import Stream
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import NUMPY, DTypeLike
 
 
 class FullyConnected(Frozen):
@@ -51,7 +50,7 @@ class FullyConnected(Frozen):
 
     def __init__(
         self, batch: int, in_features: int, out_features: int, *, bias: bool = True,
-        activation: str | None = None, dtype: str = "f32", threads: int | None = None,
+        activation: str | None = None, dtype: DTypeLike = "f32", threads: int | None = None,
         blocks: tuple[int, int] | None = None, order: str | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
@@ -60,7 +59,7 @@ class FullyConnected(Frozen):
         )
         if activation is not None:
             activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         if blocks is not None:
             blocks = doors.pair("blocks", blocks, " of sizes: rows, columns")
         if order is not None:

@@ -19,7 +19,6 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
@@ -35,6 +34,7 @@ from jitgen.run import cpu
 from jitgen.run.cache import STREAMS
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import DTypeLike
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class _Pool(Frozen):
 
     def __init__(
         self, batch: int, channels: int, height: int, width: int, kernel: Pair, *,
-        stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nchw",
-        threads: int | None = None, target: str | Target | None = None,
+        stride: Pair | None = None, padding: Any = 0, dtype: DTypeLike = "f32",
+        layout: str = "nchw", threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         batch, channels, height, width = doors.sizes(
             batch=batch, channels=channels, height=height, width=width
         )
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         layout = doors.one_of("layout", layout, LAYOUTS)
         taps = pair("kernel", kernel)
         steps = taps if stride is None else pair("stride", stride)

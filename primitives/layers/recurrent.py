@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs
@@ -36,6 +34,7 @@ from jitgen.run import cpu
 from jitgen.run.loader import ffi
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import NUMPY, DTypeLike
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
@@ -48,14 +47,14 @@ class _Recurrent(Frozen):
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
-        bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
-        forget_bias: float = 0.0,
+        bias: bool, peephole: bool, dtype: DTypeLike, threads: int | None,
+        target: str | Target | None, forget_bias: float = 0.0,
     ) -> None:  # fmt: skip
         batch, steps, in_features, hidden = doors.sizes(
             batch=batch, steps=steps, in_features=in_features, hidden=hidden
         )
         direction = doors.one_of("direction", direction, DIRECTIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         bias, peephole = doors.flag("bias", bias), doors.flag("peephole", peephole)
         chosen = cpu.choose(target)
         both = direction == "bidirectional"
@@ -336,7 +335,7 @@ class Lstm(_Recurrent):
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
         direction: str = "forward", bias: bool = True, forget_bias: float = 0.0,
-        peephole: bool = False, dtype: str = "f32", threads: int | None = None,
+        peephole: bool = False, dtype: DTypeLike = "f32", threads: int | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
@@ -389,8 +388,8 @@ class Gru(_WithoutCell):
 
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
-        direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
-        threads: int | None = None, target: str | Target | None = None,
+        direction: str = "forward", bias: bool = True, reset: str = "after",
+        dtype: DTypeLike = "f32", threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         reset = doors.one_of("reset", reset, RESETS)
         super().__init__(
@@ -404,7 +403,7 @@ class Rnn(_WithoutCell):
 
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
-        direction: str = "forward", bias: bool = True, dtype: str = "f32",
+        direction: str = "forward", bias: bool = True, dtype: DTypeLike = "f32",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         super().__init__(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import Step
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
@@ -20,6 +20,7 @@ from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Layouts of plain operands: a row, or a column, lies together
 PLAIN = ("m k", "k m", "k n", "n k")
@@ -74,7 +75,7 @@ class Product:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @property
     def packed_elements(self) -> int:

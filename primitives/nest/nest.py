@@ -20,12 +20,13 @@ from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.plan import check_overrides
-from jitgen.gemm.spec import DTYPES, make_epilogue
+from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.stream import MakeCode, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 Sizes = dict[str, int]
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from jitgen.frozen import uncopied
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.arrays import ALIGN, aligned, buffer_of
 from jitgen.primitives.nest.stream import Part, Stream
 from jitgen.run.scratch import POOL, Seat
 from jitgen.run.team import Team
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 class Run:
@@ -44,7 +44,7 @@ class Run:
         self._places: list[slice] = []
         self._size = 0
         for elements in self.scratch.values():
-            end = self._size + elements * DTYPES[dtype].element
+            end = self._size + elements * DTYPES[dtype].size
             self._places.append(slice(self._size, end))
             self._size = -(-end // ALIGN) * ALIGN
         self._seat = Seat(POOL)

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import FAR, Ref
 from jitgen.primitives.nest.tables import check_table
 from jitgen.run.cache import PLANS
+from jitgen.types import DTYPES
 
 #: A part of a position along an axis: a number, a loop, a loop times a step, or a number for each
 #: position of a loop
@@ -221,7 +221,7 @@ class Access:
 def _element(dtype: str | int) -> int:
     """Bytes of an element."""
     if isinstance(dtype, str):
-        return DTYPES[doors.one_of("dtype", dtype, DTYPES)].element
+        return DTYPES[doors.one_of("dtype", dtype, DTYPES)].size
     element = doors.integer("dtype", dtype)
     if element not in (1, 2, 4, 8):
         raise ValueError(f"dtype={doors.shown(dtype)} is neither a type nor 1, 2, 4 or 8 bytes")

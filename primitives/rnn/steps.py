@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.cells import emit_cell
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import lazy
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 #: Gates of a unit, by kind of cell
 GATES = {"lstm": 4, "gru": 3, "gru_before": 3, "rnn": 1}
@@ -67,7 +67,7 @@ class Layer:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @lazy
     def width(self) -> int:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.primitives.train.optimizers import Adam, Optimizer, Sgd
+from jitgen.types import NUMPY, DTypeLike
 
 #: Activations whose derivative needs no more than their output
 ACTIVATIONS = ("relu", "sigmoid", "tanh")
@@ -52,8 +51,8 @@ class Mlp(Frozen):
     """
 
     def __init__(
-        self, batch: int, sizes: Sequence[int], *, activation: str = "relu", dtype: str = "f32",
-        threads: int | None = None, seed: int = 0,
+        self, batch: int, sizes: Sequence[int], *, activation: str = "relu",
+        dtype: DTypeLike = "f32", threads: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         given = enumerate(doors.items("sizes", sizes))
         sizes = tuple(doors.size(f"sizes[{i}]", c) for i, c in given)
@@ -61,7 +60,7 @@ class Mlp(Frozen):
             shown = doors.shown(sizes)
             raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
         activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype, batch = doors.one_of("dtype", dtype, DTYPES), doors.size("batch", batch)
+        dtype, batch = doors.dtype("dtype", dtype), doors.size("batch", batch)
         seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
         self.layers = tuple(
