@@ -22,7 +22,6 @@ import numpy as np
 
 from jitgen.analysis.measure import peak_program
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import EPILOGUES
 from jitgen.kernels.cell_bodies import CELLS
 from jitgen.kernels.cells import emit_cell
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
@@ -163,9 +162,10 @@ def shown(options: dict[str, Any]) -> str:
     return "".join(c for c in text if c not in "'(){},").replace("True", "yes")
 
 
-_STEPS = {"leaky_relu": (0.25,), "clip": (-0.5, 6.0), "scale": (1.5,)}
 _EPILOGUES: tuple[tuple[Any, ...], ...] = (
-    *(((name, *_STEPS.get(name, ())),) for name in EPILOGUES),
+    ("bias",), ("bias_row",), ("residual",), ("relu",), ("relu_mask",), (("leaky_relu", 0.25),),
+    ("sigmoid",), ("tanh",), ("gelu",), ("gelu_tanh",), ("silu",), (("clip", -0.5, 6.0),),
+    (("scale", 1.5),),
     ("bias", "relu"), ("bias", "relu_mask"), ("bias", "residual", "relu"), ("bias", "gelu"),
     ("bias_row", "sigmoid"), ("bias", ("scale", 0.5), ("clip", -1.0, 1.0)), ("silu", "bias"),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Each function is straight-line code on one vector register, written once against the small
 instruction set of `Emitter`; an instruction-set file supplies the emitter and thereby the code.
-Nothing here allocates registers, encodes instructions or computes a value.
+Nothing here allocates registers, encodes instructions or computes a value. Not here: functions with
+a straight part (`jitgen.emit.rectifiers`), how many temporaries each takes (`jitgen.emit.steps`).
 
 The shape all of them share:
 
@@ -180,11 +181,8 @@ TABLES = {
 }
 # fmt: on
 
-#: Temporary registers each function needs beside the one with its argument and result
-TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
 
-
-def _magic(table: Table, offset: int = 0) -> float:
+def magic_number(table: Table, offset: int = 0) -> float:
     """Return the number that, added to n, leaves 2^(n + offset) to be shifted into place."""
     return 1.5 * 2.0**table.mantissa_bits + table.bias + offset
 
@@ -224,7 +222,7 @@ def exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
     """
     table = TABLES[v.dtype]
     p, a = ratio
-    magic = v.const(_magic(table, -table.small))
+    magic = v.const(magic_number(table, -table.small))
     v.load_const(a, magic)
     v.fma(a, x, v.const(-_LOG2E))
     v.sub(p, a, magic)  # -n
@@ -249,7 +247,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     """
     table = TABLES[v.dtype]
     power, p = t[0], t[1]
-    magic = v.const(_magic(table))
+    magic = v.const(magic_number(table))
     _clamp(v, x, t, *table.exp_range)
     v.load_const(power, magic)
     v.fma(power, x, v.const(_LOG2E / 2))
@@ -303,7 +301,7 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     term: accurate near 0, where n is 0; odd to the last bit; never beyond 1.
     """
     table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    magic = v.const(magic_number(table))
     y, power, q = t[0], t[1], t[2]
     v.load_const(y, v.const(table.tanh_limit))
     v.and_(power, x, v.const_bits(sign_bit(v) - 1))
@@ -330,7 +328,7 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
     Clobbers t[1] and t[2]; the result for NaN is a number or NaN.
     """
     table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    magic = v.const(magic_number(table))
     y, n, f = t[0], t[1], t[2]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(limit))
@@ -341,7 +339,7 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
     v.mul(f, n, v.const(table.step_square[0]))
     v.fma(f, y, y)  # y^2 + 2 n ln 2, the square unrounded
     v.fma(f, n, v.const(table.step_square[1]))
-    v.add(n, n, v.const(_magic(table, table.large)))
+    v.add(n, n, v.const(magic_number(table, table.large)))
     v.shift_left(n, n, table.mantissa_bits)
     value = t[0]
     horner(v, value, f, scaled(table.exp, 1.0, -0.5))
@@ -380,7 +378,7 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     kept to more than working precision.
     """
     table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    magic = v.const(magic_number(table))
     y, cubic, n, f = t[0], t[1], t[2], t[3]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(table.gelu_tanh_limit))
@@ -399,19 +397,9 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fma(f, n, v.const(table.step_cubic[1]))
     p = cubic
     horner(v, p, f, scaled(table.exp, 2.0**-table.small, _CUBIC))
-    v.add(n, n, v.const(_magic(table, -table.small)))
+    v.add(n, n, v.const(magic_number(table, -table.small)))
     v.shift_left(n, n, table.mantissa_bits)
     v.add(n, n, p)
     v.div(y, y, n)
     _positive_part(v, x, f)
     v.fnma(x, y, p)
-
-
-#: Epilogue steps that are one call of a function: name -> function
-FUNCTIONS = {
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "silu": silu,
-}

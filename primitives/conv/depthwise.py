@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from jitgen.gemm.spec import Step
+from jitgen.emit.steps import Step
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.strips import Axis, plan_strip

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jitgen.emit.shapes import MOST_TAPS
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer

@@ -15,8 +15,8 @@ from math import prod
 import numpy as np
 
 from jitgen.doors import NUMPY
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import Step
 from jitgen.kernels.dot import possible
 from jitgen.primitives.conv import depthwise, weights
 from jitgen.primitives.conv.cost import Choice, check_block, most_pixels

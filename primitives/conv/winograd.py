@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import Step
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread

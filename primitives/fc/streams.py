@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import IN_PLACE, Product, pack_part, product_parts
 from jitgen.primitives.nest.loops import Loop

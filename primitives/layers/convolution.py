@@ -18,8 +18,9 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.doors import NUMPY
+from jitgen.emit.steps import Step
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.conv import streams, winograd
 from jitgen.primitives.conv.cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
 from jitgen.primitives.conv.layouts import Conv, packed_elements, packed_layout

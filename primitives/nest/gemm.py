@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.loops import Loop
