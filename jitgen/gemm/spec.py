@@ -150,7 +150,7 @@ def make_spec(
     beta = doors.number("beta", beta, dtype=dtype)
     steps = make_epilogue(epilogue)
     for step in steps:
-        make_step("epilogue step", step, dtype)
+        make_step("epilogue step ", step, dtype)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -192,7 +192,7 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
         raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
     result: list[Step] = []
     for step in doors.items("epilogue", steps):
-        made = make_step("epilogue step", step)
+        made = make_step("epilogue step ", step)
         if STEPS[made[0]].operand is not None and any(made[0] == s[0] for s in result):
             raise ValueError(f"epilogue step {made[0]!r} may stand only once")
         result.append(made)
@@ -204,31 +204,31 @@ def make_step(
 ) -> Step:
     """Normalise one step, a name or (name, parameter, ...): one of the names `allowed`, parameters
     of which there is a default filled in, all of them finite in `dtype`, but for bounds and
-    factors. `what` it is, for errors (TypeError, ValueError).
+    factors. `what` stands before it in errors (TypeError, ValueError).
 
-    >>> make_step("activation", "elu"), make_step("activation", "relu6")
+    >>> make_step("activation=", "elu"), make_step("activation=", "relu6")
     (('elu', 1.0), ('clip', 0.0, 6.0))
     """
     name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
     if not isinstance(name, str):
-        raise TypeError(f"{what} {doors.shown(step)} is neither a name nor (name, parameter, ...)")
+        raise TypeError(f"{what}{doors.shown(step)} is neither a name nor (name, parameter, ...)")
     if name in SPELLINGS and not values:
         name, *values = SPELLINGS[name]
     if name not in allowed:
-        raise ValueError(f"{what} {doors.shown(name)} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{what}{doors.shown(name)} is not one of {', '.join(allowed)}")
     name = str.__str__(name)
     wanted = STEPS[name].parameters
     least = sum(default is None for default in wanted.values())
     if not least <= len(values) <= len(wanted):
         takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
-        raise ValueError(f"{what} {name!r} {takes}; got {doors.shown(values)}")
+        raise ValueError(f"{what}{name!r} {takes}; got {doors.shown(values)}")
     values += list(wanted.values())[len(values) :]
     parameters = [
-        doors.number(f"{what} {name} {w}", v, infinite=STEPS[name].infinite, dtype=dtype)
+        doors.number(f"{what}{name} {w}", v, infinite=STEPS[name].infinite, dtype=dtype)
         for w, v in zip(wanted, values, strict=True)
     ]
     if name == "clip" and not parameters[0] <= parameters[1]:
-        raise ValueError(f"{what} clip: low={parameters[0]} is above {parameters[1]}")
+        raise ValueError(f"{what}clip: low={parameters[0]} is above {parameters[1]}")
     return (name, *parameters)
 
 

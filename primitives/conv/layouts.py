@@ -100,10 +100,9 @@ class Conv:
 
     @property
     def depthwise(self) -> bool:
-        """Each channel is a group: kernels of its own, if they know window and epilogue."""
+        """Each channel is a group: kernels of its own, if they know the window."""
         alone = self.groups == self.channels == self.features > 1
-        steps = {step for step, *_ in self.epilogue}
-        return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
+        return alone and len(self.taps) <= MOST_TAPS
 
     @property
     def flat(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.emit.steps import Step
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_column_sums
@@ -37,7 +37,8 @@ class Layer:
     in_features: int
     out_features: int
     bias: bool
-    activation: str | None
+    residual: bool
+    activation: Step | None
     dtype: str
     threads: int
     target: Target
@@ -58,12 +59,12 @@ def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:
 
 
 def _run(
-    layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
-    tensors: Sequence[str] = (),
-) -> Run:  # fmt: skip
+    layer: Layer, product: Product, more: Sequence[Part] = (), tensors: Sequence[str] = ()
+) -> Run:
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
-    theirs and the bias. A plain B is packed into scratch on the way."""
-    parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
+    theirs and the operands of the epilogue. A plain B is packed into scratch on the way."""
+    bias, residual = (name if name in tensors else "" for name in ("bias", "residual"))
+    parts, panels = product_parts(product, "a", "b", "c", "panels", bias, residual)
     scratch = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
     return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
@@ -75,16 +76,17 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     epilogue: tuple[Step, ...] = (("bias",),) if layer.bias else ()
+    if layer.residual:
+        epilogue += (("residual",),)
     if layer.activation:
-        epilogue += ((layer.activation,),)
+        epilogue += (layer.activation,)
     product = _product(
         layer, n, k, c, width=b_width or panels_for(layer, n, k, c),
         a="row panels" if a_width else "rows", a_width=a_width,
         b="panels" if b_width else "columns", c="panels" if blocked else "rows",
         epilogue=epilogue,
     )  # fmt: skip
-    bias = ["bias"] if layer.bias else []
-    return _run(layer, product, "".join(bias), tensors=bias)
+    return _run(layer, product, tensors=operands(epilogue))
 
 
 @STREAMS.of

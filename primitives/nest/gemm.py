@@ -196,10 +196,12 @@ def _packer(
     return emit_packer(k, n, leading, 0, width, dtype, trans, target)
 
 
-def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
+def fused_part(
+    product: Product, a: str, b: str, to: str, c: str, bias: str = "", residual: str = ""
+) -> Part:
     """The product of a plain B (tensor `b`): each thread packs a piece of a panel (or of several,
     if they are many) into its own part of tensor `to` (threads * piece elements) and reads it from
-    L2 at once."""
+    L2 at once. Bias and residual: as `product_part` has them."""
     p, depth, plan = product, product.panel_depth, product.plan
     columns = p.least_columns
     most = min(max(MOST_ROWS, p.least_rows(columns)), p.most_rows)
@@ -231,13 +233,22 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
         "b": piece,
         "c": Ref(c, {"m": p.n, "n": 1}, p.element),
     }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    _add_operands(words, bias, residual)
     loops = {"n": n, "k": k, "m": Loop(p.m, (rows,))}
     return Part("multiply", "Nkm", loops, code, words, "k", (packing,))
 
 
-def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
+def _add_operands(words: dict[str, Ref], bias: str, residual: str) -> None:
+    """Add the words of the epilogue's operands: a row of C, and a matrix that lies as C does."""
+    if bias:
+        words["bias"] = Ref(bias, {"n": 1}, words["c"].element)
+    if residual:
+        words["residual"] = replace(words["c"], tensor=residual)
+
+
+def dot_part(
+    product: Product, a: str, b: str, c: str, bias: str = "", residual: str = ""
+) -> Part:
     """The product of a few rows with a B stored by columns, in place: a row at a time."""
     p = product
     columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
@@ -250,29 +261,32 @@ def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
         "b": Ref(b, {"n": p.k}, p.element),
         "c": Ref(c, {"m": p.n, "n": 1}, p.element),
     }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    _add_operands(words, bias, residual)
     loops = {"n": Loop(p.n, (columns,)), "m": Loop(p.m, (1,))}
     return Part("multiply rows by rows", p.order or "Nm", loops, code, words)
 
 
 def product_parts(
-    product: Product, a: str, b: str, c: str, panels: str, bias: str = ""
+    product: Product, a: str, b: str, c: str, panels: str, bias: str = "", residual: str = ""
 ) -> tuple[list[Part], int]:
     """The product with whatever packing of a plain B comes first, and how many elements of scratch
     (tensor `panels`) that takes."""
     p = product
     if p.dot:
-        return [dot_part(p, a, b, c, bias)], 0
+        return [dot_part(p, a, b, c, bias, residual)], 0
     if p.fused and not p.order:
-        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.piece
+        return [fused_part(p, a, b, panels, c, bias, residual)], p.threads * p.piece
     if p.b in ("panels", IN_PLACE):
-        return [product_part(p, a, b, c, bias)], 0
-    return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
+        return [product_part(p, a, b, c, bias, residual)], 0
+    parts = [pack_part(p, b, panels), product_part(p, a, panels, c, bias, residual)]
+    return parts, p.packed_elements
 
 
-def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") -> Part:
-    """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias."""
+def product_part(
+    product: Product, a: str, panels: str, c: str, bias: str = "", residual: str = ""
+) -> Part:
+    """The product: names of the tensors of A, of B's panels, of C and of the epilogue's bias and
+    residual, which lies as C does."""
     p = product
     rows, columns, order = choose_blocks(p)
     order = p.order or order
@@ -291,8 +305,7 @@ def product_part(product: Product, a: str, panels: str, c: str, bias: str = "") 
         "b": Ref(panels, {"n": 1 if p.b == IN_PLACE else p.k}, p.element),
         "c": Ref(c, c_steps, p.element),
     }
-    if bias:
-        words["bias"] = Ref(bias, {"n": 1}, p.element)
+    _add_operands(words, bias, residual)
     if p.a == "column panels" and rows < p.a_width:
         at = np.arange(p.m)
         place = {"m": at // p.a_width * p.a_width * p.k + at % p.a_width}
