@@ -84,13 +84,14 @@ class Product:
 
     @property
     def plan(self) -> dict[str, int]:
-        """Accumulator sets of every kernel: what hides the latency of the FMA. Fixed for the
-        product, so that its sums, and every bit of them, do not depend on blocks and threads."""
-        rates = self.target.rates
-        vectors = -(-self.width // self.target.machine(self.dtype, self.n).lanes)
+        """Accumulator sets of every kernel: what hides the latency of the FMA, as far as a row of
+        a tile and its two operands fit the registers. Fixed for the product, so that its sums, and
+        every bit of them, do not depend on blocks and threads."""
+        rates, machine = self.target.rates, self.target.machine(self.dtype, self.n)
+        vectors = -(-self.width // machine.lanes)
         split = 1
         while min(self.m, FEW_ROWS) * vectors * split < rates.latency * rates.fma and (
-            split < 4 and 4 * split <= self.k
+            split < 4 and 4 * split <= self.k and 2 * split * vectors + 2 <= machine.vectors
         ):
             split *= 2
         return {"k_split": split}
