@@ -7,7 +7,8 @@ which steps there are (`jitgen.emit.steps`).
 
 NaN gives NaN, infinities give the limit (hardswish and mish are 0 at -infinity, where PyTorch's are
 NaN), a zero may have either sign. Parameters are rounded to the element type. Errors are stated as
-in `jitgen.emit.functions`: the largest ones for f32 over all inputs, for f64 over samples.
+in `jitgen.emit.functions`: the largest ones, for f32 over all inputs from 2^-27 on, for f64 over
+80,000 samples.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def hardsigmoid(
 def hardswish(v: Emitter[C], xs: Sequence[int], t: Sequence[int]) -> None:
     """x = x min(max(x + 3, 0), 6) / 6.
 
-    Largest error: f32 1.85 ULP, f64 1.9 ULP (both near -2).
+    Largest error: f32 2.49 ULP, f64 2.5 ULP (both near 0).
     In this order, PyTorch's, because x + 3 is exact where it nearly vanishes, unlike x / 6 + 1/2.
     x is limited to -3 itself, so that -infinity gives 0.
     """
@@ -80,7 +81,7 @@ def hardswish(v: Emitter[C], xs: Sequence[int], t: Sequence[int]) -> None:
 def elu(v: Emitter[C], x: int, t: Sequence[int], alpha: float) -> None:
     """x = x, or alpha (e^x - 1) where x is negative.
 
-    Largest error with alpha = 1: f32 2.0 ULP, f64 2.0 ULP; where x is positive it is exact.
+    Largest error with alpha = 1: f32 1.27 ULP (x near -0.13), f64 1.4 ULP; none where x > 0.
     max(x, 0) + alpha e with e = e^min(x, 0) - 1 = 2^n q + (2^n - 1), as `tanh` has it.
     """
     table = TABLES[v.dtype]
@@ -107,7 +108,7 @@ def elu(v: Emitter[C], x: int, t: Sequence[int], alpha: float) -> None:
 def mish(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     """x = x tanh(ln(1 + e^x)).
 
-    Largest error: f32 4.0 ULP, f64 4.0 ULP.
+    Largest error: f32 4.23 ULP (x near -7.6), f64 3.6 ULP.
     With u = e^x = p / a the tangent is u (u + 2) / (u (u + 2) + 2) = g / (g + 2 a), g = p (u + 2):
     u may be below the normal range there, being added to 2. Beyond the limit, from which on the
     tangent is 1, what is left of x is added.
