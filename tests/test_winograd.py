@@ -237,7 +237,8 @@ def random_layer(rng: random.Random, target: str, most: int, **given: Any) -> Co
             return Convolution(
                 rng.randint(1, 3), c, rng.randint(1, most), rng.randint(1, most), k, 3,
                 padding=rng.choice(["same", 0, 1, 1, (side(), side())]), bias=rng.random() < 0.7,
-                activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
+                activation=rng.choice([None, "relu", "relu6", ("leaky_relu", 0.5)]),
+                residual=rng.random() < 0.3,
                 dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
                 algorithm="winograd", target=target,
                 **{"threads": rng.randint(1, 3), **given},
