@@ -31,7 +31,7 @@ from jitgen.target import TARGETS
 BITS = {
     "bias": 16, "bias_row": 17, "residual": 18, "relu": 19, "relu_mask": 20, "leaky_relu": 21,
     "sigmoid": 22, "tanh": 23, "gelu": 24, "gelu_tanh": 25, "silu": 26, "clip": 27, "scale": 28,
-    "exp": 29, "hardsigmoid": 30, "hardswish": 31, "elu": 15, "mish": 14,
+    "exp": 29, "hardsigmoid": 30, "hardswish": 15, "elu": 14, "mish": 13,
 }  # fmt: skip
 PARAMETERS = {"leaky_relu": (0.1,), "clip": (0.0, 6.0), "scale": (2.0,)}
 
@@ -45,7 +45,7 @@ def test_bits_are_those_of_before_and_none_is_used_twice() -> None:
     assert {name: step.bit for name, step in STEPS.items()} == BITS
     bits = flag_bits()
     assert len(set(bits.values())) == len(bits) == len(STEPS) + len(FLAGS)
-    assert max(bits.values()) < 32
+    assert max(bits.values()) < 31  # C wants enumerators that are ints
     assert all(name == step.name for name, step in STEPS.items())
 
 

@@ -44,7 +44,7 @@ class Operand(NamedTuple):
 class StepKind:
     """A kind of step.
 
-    bit: of the flags in exported tables, never to be changed. meaning: (x, *parameters or the
+    bit: of the flags in exported tables, below 31, never to be changed. meaning: (x, *parameters or the
     operand) -> result, by NumPy in x's precision. sentence: what a listing says. parameters: name
     -> default (None: it must be given). temps: vector registers beside the accumulators, the first
     of which holds the operand. constants: whether it reads constants. size: instructions for an
@@ -145,13 +145,13 @@ _ALL = (
              "alpha x + beta, limited to 0 and 1", rectifiers.hardsigmoid,
              {"alpha": 1 / 6, "beta": 0.5}, constants=True,
              slope=lambda x, alpha, beta: abs(alpha), known="y"),
-    StepKind("hardswish", 31, lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    StepKind("hardswish", 15, lambda x: x * np.clip(x + 3, 0, 6) / 6,
              "x times x / 6 + 1/2, that limited to 0 and 1", rectifiers.hardswish, constants=True,
              slope=1.5, known="z"),
-    _function(15, rectifiers.elu,
+    _function(14, rectifiers.elu,
               lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))), 3,
               lambda x, alpha: max(1.0, abs(alpha)), "y", {"alpha": 1.0}),
-    _function(14, rectifiers.mish, lambda x: x * np.tanh(np.logaddexp(0, x)), 4, 1.1, ""),
+    _function(13, rectifiers.mish, lambda x: x * np.tanh(np.logaddexp(0, x)), 4, 1.1, ""),
 )  # fmt: skip
 #: name -> step
 STEPS: dict[str, StepKind] = {step.name: step for step in _ALL}
