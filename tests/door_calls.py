@@ -53,7 +53,11 @@ from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run import cpu, threads
 
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
+#: Those whose name says all
+ACTIVATIONS = (
+    "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "exp", "hardsigmoid", "hardswish",
+    "elu", "mish", "relu6",
+)  # fmt: skip
 PASSES = ("forward", "backward_data", "backward_weights")
 HERE = cpu.host().name
 #: Threads are not made for each case

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blocks import EVERYWHERE, FLOATS, POISON, Call, Wanted, block, execute, poison
-from oracle import FUNCTIONS
+from oracle import FUNCTIONS, stepped
 from random_cases import SEED
 from tiers import TIERS, need
 
@@ -28,6 +28,10 @@ EPILOGUES: tuple[tuple[tuple[Any, ...], ...], ...] = (
     (), (), (("bias",),), (("bias",), ("relu",)), (("relu",),), (("clip", -0.5, 2.0),),
     (("bias",), ("clip", 0.0, 6.0)), (("bias",), ("silu",)), (("gelu_tanh",), ("bias",)),
     (("sigmoid",), ("clip", 0.25, 0.75)), (("gelu",),), (("bias",), ("tanh",), ("relu",)),
+    (("bias",), ("residual",), ("relu",)), (("residual",),), (("bias",), ("hardswish",)),
+    (("bias",), ("residual",), ("clip", 0.0, 6.0)), (("elu", 0.5), ("residual",)), (("mish",),),
+    (("bias",), ("leaky_relu", 0.25)), (("hardsigmoid", 0.2, 0.5),), (("scale", 0.5), ("bias",)),
+    (("clip", -2.0, 2.0), ("exp",)),
 )  # fmt: skip
 #: Bytes of a kernel, at most; twice as many with a tail of channels
 CODE_BYTES = 8192
@@ -113,19 +117,23 @@ class Images:
         return Wanted(whole, row, bounds)
 
 
-def finish(y: Array, bound: Array, bias: Array, epilogue: Any, eps: float) -> tuple[Array, Array]:
+def finish(
+    y: Array, bound: Array, operands: dict[str, Array], epilogue: Any, kind: Any
+) -> tuple[Array, Array]:
+    """Result behind the epilogue, and how far off it may be."""
+    eps = float(np.finfo(kind).eps)
     for name, *parameters in epilogue:
-        if name == "bias":
-            y = y + bias
-            bound = bound + 10 * eps * np.abs(bias)
+        if name in operands:
+            y = y + operands[name]
+            bound = bound + 10 * eps * np.abs(operands[name])
         elif name == "clip":
             y = np.clip(y, *parameters)
         elif name == "relu":
             y = np.maximum(y, 0)
+        elif name in ("leaky_relu", "scale"):
+            y = np.where((y < 0) | (name == "scale"), y * parameters[0], y)
         else:
-            function, lipschitz = FUNCTIONS[name]
-            y = function(y)
-            bound = bound * lipschitz + 8 * eps * np.abs(y)
+            y, bound = stepped((name, *parameters), y, bound, kind)
         bound = bound + eps * (np.abs(y) + 1)
     return y, bound
 
@@ -135,11 +143,15 @@ def forward(rng: random.Random, target: Target) -> Call:
     images = Images(rng, target, epilogue, False)
     taps, c = len(images.seen), images.channels
     w, bias = images.normal(taps, c), images.normal(c)
+    residual = images.normal(*images.seen.shape[1:])
     mine = w.astype(np.float64)[:, None, None]
     eps = float(np.finfo(FLOATS[images.dtype]).eps)
     bound = (taps + 1) * eps * (np.abs(images.seen) * np.abs(mine)).sum(0)
-    value, bound = finish((images.seen * mine).sum(0), bound, bias, epilogue, eps)
-    if images.exact and all(name in ("bias", "relu", "clip") for name, *_ in epilogue):
+    operands = {"bias": bias, "residual": residual}
+    value, bound = finish(
+        (images.seen * mine).sum(0), bound, operands, epilogue, FLOATS[images.dtype]
+    )
+    if images.exact and not any(name in FUNCTIONS for name, *_ in epilogue):
         bound = np.zeros(value.shape)
     ldb = c + rng.choice((0, 0, 3, 8))
     code = emit_depthwise(
@@ -150,6 +162,8 @@ def forward(rng: random.Random, target: Target) -> Call:
     words = {"a": images.x_flat, "b": block(w, ldb), "c": images.spread(before, images.y)}
     if ("bias",) in epilogue:
         words["bias"] = bias
+    if ("residual",) in epilogue:
+        words["residual"] = images.spread(residual, images.y)
     label = f"{images.label} {epilogue} ldb {ldb}"
     place = rng.choice(("end", "start"))
     return Call(code, words, {"c": images.wanted(value, bound)}, label, place)
@@ -265,7 +279,8 @@ def test_nan_passes_relu_and_clip(tier: str) -> None:
         ({"rows": Axis(9, 1, tuple(range(40)), 1)}, "registers"), ({"ldc": (9, 3)}, "dimension 3"),
         ({"ahead": -1}, "ahead=-1"), ({"lda": (-1, 4)}, "reach up"),
         ({"lda": (1 << 29, 4)}, "2 GiB"),
-        ({"epilogue": (("residual",),)}, "residual"), ({"epilogue": (("clip", 2, 1),)}, "clip"),
+        ({"epilogue": (("relu_mask",),)}, "'relu_mask': its operand lies by bit"),
+        ({"epilogue": (("clip", 2, 1),)}, "clip"),
     ],
 )  # fmt: skip
 def test_bad_input(change: dict[str, Any], words: str) -> None:

@@ -75,6 +75,22 @@ def _gradient(name: str) -> Callable[[Array, Array, Array], tuple[Array, Array |
     return wanted
 
 
+def _straight(
+    slope: Callable[[Array], Array],
+) -> Callable[[Array, Array, Array], tuple[Array, Array | float]]:
+    def wanted(c: Array, a: Array, b: Array) -> tuple[Array, Array | float]:
+        value = a.astype(np.longdouble) * slope(b)
+        # relative to the terms of a sum
+        return value, 2 * np.finfo(a.dtype).eps * np.abs(a) * (1 + np.abs(b))
+
+    return wanted
+
+
+#: What the scalars of operations are here
+SCALARS = {
+    "clip_backward": (-0.75, 1.5), "leaky_relu_backward": (0.25,), "elu_backward": (0.5,),
+    "hardsigmoid_backward": (0.25, 0.5),
+}  # fmt: skip
 #: op -> (c, a, b before) -> (c after, how far off it may be)
 EXPECTED: dict[str, Callable[[Array, Array, Array], tuple[Array, Array | float]]] = {
     "copy": lambda c, a, b: (a, 0.0),
@@ -82,6 +98,14 @@ EXPECTED: dict[str, Callable[[Array, Array, Array], tuple[Array, Array | float]]
     "relu_backward": _relu,
     "sigmoid_backward": _sigmoid,
     "tanh_backward": _tanh,
+    "clip_backward": _straight(lambda b: np.where((b > -0.75) & (b < 1.5), 1.0, 0.0)),
+    "leaky_relu_backward": _straight(lambda b: np.where(b > 0, 1.0, 0.25)),
+    "elu_backward": _straight(lambda b: np.where(b > 0, 1.0, b + 0.5)),
+    "hardsigmoid_backward": _straight(lambda b: np.where((b > 0) & (b < 1), 0.25, 0.0)),
+    "hardswish_backward": _straight(
+        lambda b: np.where(b > 3, 1.0, np.where(b < -3, 0.0, b.astype(np.longdouble) / 3 + 0.5))
+    ),
+    "exp_backward": _straight(lambda b: b),
     "gelu_backward": _gradient("gelu"),
     "silu_backward": _gradient("silu"),
 }
@@ -115,14 +139,17 @@ def test_blocks(tier: str, dtype: str, op: str) -> None:
         ld = {n: leading(rng, columns) for n in {*OPS[op].reads, *OPS[op].writes}}
         value, bound = EXPECTED[op](c, a, b)
         words = {n: block({"a": a, "b": b, "c": c}[n], lead) for n, lead in ld.items()}
+        more = {}
+        if OPS[op].scalars:
+            more = {"bias": np.array(SCALARS[op], FLOATS[dtype])}
         label = f"{op} {rows} x {columns} {dtype}, {ld}"
         code = emit_map(op, rows, columns, dtype, target, ld=ld)
         wanted = {"c": Wanted(value, ld["c"], bound)}
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(code, words | more, wanted, label, rng.choice(("end", "start"))))
         if op not in ("copy", "add_to"):  # c may be a
             code = emit_map(op, rows, columns, dtype, target, ld={**ld, "c": ld["a"]})
             wanted = {"c": Wanted(value, ld["a"], bound)}
-            words = {"a": words["a"], "b": words["b"], "c": words["a"]}
+            words = {"a": words["a"], "b": words["b"], "c": words["a"], **more}
             calls.append(Call(code, words, wanted, f"in place: {label}"))
     run(tier, calls)
 
@@ -143,6 +170,12 @@ def test_special_numbers(tier: str, dtype: str) -> None:
         ("relu_backward", ones, b, b),
         ("relu_backward", -ones, b, ones * 0),
         *((op, b, ones, limits) for op in ("gelu_backward", "silu_backward")),
+        ("hardswish_backward", b, ones, np.array(
+            [[nan, nan, 0.5, 0.5, 0.5, 0.5, 1, 0, nan, nan, 1, 0]])),
+        ("clip_backward", b, ones, np.array([[0, 0, 1, 1, 1, 1, 0, 0, nan, nan, 0, 0]])),
+        ("leaky_relu_backward", b, ones, np.where(b > 0, 1.0, 0.25)),
+        ("elu_backward", b[:, :6], ones[:, :6], np.array([[nan, nan, 0.5, 0.5, 1, 0.5]])),
+        ("hardsigmoid_backward", b[:, :6], ones[:, :6], np.array([[0, 0, 0, 0, 0.25, 0]])),
     ]
     calls = []
     for op, y, dy, value in cases:
@@ -150,6 +183,8 @@ def test_special_numbers(tier: str, dtype: str) -> None:
         chosen = ~np.isin(y[0], (1.0, -1.0)) | (op == "relu_backward")
         a, z, want = (x.astype(FLOATS[dtype])[:, chosen] for x in (dy, y, value))
         words = {"a": a[0], "b": z[0], "c": poison(1, a.size, dtype)[0]}
+        if OPS[op].scalars:
+            words["bias"] = np.array(SCALARS[op], FLOATS[dtype])
         code = emit_map(op, 1, a.size, dtype, target)
         calls.append(Call(code, words, {"c": Wanted(want, a.size)}, f"{op} {z} {a}"))
     run(tier, calls)

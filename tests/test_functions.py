@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jitgen.emit import functions
+from jitgen.emit.steps import STEPS
 from jitgen.types import DTYPES
 
 FUNCTIONS = {
@@ -177,7 +178,7 @@ class Model:
 
 
 def _apply(name: str, dtype: str, x: Array) -> Array:
-    return Model(dtype).run(FUNCTIONS[name], x, functions.TEMPS[name])
+    return Model(dtype).run(FUNCTIONS[name], x, STEPS[name].temps)
 
 
 def _sigmoid(x: Array) -> Array:

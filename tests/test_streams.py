@@ -87,14 +87,14 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
     packed = p.to_pack
     if packed and p.a in ("m k", "k m") and p.c == "m n" and seed % 2:
         tensors["panels"] = np.full(p.threads * p.panel_depth * p.width, np.nan, kind)
-        parts.append(fused_part(p, "a", "b", "panels", "c", "bias" if p.epilogue else ""))
+        parts.append(fused_part(p, "a", "b", "panels", "c"))
         tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
         return Stream(parts, list(tensors), p.threads), tensors, expected
     if packed:
         parts.append(pack_part(p, "b", "panels"))
         tensors["panels"] = np.full(p.packed_elements, np.nan, kind)
     source = "panels" if packed else "b"
-    parts.append(product_part(p, "a", source, "c", "bias" if p.epilogue else ""))
+    parts.append(product_part(p, "a", source, "c"))
     tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     return Stream(parts, list(tensors), p.threads), tensors, expected
 

@@ -21,9 +21,9 @@ import numpy as np
 
 import jitgen.gemm.kernel
 from jitgen import doors
+from jitgen.emit.steps import STEPS, Step
 from jitgen.gemm.kernel import Bound, Kernel
 from jitgen.gemm.plan import check_overrides
-from jitgen.gemm.spec import Step
 from jitgen.isa.program import Program
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES, NUMPY, DTypeLike
@@ -43,44 +43,22 @@ PEAK_UNROLL, PEAK_PASSES = 4, 10_000
 #: Tries of which a generation time is the median
 TRIES = 5
 
-_erf = np.vectorize(math.erf, otypes=[float])
-#: What each step of an epilogue makes of C and its operand or parameters
-STEPS: dict[str, Callable[..., Any]] = {
-    "bias": np.add,
-    "bias_row": lambda x, bias: x + bias[:, np.newaxis],
-    "residual": np.add,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu_mask": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x, slope: np.where(x < 0, x * slope, x),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "tanh": np.tanh,
-    "gelu": lambda x: x * (1 + _erf(x * math.sqrt(0.5))) / 2,
-    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "clip": np.clip,
-    "scale": np.multiply,
-}
-#: Their largest slopes, where that is not 1 or a parameter
-SLOPES = {"sigmoid": 0.25, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
-
 
 def apply_step(step: Step, x: Array, operands: dict[str, Array]) -> Array:
     """The step of an epilogue on `x`, in its precision."""
     name, *parameters = step
-    if name in operands:
-        parameters = [operands[name]]
+    operand = STEPS[name].operand
+    if operand is not None:
+        parameters = [operands[operand.word]]
     with np.errstate(over="ignore"):
-        return np.asarray(STEPS[name](x, *parameters))
+        return np.asarray(STEPS[name].meaning(x, *parameters))
 
 
-def largest_slope(step: Step) -> float:
-    """By how much the step of an epilogue can enlarge an error."""
+def largest_slope(step: Step, x: Array) -> Any:
+    """By how much the step of an epilogue can enlarge an error of `x`."""
     name, *parameters = step
-    if name == "scale":
-        return abs(float(parameters[0]))
-    if name == "leaky_relu":
-        return max(1.0, abs(float(parameters[0])))
-    return SLOPES.get(name, 1.0)
+    slope = STEPS[name].slope
+    return slope(x, *parameters) if callable(slope) else slope
 
 
 class Check(NamedTuple):
@@ -161,13 +139,16 @@ class Problem:
         bound = (spec.k * self.count + 4) * eps * size
         operands = {name: array.astype(np.float64) for name, array in self._extra.items()}
         wrong = 0
-        for step in spec.epilogue:
-            if step[0] == "relu_mask":
+        for name, *parameters in spec.epilogue:
+            # parameters are rounded to the element type
+            step = (name, *(float(self.c.dtype.type(p)) for p in parameters))
+            if name == "relu_mask":
                 bits = np.unpackbits(self._extra["mask"], axis=1, bitorder="little")
                 differ = bits[:, : spec.n].astype(bool) != (x > 0)
                 wrong = int(np.count_nonzero(differ & (np.abs(x) > bound)))
+            bound = largest_slope(step, x) * bound
             x = apply_step(step, x, operands)
-            bound = largest_slope(step) * bound + STEP_EPS * eps * np.abs(x)
+            bound += STEP_EPS * eps * np.abs(x)
         error = np.nan_to_num(np.abs(self.c - x), nan=HUGE, posinf=HUGE)
         bound += DTYPES[spec.c_type].tiny
         worst = np.unravel_index(error.argmax(), error.shape)

@@ -2,7 +2,8 @@
 
 Each function is straight-line code on one vector register, written once against the small
 instruction set of `Emitter`; an instruction-set file supplies the emitter and thereby the code.
-Nothing here allocates registers, encodes instructions or computes a value.
+Nothing here allocates registers, encodes instructions or computes a value. Not here: functions with
+a straight part (`jitgen.emit.rectifiers`), how many temporaries each takes (`jitgen.emit.steps`).
 
 The shape all of them share:
 
@@ -180,18 +181,16 @@ TABLES = {
 }
 # fmt: on
 
-#: Temporary registers each function needs beside the one with its argument and result
-TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
 
 
-def _exponent_place(v: Emitter[C]) -> int:
+def exponent_place(v: Emitter[C]) -> int:
     """Return the number of bits right of the exponent."""
     return v.arithmetic.precision - 1
 
 
-def _magic(v: Emitter[C], offset: int = 0) -> float:
+def magic_number(v: Emitter[C], offset: int = 0) -> float:
     """Return the number that, added to n, leaves 2^(n + offset) to be shifted into place."""
-    return 1.5 * 2.0 ** _exponent_place(v) + v.arithmetic.bias + offset
+    return 1.5 * 2.0 ** exponent_place(v) + v.arithmetic.bias + offset
 
 
 def sign_bit(v: Emitter[C]) -> int:
@@ -229,14 +228,14 @@ def exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
     """
     table = TABLES[v.arithmetic.name]
     p, a = ratio
-    magic = v.const(_magic(v, -table.small))
+    magic = v.const(magic_number(v, -table.small))
     v.load_const(a, magic)
     v.fma(a, x, v.const(-_LOG2E))
     v.sub(p, a, magic)  # -n
     v.fma(x, p, v.const(table.ln2[0]))
     v.fma(x, p, v.const(table.ln2[1]))
     horner(v, p, x, scaled(table.exp, 2.0**-table.small))
-    v.shift_left(a, a, _exponent_place(v))
+    v.shift_left(a, a, exponent_place(v))
 
 
 def _positive_part(v: Emitter[C], x: int, t: int) -> None:
@@ -254,7 +253,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     """
     table = TABLES[v.arithmetic.name]
     power, p = t[0], t[1]
-    magic = v.const(_magic(v))
+    magic = v.const(magic_number(v))
     _clamp(v, x, t, *table.exp_range)
     v.load_const(power, magic)
     v.fma(power, x, v.const(_LOG2E / 2))
@@ -262,7 +261,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fnma(x, p, v.const(2 * table.ln2[0]))
     v.fnma(x, p, v.const(2 * table.ln2[1]))
     horner(v, p, x, table.exp_wide)
-    v.shift_left(power, power, _exponent_place(v))
+    v.shift_left(power, power, exponent_place(v))
     v.mul(p, p, power)
     v.mul(x, p, power)
 
@@ -308,7 +307,7 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     term: accurate near 0, where n is 0; odd to the last bit; never beyond 1.
     """
     table = TABLES[v.arithmetic.name]
-    magic = v.const(_magic(v))
+    magic = v.const(magic_number(v))
     y, power, q = t[0], t[1], t[2]
     v.load_const(y, v.const(table.tanh_limit))
     v.and_(power, x, v.const_bits(sign_bit(v) - 1))
@@ -320,7 +319,7 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fnma(y, q, v.const(table.ln2[1] / 2))
     horner(v, q, y, scaled(table.exp, 1.0, 2.0)[1:])
     v.mul(q, q, y)
-    v.shift_left(power, power, _exponent_place(v))
+    v.shift_left(power, power, exponent_place(v))
     v.sub(y, power, v.const(1.0))
     v.fma(y, power, q)
     v.add(q, y, v.const(2.0))
@@ -335,7 +334,7 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
     Clobbers t[1] and t[2]; the result for NaN is a number or NaN.
     """
     table = TABLES[v.arithmetic.name]
-    magic = v.const(_magic(v))
+    magic = v.const(magic_number(v))
     y, n, f = t[0], t[1], t[2]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(limit))
@@ -346,8 +345,8 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
     v.mul(f, n, v.const(table.step_square[0]))
     v.fma(f, y, y)  # y^2 + 2 n ln 2, the square unrounded
     v.fma(f, n, v.const(table.step_square[1]))
-    v.add(n, n, v.const(_magic(v, table.large)))
-    v.shift_left(n, n, _exponent_place(v))
+    v.add(n, n, v.const(magic_number(v, table.large)))
+    v.shift_left(n, n, exponent_place(v))
     value = t[0]
     horner(v, value, f, scaled(table.exp, 1.0, -0.5))
     v.mul(value, value, n)
@@ -385,7 +384,7 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     kept to more than working precision.
     """
     table = TABLES[v.arithmetic.name]
-    magic = v.const(_magic(v))
+    magic = v.const(magic_number(v))
     y, cubic, n, f = t[0], t[1], t[2], t[3]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(table.gelu_tanh_limit))
@@ -404,19 +403,9 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fma(f, n, v.const(table.step_cubic[1]))
     p = cubic
     horner(v, p, f, scaled(table.exp, 2.0**-table.small, _CUBIC))
-    v.add(n, n, v.const(_magic(v, -table.small)))
-    v.shift_left(n, n, _exponent_place(v))
+    v.add(n, n, v.const(magic_number(v, -table.small)))
+    v.shift_left(n, n, exponent_place(v))
     v.add(n, n, p)
     v.div(y, y, n)
     _positive_part(v, x, f)
     v.fnma(x, y, p)
-
-
-#: Epilogue steps that are one call of a function: name -> function
-FUNCTIONS = {
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "silu": silu,
-}

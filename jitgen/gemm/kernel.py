@@ -213,7 +213,7 @@ def brgemm(
 
     Row-major; sizes, leading dimensions and strides in elements. `dtype` is "f32" or "f64", or
     NumPy's for them (np.float32, "float64"). `epilogue` is a sequence of steps
-    (see `jitgen.gemm.spec.EPILOGUES`), `packed_b` says that B comes in panels from `jitgen.pack_b`
+    (see `jitgen.emit.steps.STEPS`), `packed_b` says that B comes in panels from `jitgen.pack_b`
     (True, or the panel width), `plan` overrides fields of the plan to tune, `assembler` is "jitgen"
     or "peachpy" (x86 only). The result is cached; the same request from many threads is generated
     once.

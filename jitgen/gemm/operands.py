@@ -13,15 +13,14 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.spec import KernelSpec
 from jitgen.run.loader import WORDS, ffi
 from jitgen.types import NUMPY
 
 _BYTES, _OFFSETS = np.dtype(np.uint8), np.dtype(np.int64)
-#: Keyword of a run-time operand -> the epilogue step that takes it
-STEP_OF = {
-    "bias": "bias", "bias_row": "bias_row", "residual": "residual", "mask": "relu_mask",
-}  # fmt: skip
+#: Keyword of a run-time operand, a word of the argument struct -> the epilogue step that takes it
+STEP_OF = {step.operand.word: name for name, step in STEPS.items() if step.operand}
 
 
 class Arguments:

@@ -13,26 +13,16 @@ elements. A spec is a frozen value and the key of the kernel cache. Not here: ho
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
 from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import SPELLINGS, STEPS, Step
 from jitgen.types import DTYPES, DTypeLike
 
 BATCH_KINDS = ("stride", "offset", "address")
-
-#: Epilogue steps: name -> the parameters it takes
-EPILOGUES: dict[str, tuple[str, ...]] = {
-    "bias": (), "bias_row": (), "residual": (), "relu": (), "relu_mask": (),
-    "leaky_relu": ("slope",), "sigmoid": (), "tanh": (), "gelu": (), "gelu_tanh": (), "silu": (),
-    "clip": ("low", "high"), "scale": ("factor",),
-}  # fmt: skip
-#: steps with an array of their own at run time; each may stand once
-OPERAND_STEPS = ("bias", "bias_row", "residual", "relu_mask")
-
-#: One step of an epilogue: (name, *parameters).
-Step = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -184,10 +174,8 @@ def make_spec(
     alpha = doors.number("alpha", alpha, dtype=acc_type)
     beta = doors.number("beta", beta, dtype=acc_type)
     steps = make_epilogue(epilogue)
-    for step, *parameters in steps:
-        for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
-            what = f"epilogue step {step} {parameter}"
-            doors.number(what, value, infinite=True, dtype=acc_type)
+    for step in steps:
+        make_step("epilogue step ", step, acc_type)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -218,7 +206,8 @@ def make_spec(
 
 
 def make_epilogue(steps: Any) -> tuple[Step, ...]:
-    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied.
+    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied. The
+    steps: `jitgen.emit.steps.STEPS`; an operand's step may stand once.
 
     >>> make_epilogue(["bias", ("clip", 0, 6)])
     (('bias',), ('clip', 0.0, 6.0))
@@ -228,30 +217,44 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
         raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
     result: list[Step] = []
     for step in doors.items("epilogue", steps):
-        name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
-        if not isinstance(name, str):
-            raise TypeError(
-                f"epilogue step {doors.shown(step)} is neither a name nor (name, parameter, ...)"
-            )
-        if name not in EPILOGUES:
-            raise ValueError(
-                f"epilogue step {doors.shown(name)} is not one of {', '.join(EPILOGUES)}"
-            )
-        name = str.__str__(name)
-        wanted = EPILOGUES[name]
-        if len(values) != len(wanted):
-            takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
-            raise ValueError(f"epilogue step {name!r} {takes}; got {doors.shown(values)}")
-        parameters = [
-            doors.number(f"epilogue step {name} {w}", v, infinite=True)
-            for w, v in zip(wanted, values, strict=True)
-        ]
-        if name == "clip" and not parameters[0] <= parameters[1]:
-            raise ValueError(f"epilogue step clip: low={parameters[0]} is above {parameters[1]}")
-        if name in OPERAND_STEPS and any(name == s[0] for s in result):
-            raise ValueError(f"epilogue step {name!r} may stand only once")
-        result.append((name, *parameters))
+        made = make_step("epilogue step ", step)
+        if STEPS[made[0]].operand is not None and any(made[0] == s[0] for s in result):
+            raise ValueError(f"epilogue step {made[0]!r} may stand only once")
+        result.append(made)
     return tuple(result)
+
+
+def make_step(
+    what: str, step: Any, dtype: str | None = None, allowed: Collection[str] = STEPS
+) -> Step:
+    """Normalise one step, a name or (name, parameter, ...): one of the names `allowed`, parameters
+    of which there is a default filled in, all of them finite in `dtype`, but for bounds and
+    factors. `what` stands before it in errors (TypeError, ValueError).
+
+    >>> make_step("activation=", "elu"), make_step("activation=", "relu6")
+    (('elu', 1.0), ('clip', 0.0, 6.0))
+    """
+    name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
+    if not isinstance(name, str):
+        raise TypeError(f"{what}{doors.shown(step)} is neither a name nor (name, parameter, ...)")
+    if name in SPELLINGS and not values:
+        name, *values = SPELLINGS[name]
+    if name not in allowed:
+        raise ValueError(f"{what}{doors.shown(name)} is not one of {', '.join(allowed)}")
+    name = str.__str__(name)
+    wanted = STEPS[name].parameters
+    least = sum(default is None for default in wanted.values())
+    if not least <= len(values) <= len(wanted):
+        takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
+        raise ValueError(f"{what}{name!r} {takes}; got {doors.shown(values)}")
+    values += list(wanted.values())[len(values) :]
+    parameters = [
+        doors.number(f"{what}{name} {w}", v, infinite=STEPS[name].infinite, dtype=dtype)
+        for w, v in zip(wanted, values, strict=True)
+    ]
+    if name == "clip" and not parameters[0] <= parameters[1]:
+        raise ValueError(f"{what}clip: low={parameters[0]} is above {parameters[1]}")
+    return (name, *parameters)
 
 
 def _leading(name: str, value: Any, columns: int, what: str) -> int:

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from jitgen.emit import functions
+from jitgen.emit.steps import STEPS
 from jitgen.isa.machine import At, Machine
 
 
@@ -140,11 +141,11 @@ class Vector:
 
     def sigmoid(self, x: int) -> None:
         """x = 1 / (1 + e^-x)."""
-        self._function(functions.sigmoid, x, functions.TEMPS["sigmoid"])
+        self._function(functions.sigmoid, x, STEPS["sigmoid"].temps)
 
     def tanh(self, x: int) -> None:
         """x = tanh(x)."""
-        self._function(functions.tanh, x, functions.TEMPS["tanh"])
+        self._function(functions.tanh, x, STEPS["tanh"].temps)
 
     def _function(self, function: Callable[..., None], x: int, count: int) -> None:
         temps = [self.take() for _ in range(count)]

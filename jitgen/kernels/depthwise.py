@@ -9,15 +9,16 @@ BRGEMM kernels are (docs/abi.md). Not here: the walk (`jitgen.kernels.strips`).
 
 from __future__ import annotations
 
-from jitgen.emit import functions
-from jitgen.emit.functions import FUNCTIONS
-from jitgen.gemm.spec import Step, make_epilogue
+from collections.abc import Iterator
+
+from jitgen.emit.steps import Operand, Step, apply, check_places
+from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
-#: Epilogue steps besides FUNCTIONS
-STEPS = ("bias", "relu", "clip")
+#: Where operands of its epilogue may lie: channels are columns
+PLACES = ("column", "element")
 
 
 @CODE.of
@@ -28,16 +29,16 @@ def emit_depthwise(
     """Machine code for rows.count x columns.count results of `channels` channels.
 
     Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
-    as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
-    may overlap neither x nor w. How many results there may be: `plan_strip`. Pixels are fetched
-    into L1 `ahead` rows of x before they are read: 0, unless x comes from memory.
+    and residual (which lies as y does) as the epilogue asks. lda, ldc: elements from a row to the
+    next and from a pixel to the next. y may overlap no other word. How many results there may be:
+    `plan_strip`. Pixels are fetched into L1 `ahead` rows of x before they are read: 0, unless x
+    comes from memory.
 
-    epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
+    epilogue: all steps but relu_mask and bias_row. Raises ValueError that names argument, value and
+    rule.
     """
     steps = make_epilogue(epilogue)
-    for name, *_ in steps:
-        if name not in STEPS and name not in FUNCTIONS:
-            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
+    check_places(steps, PLACES, "a depthwise kernel")
     return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
 
 
@@ -78,31 +79,23 @@ class _Forward(Walk):
         self.machine.mac(acc, x, weight, lanes)
 
     def finish(self, acc: list[int], lanes: int) -> None:
+        def operand(which: Operand, t: int) -> Iterator[list[int]]:
+            if which.place == "column":
+                self.machine.load(t, (self.frame[which.word], 0), lanes)
+                yield acc
+                return
+            # as far from its first element as y_now is from y's
+            pointer = self.frame["residual_now"]
+            self.machine.sum(pointer, self.frame["y_now"], self.frame["residual"])
+            for p, register in enumerate(acc):
+                self.machine.load(t, (pointer, p * self.y[1]), lanes)
+                yield [register]
+
         for i, step in enumerate(self.epilogue):
             if i or step != ("bias",):
-                self._apply(step, acc, lanes)
+                apply(step, self.machine, acc, self.temps, operand)
         for p, register in enumerate(acc):
             self.machine.store(register, (self.frame["y_now"], p * self.y[1]), lanes)
-
-    def _apply(self, step: Step, acc: list[int], lanes: int) -> None:
-        machine, t = self.machine, self.temps[0]
-        name, *parameters = step
-        if name in FUNCTIONS:
-            for register in acc:
-                FUNCTIONS[name](machine, register, self.temps[: functions.TEMPS[name]])
-        elif name == "bias":
-            machine.load(t, (self.frame["bias"], 0), lanes)
-            for register in acc:
-                machine.add(register, register, t)
-        elif name == "relu":
-            machine.zero(t)
-            for register in acc:
-                machine.max(register, t, register)
-        else:
-            for bound, limit in zip(parameters, (machine.max, machine.min), strict=True):
-                machine.load_const(t, machine.const(bound))
-                for register in acc:
-                    limit(register, t, register)
 
 
 class _Gradient(Walk):

@@ -22,6 +22,7 @@ from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
 from jitgen.emit.shapes import check_rows
 from jitgen.isa.machine import Machine
+from jitgen.kernels import gradients
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
@@ -137,6 +138,16 @@ OPS = {
     "tanh_backward": Op(("a", "b"), ("c",), _tanh, temps=1),
     "gelu_backward": Op(("a", "b"), ("c",), _gelu, derivatives.TEMPS["gelu"], unroll=1),
     "silu_backward": Op(("a", "b"), ("c",), _silu, derivatives.TEMPS["silu"], unroll=1),
+    "clip_backward": Op(("a", "b"), ("c",), gradients.clip, temps=3, scalars=("low", "high")),
+    "leaky_relu_backward": Op(
+        ("a", "b"), ("c",), gradients.leaky_relu, temps=3, scalars=("slope",)
+    ),
+    "elu_backward": Op(("a", "b"), ("c",), gradients.elu, temps=3, scalars=("alpha",)),
+    "hardsigmoid_backward": Op(
+        ("a", "b"), ("c",), gradients.hardsigmoid, temps=4, scalars=("alpha", "beta")
+    ),
+    "hardswish_backward": Op(("a", "b"), ("c",), gradients.hardswish, temps=4),
+    "exp_backward": Op(("a", "b"), ("c",), gradients.exp),
     "sgd": Op(
         ("c", "a", "b"), _STATE[:2], _sgd, scalars=("rate", "momentum", "weight_decay")
     ),
@@ -174,12 +185,13 @@ def emit_map(
     | relu_backward_mask | c = a where the bit of `mask` is set, else 0 |
     | sigmoid_backward, tanh_backward | c = a b (1 - b), c = a (1 - b b) (b = y) |
     | gelu_backward, silu_backward | c = a f'(b) (b = z, what f was applied to) |
+    | others of activations | c = a f'(b): `jitgen.kernels.gradients`; scalars: parameters of f |
     | sgd | g = a + weight_decay c, b = momentum b + g, c -= rate b |
     | adam | g = a + weight_decay c, b = beta1 b + (1 - beta1) g, residual = beta2 residual |
     | | + (1 - beta2) g g, c -= step b / (root sqrt(residual) + eps) |
 
     mask: as the epilogue's relu_mask writes it; ld["mask"] in bytes (default: ceil(columns / 8)).
-    sgd and adam are those of PyTorch; word `bias` points to their scalars in the order of
+    sgd and adam are those of PyTorch; word `bias` points to the scalars of an op in the order of
     `OPS[op].scalars`, of the kernel's element type; see `adam_scalars`.
 
     Raises ValueError that names argument, value and rule.

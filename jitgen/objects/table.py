@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.emitted import EmittedKernel
-from jitgen.gemm.spec import EPILOGUES, KernelSpec
+from jitgen.gemm.spec import KernelSpec
 from jitgen.objects.elf import Fixup
 from jitgen.run import cpu
 from jitgen.types import DTYPES
@@ -28,12 +29,11 @@ ABI = 1
 A64_FEATURES = {"sve": (cpu.HWCAP, cpu.HWCAP_SVE), "sve2": (cpu.HWCAP2, cpu.HWCAP2_SVE2)}
 #: CPU features by bit number, by architecture. New ones may only be appended.
 FEATURES = {"x86_64": tuple(cpu.X86_FEATURES), "aarch64": tuple(A64_FEATURES)}
-#: Flags of a kernel by bit number: what shape and leading dimensions do not say, then the steps of
-#: the epilogue from bit 16 on. New ones may only be appended.
+#: Flags of a kernel by bit number: what shape and leading dimensions do not say. New ones may only
+#: be appended. Steps of the epilogue have bits of their own, above these.
 FLAGS = (
     "trans_a", "trans_b", "packed_b", "alpha", "beta", "strides", "ldr", "offset", "address",
 )  # fmt: skip
-FIRST_STEP = 16
 #: The fields of a table entry: C type, name, struct format
 ENTRY = (
     ("jitgen_kernel", "kernel", "Q"), ("const char *", "symbol", "Q"),
@@ -86,12 +86,12 @@ def flags(spec: KernelSpec) -> list[str]:
         "ldr": spec.has("residual") and spec.ldr != spec.ldc,
         "offset": spec.batch == "offset", "address": spec.batch == "address",
     }  # fmt: skip
-    return [name for name in FLAGS if holds[name]] + [s for s in EPILOGUES if spec.has(s)]
+    return [name for name in FLAGS if holds[name]] + [s for s in STEPS if spec.has(s)]
 
 
 def flag_bits() -> dict[str, int]:
     """Bit number of each flag."""
-    steps = {name: i for i, name in enumerate(EPILOGUES, FIRST_STEP)}
+    steps = {name: step.bit for name, step in STEPS.items()}
     return {name: i for i, name in enumerate(FLAGS)} | steps
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jitgen.emit.shapes import MOST_TAPS
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import Step
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
@@ -100,10 +100,9 @@ class Conv:
 
     @property
     def depthwise(self) -> bool:
-        """Each channel is a group: kernels of its own, if they know window and epilogue."""
+        """Each channel is a group: kernels of its own, if they know the window."""
         alone = self.groups == self.channels == self.features > 1
-        steps = {step for step, *_ in self.epilogue}
-        return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
+        return alone and len(self.taps) <= MOST_TAPS
 
     @property
     def flat(self) -> bool:

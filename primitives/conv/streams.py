@@ -14,8 +14,8 @@ from math import prod
 
 import numpy as np
 
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import Step
 from jitgen.kernels.dot import possible
 from jitgen.primitives.conv import depthwise, weights
 from jitgen.primitives.conv.cost import Choice, check_block, most_pixels
@@ -95,11 +95,10 @@ def _product(
         "a_offsets": Ref(f"x_{name}", {}, 8, table={"h": first_tap}),
         "b_offsets": Ref(f"w_{name}", {}, 8, table={"h": first_tap}),
     }  # fmt: skip
-    for step, *_ in epilogue:
-        if step == "bias":
-            words["bias"] = Ref("bias", {"g": k, "k": 1}, e)
-        elif step == "residual":
-            words["residual"] = Ref("residual", results, e, start=start)
+    for word in operands(epilogue):
+        words[word] = Ref("bias", {"g": k, "k": 1}, e) if word == "bias" else replace(
+            words["c"], tensor=word
+        )
     loops = {
         "n": Loop(conv.batch, (1,)), "g": Loop(conv.groups, (1,)), "k": Loop(k, (width,)),
         "c": Loop(c, (depth,)), "h": Loop(p.pixels[0], (1,)), "w": Loop(p.pixels[1], (columns,)),
@@ -178,14 +177,14 @@ def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
         flat = _as_product(conv.thin)
         part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue, choice)
     residual = "residual"
-    if not conv.nhwc and any(step == "residual" for step, *_ in conv.epilogue):
+    more = operands(conv.epilogue)
+    if not conv.nhwc and "residual" in more:
         residual, scratch["r"] = "r", conv.batch * conv.features * pixels
         parts.append(spread(conv, "residual", "r", conv.features, conv.out, conv.out, (0, 0)))
     parts.append(_renamed(part, {"x": x, "y": y, "panels": panels, "residual": residual}))
     if not conv.nhwc:
         parts.append(gather(conv, "y", "result", conv.features, pixels))
-    tensors = ["image", "w", "result"]
-    tensors += [step for step, *_ in conv.epilogue if step in ("bias", "residual")]
+    tensors = ["image", "w", "result", *more]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
 
 

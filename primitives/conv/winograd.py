@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import Step
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
@@ -110,8 +110,7 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
     p = of_pass(conv, backward)
     parts: list[Part] = []
     scratch: dict[str, int] = {}
-    tensors = ["image", "w", "result"]
-    tensors += [step for step, *_ in epilogue if step in ("bias", "residual")]
+    tensors = ["image", "w", "result", *operands(epilogue)]
     names = {name: name for name in tensors}
     # panels that are read once are made just before that
     own = not packed and p.strips.extent == p.strips.blocks[0]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import Step
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
@@ -37,7 +37,8 @@ class Layer:
     in_features: int
     out_features: int
     bias: bool
-    activation: str | None
+    residual: bool
+    activation: Step | None
     dtype: str
     threads: int
     target: Target
@@ -60,12 +61,11 @@ def _product(
 
 
 def _run(
-    layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
-    tensors: Sequence[str] = (),
-) -> Run:  # fmt: skip
+    layer: Layer, product: Product, more: Sequence[Part] = (), tensors: Sequence[str] = ()
+) -> Run:
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
-    theirs and the bias. A plain B is packed into scratch on the way."""
-    parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
+    theirs and the operands of the epilogue. A plain B is packed into scratch on the way."""
+    parts, panels = product_parts(product, "a", "b", "c", "panels")
     scratch = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
     return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
@@ -79,14 +79,15 @@ def forward(
     blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     epilogue: tuple[Step, ...] = (("bias",),) if layer.bias else ()
+    if layer.residual:
+        epilogue += (("residual",),)
     if layer.activation:
-        epilogue += ((layer.activation,),)
+        epilogue += (layer.activation,)
     product = _product(
         layer, n, k, c, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "n k", epilogue=epilogue,
     )  # fmt: skip
-    bias = ["bias"] if layer.bias else []
-    return _run(layer, _blocked(product, blocked), "".join(bias), tensors=bias)
+    return _run(layer, _blocked(product, blocked), tensors=operands(epilogue))
 
 
 @STREAMS.of

@@ -161,7 +161,7 @@ class _Forward:
                 # threads share the panels alone: few of the rows may be in use
                 rows = layer.steps_by_length * layer.batch
                 product = replace(product, blocks=(rows, self.panel), order="Nm")
-            part = product_part(product, "x", "w_panels", "gates", "bias")
+            part = product_part(product, "x", "w_panels", "gates")
             parts.append(replace(part, when=Ref("flags", {"m": 1})) if way.masked else part)
         sign, begin = (-1, layer.steps - 1) if way.reverse else (1, 0)
         spans = [Span(layer, begin, sign, 1, -sign)]

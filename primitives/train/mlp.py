@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
+from jitgen.emit.steps import STEPS
 from jitgen.frozen import Frozen
+from jitgen.primitives.layers.elementwise import make_activation
 from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.primitives.train.optimizers import Adam, Optimizer, Sgd
 from jitgen.types import NUMPY, DTypeLike
-
-#: Activations whose derivative needs no more than their output
-ACTIVATIONS = ("relu", "sigmoid", "tanh")
 
 
 def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -43,7 +42,8 @@ def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float
 
 
 class Mlp(Frozen):
-    """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them.
+    """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them: one whose
+    gradient is made from its output.
 
     weights[i] is (sizes[i + 1], sizes[i]) and biases[i] (sizes[i + 1],), as PyTorch has them; they
     begin as PyTorch's do (uniform in +-1/sqrt(inputs)) from `seed`, and may be overwritten in
@@ -51,7 +51,7 @@ class Mlp(Frozen):
     """
 
     def __init__(
-        self, batch: int, sizes: Sequence[int], *, activation: str = "relu",
+        self, batch: int, sizes: Sequence[int], *, activation: Any = "relu",
         dtype: DTypeLike = "f32", threads: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         given = enumerate(doors.items("sizes", sizes))
@@ -59,13 +59,18 @@ class Mlp(Frozen):
         if len(sizes) < 2:
             shown = doors.shown(sizes)
             raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
-        activation = doors.one_of("activation", activation, ACTIVATIONS)
         dtype, batch = doors.dtype("dtype", dtype), doors.size("batch", batch)
+        step = make_activation(activation, dtype)
+        if step is None or STEPS[step[0]].known != "y":
+            raise ValueError(
+                f"activation={doors.shown(activation)}: the gradient of a network's activation is "
+                "made from its output"
+            )
         seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
         self.layers = tuple(
             FullyConnected(
-                batch, c, k, activation=activation if i < last else None, dtype=dtype,
+                batch, c, k, activation=step if i < last else None, dtype=dtype,
                 threads=threads,
             )
             for i, (c, k) in enumerate(itertools.pairwise(sizes))
