@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from jitgen.emit import functions
 from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.gemm.spec import Step, make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE
@@ -21,11 +22,12 @@ STEPS = ("bias", "relu", "clip")
 
 
 @CODE.of
+@emitter
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for rows.count x columns.count results of `channels` channels.
+) -> Written:  # fmt: skip
+    """The routine for rows.count x columns.count results of `channels` channels.
 
     Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
     as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
@@ -38,15 +40,17 @@ def emit_depthwise(
     for name, *_ in steps:
         if name not in STEPS and name not in FUNCTIONS:
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
+    walk = _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps)
+    return _written("depthwise", walk, dtype, target)
 
 
 @CODE.of
+@emitter
 def emit_depthwise_weights(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
+) -> Written:  # fmt: skip
+    """The routine for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
     dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
 
     Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart);
@@ -54,7 +58,14 @@ def emit_depthwise_weights(
     """
     walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb, ahead)
     walk.accumulate = accumulate
-    return walk.emit()
+    return _written("depthwise_weights", walk, dtype, target)
+
+
+def _written(kind: str, walk: Walk, dtype: str, target: Target) -> Written:
+    rows, columns = walk.rows, walk.columns
+    name = f"{kind} {dtype} {rows.count}x{columns.count}x{walk.channels}"
+    signature = tuple(Operand(word, role, dtype) for role, word in walk.words.items())
+    return Written(name, signature, target, walk.emit())
 
 
 class _Forward(Walk):

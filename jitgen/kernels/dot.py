@@ -12,6 +12,7 @@ from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
 from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
 from jitgen.gemm.spec import Step
 from jitgen.isa.machine import ELEMENTS, Machine
@@ -36,10 +37,11 @@ def within_reach(n: int, ldb: int, dtype: str) -> bool:
 
 
 @CODE.of
+@emitter
 def emit_dot(
     n: int, k: int, ldb: int, dtype: str, target: Target, epilogue: tuple[Step, ...] = ()
-) -> bytes:
-    """Machine code for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
+) -> Written:
+    """The routine for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
     (n), bias as the epilogue asks.
 
     epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
@@ -52,7 +54,12 @@ def emit_dot(
     for step in epilogue:
         if step[0] not in STEPS and step[0] not in FUNCTIONS:
             raise ValueError(f"epilogue step {step[0]!r} is not one of {', '.join(STEPS)} ...")
-    return _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), epilogue).emit()
+    frame = _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), epilogue).emit()
+    meanings = {"a": "x", "b": "w", "c": "y", "bias": "bias"}
+    signature = tuple(
+        Operand(w, meanings[w], dtype) for w in meanings if w != "bias" or ("bias",) in epilogue
+    )
+    return Written(f"dot {dtype} {n}x{k}", signature, target, frame)
 
 
 class _Dot:
@@ -68,7 +75,7 @@ class _Dot:
         self.unroll = 4 if machine.vectors >= 32 else 2
         self.x, self.w = ROWS * self.unroll, ROWS * self.unroll + 1
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         words = {"x": "a", "w": "b", "y": "c"}
         if ("bias",) in self.epilogue:
@@ -89,7 +96,7 @@ class _Dot:
         if rest:
             self._block(rest)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _block(self, columns: int) -> None:
         """`columns` (at most a vector of them) sums, and the store of their results."""

@@ -18,6 +18,7 @@ from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
 from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
 from jitgen.gemm.spec import Step, make_epilogue
 from jitgen.isa.machine import ELEMENTS, Machine
@@ -59,11 +60,12 @@ class Squares(NamedTuple):
 
 
 @CODE.of
+@emitter
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),
-) -> bytes:  # fmt: skip
-    """Machine code for L x L^T of a row of squares, one after the other, in every channel.
+) -> Written:  # fmt: skip
+    """The routine for L x L^T of a row of squares, one after the other, in every channel.
 
     Word a is the first square's corner plus `lead` elements, word c the first result's corner;
     where elements exist is said for c if kind is "output", else for a. epilogue: steps of STEPS and
@@ -87,7 +89,12 @@ def emit_winograd(
     for name, *_ in steps:
         if kind != "output" or (name not in STEPS and name not in FUNCTIONS):
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Transform(kind, channels, squares, a, c, dtype, target, lead, steps).emit()
+    transform = _Transform(kind, channels, squares, a, c, dtype, target, lead, steps)
+    words = {"a": "squares", "c": "transformed squares", "residual": "residual", "bias": "bias"}
+    used = [w for w in words if w in ("a", "c") or (w,) in steps]
+    signature = tuple(Operand(word, words[word], dtype) for word in used)
+    name = f"winograd_{kind} {dtype} {count}x{channels}"
+    return Written(name, signature, target, transform.emit())
 
 
 @dataclass
@@ -136,7 +143,7 @@ class _Transform:
             if (word,) in epilogue:
                 self.steps[word] = self.c.square if word == "residual" else 0
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         for role in (*self.steps, "left", "again", "constants"):
             frame.take(role)
@@ -153,7 +160,7 @@ class _Transform:
             with repeated(machine, frame["again"], squares.number):
                 self._channels(squares)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _channels(self, squares: Squares) -> None:
         """One square, in every channel; the pointers move to the next."""

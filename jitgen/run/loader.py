@@ -17,12 +17,15 @@ import contextlib
 import os
 import platform
 import sys
+import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import cffi
 
+from jitgen.emit.routine import Routine
 from jitgen.frozen import uncopied
 from jitgen.run import shared
 
@@ -250,7 +253,27 @@ _arena: Arena | None = None
 share = True
 
 
-def load(code: bytes) -> Code:
+#: Routines that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded
+#: by shared.lock
+loaded: weakref.WeakKeyDictionary[Routine, Code] = weakref.WeakKeyDictionary()
+on_load: Callable[[Routine, Code], None] | None = None
+
+
+def load(routine: Routine) -> Code:
+    """Copy a routine into executable memory. Whoever keeps the place keeps the routine too: tools
+    that are turned on later ask it for names.
+
+    Raises as `place` does.
+    """
+    with shared.lock:
+        placed = place(routine.code)
+        loaded[routine] = placed
+        if on_load is not None:
+            on_load(routine, placed)
+    return placed
+
+
+def place(code: bytes) -> Code:
     """Copy machine code into executable memory.
 
     Raises ExecutableMemoryError (an OSError) where the system forbids that, with the reason.

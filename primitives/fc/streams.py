@@ -17,7 +17,7 @@ from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import IN_PLACE, Product, pack_part, product_parts
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
 
@@ -119,7 +119,7 @@ def _bias_part(layer: Layer, a_width: int) -> Part:
     n, k, element = layer.batch, layer.out_features, DTYPES[layer.dtype].element
     columns = a_width or -(-k // _threads(layer) // 64) * 64
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         lda = a_width or k
         return emit_column_sums(n, size["k"], layer.dtype, layer.target, lda=lda), {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
@@ -37,7 +37,7 @@ def elementwise(
     of its run-time numbers, taken last ("": none).
     """
 
-    def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
     element = DTYPES[dtype].element

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.emit.routine import Routine
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import MakeCode, Part, Ref
+from jitgen.primitives.nest.stream import Made, MakeCode, Part, Ref
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
@@ -177,7 +178,7 @@ def pack_part(product: Product, source: str, to: str) -> Part:
     trans = p.b == "columns"
     leading = p.k if trans else p.n
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         packer = _packer(p.k, size["n"], leading, width, p.dtype, trans, p.target)
         return packer, {"count": 1}
 
@@ -191,7 +192,7 @@ def pack_part(product: Product, source: str, to: str) -> Part:
 @CODE.of
 def _packer(
     k: int, n: int, leading: int, width: int, dtype: str, trans: bool, target: Target
-) -> bytes:
+) -> Routine:
     return emit_packer(k, n, leading, 0, width, dtype, trans, target)
 
 
@@ -207,18 +208,18 @@ def fused_part(product: Product, a: str, b: str, to: str, c: str, bias: str = ""
     trans = p.b == "columns"
     piece = Ref(to, {}, p.element, per_thread=p.piece)
 
-    def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def pack(size: dict[str, int], first: bool, last: bool) -> Made:
         leading = p.k if trans else p.n
         code = _packer(size["k"], size["n"], leading, p.width, p.dtype, trans, p.target)
         return code, {"count": 1}
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
             size["m"], size["n"], size["k"], p.dtype, lda=p.k if p.a == "rows" else p.m, ldc=p.n,
             trans_a=p.a == "columns", packed_b=p.width, beta=0.0 if first else 1.0,
             epilogue=p.epilogue if last else (), target=p.target, plan=plan,
         )  # fmt: skip
-        return kernel.code, {"count": 1}
+        return kernel, {"count": 1}
 
     steps = {"n": p.k, "k": 1} if trans else {"n": 1, "k": p.n}
     packing = Part(
@@ -241,7 +242,7 @@ def dot_part(product: Product, a: str, b: str, c: str, bias: str = "") -> Part:
     p = product
     columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_dot(size["n"], p.k, p.k, p.dtype, p.target, p.epilogue), {}
 
     words = {
@@ -319,7 +320,7 @@ def _kernels(p: Product) -> MakeCode:
         strides["stride_a"] = p.m * p.a_width
         strides["stride_b"] = p.a_width * (p.n if p.b == IN_PLACE else p.width)
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         k, count = size.get("k", p.k), 1
         if p.a == "row panels" and k >= p.a_width:
             k, count = p.a_width, k // p.a_width
@@ -328,7 +329,7 @@ def _kernels(p: Product) -> MakeCode:
             beta=0.0 if first else 1.0, epilogue=p.epilogue if last else (), target=p.target,
             plan=plan, **b, **strides,
         )  # fmt: skip
-        return kernel.code, {"count": count}
+        return kernel, {"count": count}
 
     return code
 
