@@ -58,7 +58,8 @@ def test_random_rows(tier: str) -> None:
             Buffer(np.full(n, np.nan, KINDS[dtype]), write=True),
         ]  # fmt: skip
         words = [*buffers, 1, 0, 0, *([Buffer(bias)] if ("bias",) in epilogue else [])]
-        jobs.append(Job(emit_dot(n, k, ldb, dtype, target, epilogue), words, f"{n} x {k} {dtype}"))
+        routine = emit_dot(n, k, ldb, dtype, target, epilogue)
+        jobs.append(Job(routine.code, words, f"{n} x {k} {dtype}"))
         exact = w[:, :k].astype(np.float64) @ x
         bound = (k + 8) * EPS[dtype] * 1.3 * (np.abs(w[:, :k]) @ np.abs(x) + np.abs(bias) + 1)
         cases.append((expected(exact, bias.astype(np.float64), epilogue), bound, epilogue))

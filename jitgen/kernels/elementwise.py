@@ -233,7 +233,7 @@ class _Map(Writer):
         machine = target.machine(dtype, columns)
         types = {"mask": "bits"}
         operands = {w: Operand(w, op.meanings[w], types.get(w, dtype)) for w in ld}
-        beside = (Operand("bias", ", ".join(op.scalars), dtype),) if op.scalars else ()
+        beside = (Operand("bias", op.meanings["bias"], dtype),) if op.scalars else ()
         super().__init__(name, target, machine, operands, columns, beside)
         self.op, self.rows, self.columns = op, rows, columns
         self.pitch = {n: x * (1 if n == "mask" else machine.element) for n, x in ld.items()}
