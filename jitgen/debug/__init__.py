@@ -74,8 +74,10 @@ def enable(*tools: str, directory: str | os.PathLike[str] | None = None) -> None
             _tools[name] = getattr(importlib.import_module(module), kind)(directory)
         _set_sharing()
         if loader.on_load is None:  # no tool was on: what is loaded is not known yet
-            for routine, code in list(loader.loaded.items()):
-                _images.extend(images(routine, code))
+            for code, known in list(loader.loaded.items()):
+                routine = known()
+                if routine is not None:
+                    _images.extend(images(routine, code))
             loader.on_load = _on_load
         _announce(list(_images), new)
 

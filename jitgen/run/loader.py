@@ -94,7 +94,7 @@ class Code:
     From `address` on, `size` bytes are the code, `room` bytes its own.
     """
 
-    __slots__ = ("_owner", "_slot", "address", "room", "size")
+    __slots__ = ("__weakref__", "_owner", "_slot", "address", "room", "size")
 
     def __init__(self, owner: Arena, slot: tuple[int, int], address: int, size: int) -> None:
         self._owner = owner
@@ -253,9 +253,9 @@ _arena: Arena | None = None
 share = True
 
 
-#: Routines that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded
-#: by shared.lock
-loaded: weakref.WeakKeyDictionary[Routine, Code] = weakref.WeakKeyDictionary()
+#: Places and the routines in them, for as long as both live, and whom to tell of the next ones
+#: (`jitgen.debug`); guarded by shared.lock
+loaded: weakref.WeakKeyDictionary[Code, weakref.ref[Routine]] = weakref.WeakKeyDictionary()
 on_load: Callable[[Routine, Code], None] | None = None
 
 
@@ -267,7 +267,7 @@ def load(routine: Routine) -> Code:
     """
     with shared.lock:
         placed = place(routine.code)
-        loaded[routine] = placed
+        loaded[placed] = weakref.ref(routine)
         if on_load is not None:
             on_load(routine, placed)
     return placed
