@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, ParamSpec
 
 from jitgen.emit.copying import repeated
@@ -167,12 +166,6 @@ class Writer:
         self.free = last - machine.constant_registers
         machine.constant_temps = tuple(range(self.free, last))
 
-    @property
-    def written(self) -> Written:
-        """The function, to hand back."""
-        signature = (*self.operands.values(), *self._beside)
-        return Written(self.name, signature, self.target, self.frame)
-
     def take(self, *scratch: str) -> None:
         """Give registers to the roles of operands, then to others ("constants": the address of the
         constants). An operand that stands among the others has its place there."""
@@ -182,18 +175,20 @@ class Writer:
         for role in scratch:
             self.frame.take(role)
 
-    @contextmanager
-    def body(self, stack: int = 0, constants: bool = True) -> Iterator[None]:
-        """Entry and return around what is emitted inside: saves registers, points at constants
-        (where they have a register), and loads mask and pointers."""
-        machine = self.machine
-        machine.program.section(self.name)
-        machine.begin(self.frame.used(), stack)
+    def begin(self, constants: bool = True) -> None:
+        """Entry: save registers, point at constants (where they have a register), load mask and
+        pointers."""
+        self.machine.program.section(self.name)
+        self.machine.begin(self.frame.used())
         if constants and "constants" in self.frame.roles:
-            machine.use_constants(self.frame["constants"])
+            self.machine.use_constants(self.frame["constants"])
         self.enter()
-        yield
-        machine.end()
+
+    def end(self) -> Written:
+        """Return; the function is complete."""
+        self.machine.end()
+        signature = (*self.operands.values(), *self._beside)
+        return Written(self.name, signature, self.target, self.frame)
 
     def enter(self) -> None:
         """Load the mask of a tail and the pointers."""

@@ -183,7 +183,8 @@ class _Kernel(Writer):
         machine, frame = self.machine, self.frame
         passes, rest = divmod(self.vectors, self.together)
         last = [machine.lanes] * rest + ([self.tail] if self.tail else [])
-        with self.body(), repeated(machine, frame["row"], self.rows):
+        self.begin()
+        with repeated(machine, frame["row"], self.rows):
             if self.options.masked:  # valid = -mask
                 machine.zero(self.valid)
                 machine.broadcast(self.registers[0], (frame["mask"], 0))
@@ -195,7 +196,7 @@ class _Kernel(Writer):
                 self._together(last)
             for word, size in self.row.items():
                 machine.advance(frame[word], size - moved.get(word, 0))
-        return self.written
+        return self.end()
 
     def _passes(self, passes: int) -> dict[str, int]:
         """Loop over whole vectors; returns by how many bytes the pointer of each word has moved."""

@@ -258,15 +258,15 @@ class _Map(Writer):
     def write(self) -> Written:
         machine, frame = self.machine, self.frame
         self.take("step", "row", "constants", *(("mask", "bits") if self.op.mask else ()))
-        with self.body():
-            if self.rows == 1:
-                self._row(self.tail)
-            else:
-                with repeated(machine, frame["row"], self.rows):
-                    moved = self._row(self.tail)
-                    for name, pitch in self.pitch.items():
-                        machine.advance(frame[name], pitch - moved[name])
-        return self.written
+        self.begin()
+        if self.rows == 1:
+            self._row(self.tail)
+        else:
+            with repeated(machine, frame["row"], self.rows):
+                moved = self._row(self.tail)
+                for name, pitch in self.pitch.items():
+                    machine.advance(frame[name], pitch - moved[name])
+        return self.end()
 
     def _row(self, tail: int) -> dict[str, int]:
         """One row; returns by how many bytes the pointer of each word has moved."""
@@ -365,14 +365,14 @@ def _emit_column_sums(
             machine.store(i, (c, i * size), width)
 
     blocks, rest = divmod(writer.vectors, most)
-    with writer.body():
-        if blocks:
-            machine.program.section(f"{blocks} blocks of {most} vectors of columns")
-            with repeated(machine, block, blocks):
-                sums([lanes] * most)
-                machine.advance(a, most * size)
-                machine.advance(c, most * size)
-        if rest or writer.tail:
-            machine.program.section(f"{rest} vectors of columns and a tail of {writer.tail}")
-            sums([lanes] * rest + ([writer.tail] if writer.tail else []))
-    return writer.written
+    writer.begin()
+    if blocks:
+        machine.program.section(f"{blocks} blocks of {most} vectors of columns")
+        with repeated(machine, block, blocks):
+            sums([lanes] * most)
+            machine.advance(a, most * size)
+            machine.advance(c, most * size)
+    if rest or writer.tail:
+        machine.program.section(f"{rest} vectors of columns and a tail of {writer.tail}")
+        sums([lanes] * rest + ([writer.tail] if writer.tail else []))
+    return writer.end()

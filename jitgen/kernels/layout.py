@@ -57,9 +57,9 @@ def _emit_transpose(
     writer = Writer(f"transpose {dtype} {rows}x{columns}", target, machine, operands)
     writer.take(*LOOP_ROLES)
     source, to = writer.frame["source"], writer.frame["to"]
-    with writer.body():
-        transpose_loops(writer.frame, rows, columns, source, to, lda, ldc)
-    return writer.written
+    writer.begin()
+    transpose_loops(writer.frame, rows, columns, source, to, lda, ldc)
+    return writer.end()
 
 
 def transpose_loops(

@@ -139,9 +139,9 @@ def emit_packer(
     writer = Writer(name, target, machine, operands, 0 if trans else n)
     writer.take("source", "panels", *(LOOP_ROLES if trans else ("row", "constants")))
     # the constants are the mask
-    with writer.body(constants=bool(writer.tail and machine.tail_vectors(writer.tail))):
-        _panels(writer, k, n, leading, stride, panel, trans)
-    return writer.written
+    writer.begin(constants=bool(writer.tail and machine.tail_vectors(writer.tail)))
+    _panels(writer, k, n, leading, stride, panel, trans)
+    return writer.end()
 
 
 def _panels(

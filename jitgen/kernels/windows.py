@@ -65,9 +65,9 @@ class Windows(Writer, ABC):
     def write(self) -> Written:
         """The function."""
         self.take(*(f"{role}_now" for role in self.operands), "left", "again", "constants")
-        with self.body():
-            self.loops()
-        return self.written
+        self.begin()
+        self.loops()
+        return self.end()
 
     def uses(self, taps: Sequence[int], pixels: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """The input vectors of a tile: displacement, and the (pixel, tap) pairs that read it."""
