@@ -251,8 +251,8 @@ add("jitgen.analysis.measure.empty_kernel", measure.empty_kernel, lambda: {"kern
     kernel=nothing)
 add("jitgen.analysis.measure.peak_kernel", lambda kernel: measure.peak_kernel(kernel)[1],
     lambda: {"kernel": KERNEL}, kernel=nothing)
-add("jitgen.analysis.measure.peak_program",
-    lambda target, dtype: measure.peak_program(target, dtype)[1],
+add("jitgen.analysis.measure.emit_peak",
+    lambda target, dtype: measure.emit_peak(target, dtype)[1],
     lambda: {"target": cpu.host(), "dtype": "f32"}, target=nothing)
 
 
@@ -273,7 +273,7 @@ add("jitgen.analysis.measure.generation", lambda **given: list(measure.generatio
 
 
 def no_code(sizes: dict[str, int], first: bool, last: bool) -> Any:
-    return SHOWN.code, {"count": 1}
+    return SHOWN, {"count": 1}
 
 
 REF = Ref("A", {"n": 1})
@@ -316,7 +316,7 @@ add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(targ
     lambda: {"target": HERE})
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
 TEAM = Stream(
-    [part(code=lambda sizes, first, last: (PLAIN.code, {"count": 1}),
+    [part(code=lambda sizes, first, last: (PLAIN, {"count": 1}),
           words={word: Ref(word, {}) for word in "abc"})],
     list("abc"),
 ).team(cpu.host())  # fmt: skip

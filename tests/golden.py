@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 
-from jitgen.analysis.measure import peak_program
+from jitgen.analysis.measure import emit_peak
 from jitgen.gemm.kernel import brgemm
 from jitgen.kernels.cell_bodies import CELLS
 from jitgen.kernels.cells import emit_cell
@@ -49,7 +49,7 @@ Replayed = list[tuple[Stream, dict[str, np.ndarray], "list[np.ndarray] | None"]]
 
 def code_of(emitted: Any) -> bytes:
     """The machine code of what `brgemm` or an emitter returned."""
-    return emitted if isinstance(emitted, bytes) else bytes(emitted.code)
+    return bytes(emitted.code)
 
 
 def streams_hash(replayed: Replayed) -> str:
@@ -113,7 +113,7 @@ def strip_of(
 def call(emitted: Any, words: dict[str, int | None], shift: int, **fixed: int) -> Call:
     """A kind of call, for a driver: word -> number of the tensor (None: a plain number)."""
     made = tuple(Word(name, base, shift if base is not None else 0) for name, base in words.items())
-    return Call(code_of(emitted), made, tuple(fixed.items()))
+    return Call(emitted, made, tuple(fixed.items()))
 
 
 # ---- what there is -----------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _products(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
             name = draw.of(*_PLANS)
             how["plan"] = {name: draw.of(*_PLANS[name])}
         yield f"brgemm {m}x{n}x{k} {shown(how)}", _later(brgemm, m, n, k, dtype, target=at, **how)
-    yield "peak", lambda: peak_program(at, dtype)[0].encode()
+    yield "peak", lambda: emit_peak(at, dtype)[0]
 
 
 def _moves(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:

@@ -229,7 +229,7 @@ def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, 
             buffers.append(Buffer(np.zeros(run.scratch[name], kind), write=True))
         else:
             buffers.append(Buffer(run.constants[name]))
-    code = emit_replay(run.stream.calls, run._target)
+    code = emit_replay(run.stream.calls, run._target).code
     return Job(code, [Buffer(run.stream.slices[0]), Pointers(buffers), 0, 0])
 
 

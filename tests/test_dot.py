@@ -73,7 +73,8 @@ def test_random_rows(tier: str) -> None:
         ]  # fmt: skip
         there = [Buffer(v) if (name,) in epilogue else 0 for name, v in operands.items()]
         words = [*buffers, 1, 0, 0, there[0], 0, there[1]]
-        jobs.append(Job(emit_dot(n, k, ldb, dtype, target, epilogue), words, f"{n} x {k} {dtype}"))
+        routine = emit_dot(n, k, ldb, dtype, target, epilogue)
+        jobs.append(Job(routine.code, words, f"{n} x {k} {dtype}"))
         exact = w[:, :k].astype(np.float64) @ x
         bound = (k + 8) * EPS[dtype] * (np.abs(w[:, :k]) @ np.abs(x))
         wide = {name: v.astype(np.float64) for name, v in operands.items()}

@@ -143,14 +143,14 @@ def test_blocks(tier: str, dtype: str, op: str) -> None:
         if OPS[op].scalars:
             more = {"bias": np.array(SCALARS[op], FLOATS[dtype])}
         label = f"{op} {rows} x {columns} {dtype}, {ld}"
-        code = emit_map(op, rows, columns, dtype, target, ld=ld)
+        routine = emit_map(op, rows, columns, dtype, target, ld=ld)
         wanted = {"c": Wanted(value, ld["c"], bound)}
-        calls.append(Call(code, words | more, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words | more, wanted, label, rng.choice(("end", "start"))))
         if op not in ("copy", "add_to"):  # c may be a
-            code = emit_map(op, rows, columns, dtype, target, ld={**ld, "c": ld["a"]})
+            routine = emit_map(op, rows, columns, dtype, target, ld={**ld, "c": ld["a"]})
             wanted = {"c": Wanted(value, ld["a"], bound)}
             words = {"a": words["a"], "b": words["b"], "c": words["a"], **more}
-            calls.append(Call(code, words, wanted, f"in place: {label}"))
+            calls.append(Call(routine, words, wanted, f"in place: {label}"))
     run(tier, calls)
 
 
@@ -185,8 +185,8 @@ def test_special_numbers(tier: str, dtype: str) -> None:
         words = {"a": a[0], "b": z[0], "c": poison(1, a.size, dtype)[0]}
         if OPS[op].scalars:
             words["bias"] = np.array(SCALARS[op], FLOATS[dtype])
-        code = emit_map(op, 1, a.size, dtype, target)
-        calls.append(Call(code, words, {"c": Wanted(want, a.size)}, f"{op} {z} {a}"))
+        routine = emit_map(op, 1, a.size, dtype, target)
+        calls.append(Call(routine, words, {"c": Wanted(want, a.size)}, f"{op} {z} {a}"))
     run(tier, calls)
 
 
@@ -211,10 +211,10 @@ def test_relu_mask(tier: str, dtype: str) -> None:
         words = {
             "a": block(a, ld["a"]), "c": block(poison(rows, columns, dtype), ld["c"]), "mask": mask
         }  # fmt: skip
-        code = emit_map("relu_backward_mask", rows, columns, dtype, target, ld=ld)
+        routine = emit_map("relu_backward_mask", rows, columns, dtype, target, ld=ld)
         wanted = {"c": Wanted(np.where(bits, a, 0), ld["c"])}
         label = f"relu_backward_mask {rows} x {columns} {dtype}, {ld}"
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -275,8 +275,8 @@ def test_optimizers(tier: str, dtype: str, op: str) -> None:
         result = sgd(*exact, wide) if op == "sgd" else adam(*exact, wide)
         wanted = {n: Wanted(value, ld[n], eps * bound) for n, (value, bound) in result.items()}
         label = f"{op} {rows} x {columns} {dtype}, {ld}"
-        code = emit_map(op, rows, columns, dtype, target, ld=ld)
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        routine = emit_map(op, rows, columns, dtype, target, ld=ld)
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -308,11 +308,11 @@ def test_column_sums(tier: str, dtype: str, accumulate: bool) -> None:
         total = c.copy() if accumulate else np.zeros_like(c)
         for row in a:
             total += row
-        code = emit_column_sums(rows, columns, dtype, target, lda=lda, accumulate=accumulate)
+        routine = emit_column_sums(rows, columns, dtype, target, lda=lda, accumulate=accumulate)
         label = f"sums of {rows} x {columns} {dtype}, lda={lda}, accumulate={accumulate}"
         words = {"a": block(a, lda), "c": c}
         wanted = {"c": Wanted(total[None, :], columns)}
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -327,16 +327,16 @@ def test_wrong_kernels_are_noticed() -> None:
 
     def failures(op: str, columns: int, ld: int) -> str:
         words = {"a": block(a, 12), "c": block(a + 1, 12)}
-        code = emit_map(op, 3, columns, "f32", target, ld={"a": ld, "c": ld})
-        return "\n".join(execute("avx2 native", [Call(code, words, {"c": Wanted(a, 12)}, op)]))
+        routine = emit_map(op, 3, columns, "f32", target, ld={"a": ld, "c": ld})
+        return "\n".join(execute("avx2 native", [Call(routine, words, {"c": Wanted(a, 12)}, op)]))
 
     assert not failures("copy", 10, 12)
     assert "30 of 30 elements are wrong" in failures("add_to", 10, 12)
     assert "3 of 30 elements are wrong" in failures("copy", 9, 12)
     assert "SIGSEGV" in failures("copy", 11, 12)
     words = {"a": block(a, 12), "c": block(a, 13)}
-    code = emit_map("copy", 1, 36 - 2, "f32", target)
-    gap = execute("avx2 native", [Call(code, words, {"c": Wanted(a[:1], 12)}, "gap")])
+    routine = emit_map("copy", 1, 36 - 2, "f32", target)
+    gap = execute("avx2 native", [Call(routine, words, {"c": Wanted(a[:1], 12)}, "gap")])
     assert "between the rows were changed" in gap[0]
 
 
@@ -347,8 +347,8 @@ def test_every_target_has_short_code() -> None:
         for dtype in FLOATS:
             for op in OPS:
                 for columns in (1, 100, 12345678):
-                    assert len(emit_map(op, 1, columns, dtype, target)) < 4096
-            assert len(emit_column_sums(9, 4321, dtype, target)) < 4096
+                    assert len(emit_map(op, 1, columns, dtype, target).code) < 4096
+            assert len(emit_column_sums(9, 4321, dtype, target).code) < 4096
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ import pytest
 
 import jitgen
 from jitgen import isa
-from jitgen.analysis.measure import peak_program
+from jitgen.analysis.measure import emit_peak
 from jitgen.cli import main
 from jitgen.debug import dwarf
+from jitgen.emit.routine import Operand, Routine
 from jitgen.gemm.operands import make_arguments
 from jitgen.gemm.plan import make_plan
 from jitgen.gemm.spec import make_spec
@@ -41,7 +42,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "brgemm packed": lambda dtype: id(jitgen.brgemm(3, 5, 4, dtype, packed_b=True)),
     "make_spec": lambda dtype: make_spec(3, 5, 4, dtype),
     "machine": lambda dtype: AVX2.machine(dtype, 4).arithmetic,
-    "peak_program": lambda dtype: peak_program(AVX2, dtype)[0].encode(),
+    "emit_peak": lambda dtype: emit_peak(AVX2, dtype)[0].code,
     "FullyConnected": lambda dtype: repr(jitgen.FullyConnected(2, 3, 4, dtype=dtype, **ONE)),
     "Convolution": lambda dtype: repr(
         jitgen.Convolution(1, 1, 4, 4, 1, 3, dtype=dtype, **ONE).conv
@@ -243,8 +244,8 @@ def test_a_further_type_in_objects_and_debuggers(bf16: str, tmp_path: Path) -> N
     header = next(tmp_path.glob("*.h")).read_text()
     assert re.search(r"JITGEN_F32 = 0,.*JITGEN_F64 = 1,.*JITGEN_BF16 = 2", header, re.S)
     image = SimpleNamespace(
-        kernel=SimpleNamespace(spec=make_spec(4, 8, 16, bf16)), architecture="x86_64", argument=7,
-        address=0, code=b"", room=0, name="kernel",
+        routine=Routine("copy", (Operand("a", "x", bf16),), AVX2, b""), architecture="x86_64",
+        argument=7, address=0, code=b"", room=0, name="kernel",
     )  # fmt: skip
     data = dwarf._information(image, Path("kernel.s"))  # type: ignore[arg-type]
     assert b"__bf16\0" + bytes([2, 4]) in data

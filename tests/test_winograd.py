@@ -164,14 +164,14 @@ class Case:
                 parts[-1] = Squares(parts[-1].number + number, r, c)
             else:
                 parts.append(Squares(number, r, c))
-        code = emit_winograd(
+        routine = emit_winograd(
             self.kind, self.channels, tuple(parts), grid_a, grid_c, self.dtype, target,
             lead=self.lead, epilogue=self.epilogue,
         )  # fmt: skip
         result = Wanted(wanted, self.pitch[1], 0.0 if self.exact else bound)
         label = f"{self.kind} {self.channels} channels {self.dtype} {parts} {self.epilogue}"
         place = self.rng.choice(("end", "start"))
-        self.call = Call(code, words, {"c": result}, label, place)
+        self.call = Call(routine, words, {"c": result}, label, place)
 
 
 @pytest.mark.parametrize("tier", EVERYWHERE)

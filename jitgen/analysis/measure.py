@@ -21,10 +21,11 @@ import numpy as np
 
 import jitgen.gemm.kernel
 from jitgen import doors
+from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Routine, Written, emitter
 from jitgen.emit.steps import STEPS, Step
 from jitgen.gemm.kernel import Bound, Kernel
 from jitgen.gemm.plan import check_overrides
-from jitgen.isa.program import Program
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES, NUMPY, DTypeLike
 
@@ -187,22 +188,32 @@ def empty_kernel(kernel: Kernel) -> Kernel:
     machine = kernel.target.machine(kernel.spec.dtype, ANY_WIDTH)
     machine.begin(())
     machine.end()
-    return _stand_in(kernel, machine.program)
+    return _stand_in(kernel, machine.program.encode())
 
 
 def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
-    """A kernel of the same face that does `peak_program`; and its floating-point operations."""
+    """A kernel of the same face that does what `emit_peak` gives; and its floating-point
+    operations."""
     doors.instance("kernel", kernel, Kernel)
-    program, flops = peak_program(kernel.target, kernel.spec.dtype)
-    return _stand_in(kernel, program), flops
+    routine, flops = emit_peak(kernel.target, kernel.spec.dtype)
+    return _stand_in(kernel, routine.code), flops
 
 
-def peak_program(target: Target, dtype: DTypeLike) -> tuple[Program, int]:
-    """Nothing but independent multiply-accumulates on the widest registers of the target; and its
-    floating-point operations."""
+def emit_peak(target: Target, dtype: DTypeLike) -> tuple[Routine, int]:
+    """A routine that does nothing but independent multiply-accumulates on the widest registers of
+    the target; and its floating-point operations."""
+    dtype = doors.dtype("dtype", dtype)
     machine = doors.instance("target", target, Target).machine(dtype, ANY_WIDTH)
-    chains, passes = machine.vectors - 2, machine.gprs[0]
-    machine.begin((passes,))
+    macs = PEAK_PASSES * PEAK_UNROLL * (machine.vectors - 2) * machine.lanes
+    return _emit_peak(target, dtype), 2 * macs
+
+
+@emitter
+def _emit_peak(target: Target, dtype: str) -> Written:
+    machine = target.machine(dtype, ANY_WIDTH)
+    frame = Frame(machine)
+    chains, passes = machine.vectors - 2, frame.take("passes")
+    machine.begin(frame.used())
     for v in range(machine.vectors):
         machine.zero(v)
     machine.set(passes, PEAK_PASSES)
@@ -214,12 +225,11 @@ def peak_program(target: Target, dtype: DTypeLike) -> tuple[Program, int]:
             machine.mac(acc, chains, chains + 1, machine.lanes)
     machine.count_down(passes, label)
     machine.end()
-    macs = PEAK_PASSES * PEAK_UNROLL * chains * machine.lanes
-    return machine.program, 2 * macs
+    return Written(f"peak {dtype} {PEAK_PASSES} passes", (), target, frame)
 
 
-def _stand_in(kernel: Kernel, program: Program) -> Kernel:
-    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {}, assembler="")
+def _stand_in(kernel: Kernel, code: bytes) -> Kernel:
+    return Kernel(kernel.spec, kernel.target, kernel.plan, code, {}, assembler="")
 
 
 def interleave(

@@ -6,7 +6,7 @@ here: the arithmetic (`jitgen.emit.functions`, `jitgen.emit.rectifiers`), how a 
 read (`jitgen.gemm.spec.make_epilogue`).
 
 >>> STEPS["clip"].parameters, STEPS["bias"].operand
-({'low': None, 'high': None}, Operand(word='bias', place='column'))
+({'low': None, 'high': None}, StepOperand(word='bias', place='column'))
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Step = tuple[Any, ...]
 #: (machine, accumulators, temporaries, *parameters): emits a step on all of the accumulators
 Emit = Callable[..., None]
 #: (operand, temporary) -> accumulators, those at a time for which the temporary now has the operand
-Operands = Callable[["Operand", int], Iterable[Sequence[int]]]
+Operands = Callable[["StepOperand", int], Iterable[Sequence[int]]]
 
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
-class Operand(NamedTuple):
+class StepOperand(NamedTuple):
     """What a step reads or writes: a word of the argument struct, and which of its elements belongs
     to element (i, j) of C: "column" (j), "row" (i), "element" (i, j) as in C, "bit" (one bit for an
     element of C, written)."""
@@ -59,7 +59,7 @@ class StepKind:
     sentence: str
     emit: Emit
     parameters: Mapping[str, float | None] = field(default_factory=dict)
-    operand: Operand | None = None
+    operand: StepOperand | None = None
     temps: int = 1
     constants: bool = False
     size: int = 0
@@ -116,15 +116,15 @@ def _positive(x: Any) -> Any:
 
 _ALL = (
     StepKind("bias", 16, np.add, "adds a row vector to every row", _add,
-             operand=Operand("bias", "column")),
+             operand=StepOperand("bias", "column")),
     StepKind("bias_row", 17, lambda x, bias: x + bias[:, np.newaxis], "adds a column vector", _add,
-             operand=Operand("bias_row", "row")),
+             operand=StepOperand("bias_row", "row")),
     StepKind("residual", 18, np.add, "adds a matrix", _add,
-             operand=Operand("residual", "element")),
+             operand=StepOperand("residual", "element")),
     StepKind("relu", 19, _positive, "max(x, 0)", _relu, known="y"),
     StepKind("relu_mask", 20, lambda x, mask: _positive(x),
              "max(x, 0), and a bit for each element that is positive", _relu,
-             operand=Operand("mask", "bit")),
+             operand=StepOperand("mask", "bit")),
     StepKind("leaky_relu", 21, lambda x, slope: np.where(x < 0, x * slope, x),
              "multiplies negative elements by the slope", rectifiers.leaky_relu, {"slope": None},
              constants=True, slope=lambda x, slope: max(1.0, abs(slope)), known="y",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from jitgen.emit.frame import Frame, Position, Register
-from jitgen.emit.steps import STEPS, Operand, apply
+from jitgen.emit.steps import STEPS, StepOperand, apply
 from jitgen.gemm.sections import EpilogueStep
 from jitgen.gemm.spec import KernelSpec
 from jitgen.gemm.tile import Tile
@@ -161,7 +161,7 @@ class Finish:
 
     # ---- the operands of an epilogue's steps -------------------------------------------------
 
-    def _operand(self, tile: Tile, operand: Operand, t: int) -> Iterator[list[int]]:
+    def _operand(self, tile: Tile, operand: StepOperand, t: int) -> Iterator[list[int]]:
         """Load vectors of an operand into t, one after the other, and tell whose each is."""
         machine, size = self.machine, self.spec.c_bytes
         match operand.place:

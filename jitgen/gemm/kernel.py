@@ -7,7 +7,6 @@ Not here: how code comes about (`jitgen.gemm.emitted`), the checks of a call's a
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,11 +26,6 @@ from jitgen.types import DTYPES, DTypeLike
 
 #: Size from which on a matrix's panels are as wide as those of any larger one
 LARGE = 1 << 12
-
-#: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
-#: shared.lock
-loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
-on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
 class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
@@ -78,10 +72,7 @@ class Kernel(EmittedKernel):
                 raise RuntimeError(f"cannot run a kernel for {self.target.name}: {reason}")
             with shared.lock:
                 if self._loaded is None:
-                    self._loaded = loader.load(self.code)
-                    loaded[self] = self._loaded
-                    if on_load is not None:
-                        on_load(self, self._loaded)
+                    self._loaded = loader.load(self)
         return self._loaded.address
 
     def flops(self, count: int = 1) -> int:
@@ -121,16 +112,6 @@ class Kernel(EmittedKernel):
         """Run on NumPy arrays (see `bind`); returns c."""
         self.bind(a, b, c, **extra)()
         return c
-
-    def listing(self, format: str = "text", syntax: str = "intel") -> str:
-        """The kernel in a format: "text" (sections, registers, every instruction with its meaning),
-        "asm" (assembles to `code`; syntax "intel" or "att"), "json" or "html" (docs/listing.md).
-
-        Raises ValueError for an unknown format or syntax.
-        """
-        from jitgen.inspect.formats import render  # tens of milliseconds, for few programs
-
-        return render(self, format, syntax)
 
     def __copy__(self) -> Kernel:
         return self

@@ -18,11 +18,12 @@ from jitgen.isa.machine import At, Machine
 
 
 @dataclass(frozen=True)
-class Operand:
-    """`gates` values for each row and unit. In panels, element (row, gate, u) of panel q is at
-    q panel + (row gates + gate) width + u; elsewhere element (row, gate, unit) is at
-    row ld + gate hidden + unit."""
+class CellOperand:
+    """What a word means, and `gates` values for each row and unit. In panels, element
+    (row, gate, u) of panel q is at q panel + (row gates + gate) width + u; elsewhere element
+    (row, gate, unit) is at row ld + gate hidden + unit."""
 
+    meaning: str
     gates: int = 1
     panels: bool = False
 
@@ -32,7 +33,7 @@ class Cell:
     """A cell: its operands by word, which of them only a masked kernel reads, and its code."""
 
     body: Callable[[Vector], None]
-    operands: Mapping[str, Operand]
+    operands: Mapping[str, CellOperand]
     only_masked: str = ""
     saves: bool = False
     peephole: bool = False
@@ -355,34 +356,51 @@ def _rnn_backward(v: Vector) -> None:
     _nothing_passes(v)
 
 
-_PLAIN = Operand()
-_LSTM, _GRU, _RNN = Operand(4, panels=True), Operand(3, panels=True), Operand(1, panels=True)
-_STATES = {"bias_row": _PLAIN, "residual": _PLAIN}
+def _plain(**meanings: str) -> dict[str, CellOperand]:
+    return {word: CellOperand(meaning) for word, meaning in meanings.items()}
+
+
+_LSTM = {"a": CellOperand("panels i, f, g, o", 4, panels=True)}
+_GRU = {"a": CellOperand("panels r, z, n", 3, panels=True)}
+_GRU_X = {"a": CellOperand("panels r, z, n of x", 3, panels=True)}
+_GRU_H = {"b": CellOperand("panels r, z, n of h", 3, panels=True)}
+_RNN = {"a": CellOperand("panels", 1, panels=True)}
+_STATES = _plain(bias_row="h before", residual="h after")
+_GATES = "gradients of the pre-activations"
+_GRADIENTS = _plain(bias_row="dy", residual="dh")
 CELLS = {
     "lstm": Cell(
-        _lstm, {"a": _LSTM, "b": _PLAIN, "c": _PLAIN, **_STATES}, "bias_row", True, True
+        _lstm, {**_LSTM, **_plain(b="c before", c="c after"), **_STATES}, "bias_row", True, True
     ),
-    "gru": Cell(_gru, {"a": _GRU, "b": _GRU, **_STATES}, saves=True),
-    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_STATES}),
-    "gru_before_output": Cell(_gru_before_output, {"a": _GRU, **_STATES}, saves=True),
-    "rnn": Cell(_rnn, {"a": _RNN, **_STATES}, "bias_row"),
+    "gru": Cell(_gru, {**_GRU_X, **_GRU_H, **_STATES}, saves=True),
+    "gru_before_reset": Cell(
+        _gru_before_reset, {**_GRU, **_plain(bias_row="h", residual="r h")}
+    ),
+    "gru_before_output": Cell(_gru_before_output, {**_GRU, **_STATES}, saves=True),
+    "rnn": Cell(_rnn, {**_RNN, **_STATES}, "bias_row"),
     "lstm_backward": Cell(
         _lstm_backward, {
-            "a": _LSTM, "b": _PLAIN, "c": Operand(4), "a_offsets": _PLAIN, "b_offsets": _PLAIN,
-            **_STATES,
+            **_LSTM, **_plain(b="c before"), "c": CellOperand(_GATES, 4),
+            **_plain(a_offsets="c after", b_offsets="dc"), **_GRADIENTS,
         }, peephole=True,
     ),
     "gru_backward": Cell(
         _gru_backward, {
-            "a": _GRU, "b": _GRU, "c": Operand(3), "a_offsets": Operand(3), "b_offsets": _PLAIN,
-            **_STATES,
+            **_GRU_X, **_GRU_H, "c": CellOperand(f"{_GATES} of x", 3),
+            "a_offsets": CellOperand(f"{_GATES} of h", 3), **_plain(b_offsets="h before"),
+            **_GRADIENTS,
         },
     ),
     "gru_before_backward_output": Cell(
-        _gru_before_backward_output, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_output, {
+            **_GRU, "c": CellOperand(_GATES, 3), **_plain(b_offsets="h before"), **_GRADIENTS,
+        },
     ),
     "gru_before_backward_reset": Cell(
-        _gru_before_backward_reset, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_reset, {
+            **_GRU, "c": CellOperand(_GATES, 3),
+            **_plain(b_offsets="h before", bias_row="gradient of r h", residual="dh"),
+        },
     ),
-    "rnn_backward": Cell(_rnn_backward, {"a_offsets": _PLAIN, "c": Operand(), **_STATES}),
+    "rnn_backward": Cell(_rnn_backward, _plain(a_offsets="h after", c=_GATES) | _GRADIENTS),
 }  # fmt: skip

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jitgen.emit.steps import Operand, Step, apply, check_places
+from jitgen.emit.routine import Operand, Written, emitter
+from jitgen.emit.steps import Step, StepOperand, apply, check_places
 from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE
@@ -22,11 +23,12 @@ PLACES = ("column", "element")
 
 
 @CODE.of
+@emitter
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for rows.count x columns.count results of `channels` channels.
+) -> Written:  # fmt: skip
+    """The routine for rows.count x columns.count results of `channels` channels.
 
     Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
     and residual (which lies as y does) as the epilogue asks. lda, ldc: elements from a row to the
@@ -39,15 +41,17 @@ def emit_depthwise(
     """
     steps = make_epilogue(epilogue)
     check_places(steps, PLACES, "a depthwise kernel")
-    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
+    walk = _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps)
+    return _written("depthwise", walk, dtype, target)
 
 
 @CODE.of
+@emitter
 def emit_depthwise_weights(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
+) -> Written:  # fmt: skip
+    """The routine for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
     dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
 
     Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart);
@@ -55,7 +59,14 @@ def emit_depthwise_weights(
     """
     walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb, ahead)
     walk.accumulate = accumulate
-    return walk.emit()
+    return _written("depthwise_weights", walk, dtype, target)
+
+
+def _written(kind: str, walk: Walk, dtype: str, target: Target) -> Written:
+    rows, columns = walk.rows, walk.columns
+    name = f"{kind} {dtype} {rows.count}x{columns.count}x{walk.channels}"
+    signature = tuple(Operand(word, role, dtype) for role, word in walk.words.items())
+    return Written(name, signature, target, walk.emit())
 
 
 class _Forward(Walk):
@@ -79,7 +90,7 @@ class _Forward(Walk):
         self.machine.mac(acc, x, weight, lanes)
 
     def finish(self, acc: list[int], lanes: int) -> None:
-        def operand(which: Operand, t: int) -> Iterator[list[int]]:
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
             if which.place == "column":
                 self.machine.load(t, (self.frame[which.word], 0), lanes)
                 yield acc

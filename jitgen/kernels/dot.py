@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
-from jitgen.emit.steps import Operand, Step, apply, check_places, operands
+from jitgen.emit.steps import Step, StepOperand, apply, check_places, operands
 from jitgen.gemm.spec import make_epilogue
 from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
@@ -38,10 +39,11 @@ def within_reach(n: int, ldb: int, dtype: str) -> bool:
 
 
 @CODE.of
+@emitter
 def emit_dot(
     n: int, k: int, ldb: int, dtype: str, target: Target, epilogue: tuple[Step, ...] = ()
-) -> bytes:
-    """Machine code for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
+) -> Written:
+    """The routine for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
     (n), bias and residual (n) as the epilogue asks.
 
     epilogue: all steps but relu_mask and bias_row. Raises ValueError that names argument, value and
@@ -54,7 +56,10 @@ def emit_dot(
         raise ValueError(f"target={target.name}: {dtype} vectors cannot be transposed there")
     steps = make_epilogue(epilogue)
     check_places(steps, PLACES, "a row of products")
-    return _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), steps).emit()
+    frame = _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), steps).emit()
+    meanings = {"a": "x", "b": "w", "c": "y"} | {name: name for name in operands(steps)}
+    signature = tuple(Operand(word, meanings[word], dtype) for word in meanings)
+    return Written(f"dot {dtype} {n}x{k}", signature, target, frame)
 
 
 class _Dot:
@@ -70,7 +75,7 @@ class _Dot:
         self.unroll = 4 if machine.vectors >= 32 else 2
         self.x, self.w = ROWS * self.unroll, ROWS * self.unroll + 1
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         words = {"x": "a", "w": "b", "y": "c"}
         self.operands = operands(self.epilogue)
@@ -91,7 +96,7 @@ class _Dot:
         if rest:
             self._block(rest)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _block(self, columns: int) -> None:
         """`columns` (at most a vector of them) sums, and the store of their results."""
@@ -152,7 +157,7 @@ class _Dot:
         # 0 is the result, what follows is free
         machine.constant_temps = (machine.vectors - 3, machine.vectors - 2)
 
-        def operand(which: Operand, t: int) -> Iterator[list[int]]:
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
             machine.load(t, (frame[which.word], 0), columns)
             yield [0]
 

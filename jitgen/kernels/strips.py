@@ -217,8 +217,8 @@ class Walk(ABC):
     def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
         """Multiply and add: the registers of a result's pixel, a weight and an input."""
 
-    def emit(self) -> bytes:
-        """The machine code."""
+    def emit(self) -> Frame:
+        """All of the function."""
         machine, frame = self.machine, self.frame
         matrix = "residual" in operands(self.epilogue)
         roles = (*self.words, "x_now", "y_now", "left", "again", "constants")
@@ -254,7 +254,7 @@ class Walk(ABC):
             machine.program.section(f"tail of {self.tail} channels")
             self._walk(self.tail)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _walk(self, lanes: int) -> None:
         """All results of a vector of channels."""

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
-from jitgen.emit.steps import STEPS, Operand, Step, apply, check_places
+from jitgen.emit.steps import STEPS, Step, StepOperand, apply, check_places, operands
 from jitgen.gemm.spec import make_epilogue
 from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
@@ -60,11 +61,12 @@ class Squares(NamedTuple):
 
 
 @CODE.of
+@emitter
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),
-) -> bytes:  # fmt: skip
-    """Machine code for L x L^T of a row of squares, one after the other, in every channel.
+) -> Written:  # fmt: skip
+    """The routine for L x L^T of a row of squares, one after the other, in every channel.
 
     Word a is the first square's corner plus `lead` elements, word c the first result's corner;
     where elements exist is said for c if kind is "output", else for a. epilogue: all steps but
@@ -88,7 +90,11 @@ def emit_winograd(
     if steps and kind != "output":
         raise ValueError(f"epilogue step {steps[0][0]!r}: kind={kind!r} has no epilogue")
     check_places(steps, PLACES, "a transform")
-    return _Transform(kind, channels, squares, a, c, dtype, target, lead, steps).emit()
+    transform = _Transform(kind, channels, squares, a, c, dtype, target, lead, steps)
+    words = {"a": "squares", "c": "transformed squares"} | {name: name for name in operands(steps)}
+    signature = tuple(Operand(word, words[word], dtype) for word in words)
+    name = f"winograd_{kind} {dtype} {count}x{channels}"
+    return Written(name, signature, target, transform.emit())
 
 
 @dataclass
@@ -137,7 +143,7 @@ class _Transform:
             if (word,) in epilogue:
                 self.steps[word] = self.c.square if word == "residual" else 0
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         for role in (*self.steps, "left", "again", "constants"):
             frame.take(role)
@@ -154,7 +160,7 @@ class _Transform:
             with repeated(machine, frame["again"], squares.number):
                 self._channels(squares)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _channels(self, squares: Squares) -> None:
         """One square, in every channel; the pointers move to the next."""
@@ -260,7 +266,7 @@ class _Transform:
     def _apply(self, step: Step, results: dict[tuple[int, int], int], lanes: int) -> None:
         """An epilogue step on all results of a square."""
 
-        def operand(which: Operand, t: int) -> Iterator[list[int]]:
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
             if which.place == "column":
                 self.machine.load(t, (self.frame[which.word], 0), lanes)
                 yield [*results.values()]

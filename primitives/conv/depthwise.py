@@ -16,10 +16,10 @@ from jitgen.emit.steps import Step, operands
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.strips import Axis, plan_strip
-from jitgen.primitives.conv.layouts import Conv, Made
+from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.nest.tables import TooLarge
 
 #: Channels of a piece, at least, where threads share them

@@ -16,7 +16,7 @@ from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import lazy
 from jitgen.target import Target
 from jitgen.types import DTYPES
@@ -28,8 +28,6 @@ FEW_CHANNELS = 16
 #: A strided image is read in place in the weight update for fewer output channels than this, if
 #: its rows have this many results
 FEW_FEATURES, SHORT_ROW = 192, 16
-
-Made = tuple[bytes, dict[str, int]]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from jitgen.primitives.conv import depthwise, weights
 from jitgen.primitives.conv.cost import Choice, check_block, most_pixels
 from jitgen.primitives.conv.layouts import (
     Conv,
-    Made,
     Taps,
     even,
     gather,
@@ -33,7 +32,7 @@ from jitgen.primitives.conv.layouts import (
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import STREAMS
 from jitgen.types import NUMPY
 
@@ -78,7 +77,7 @@ def _product(
             ldc=p.apart[1] * p.features, batch="offset", packed_b=width, target=conv.target,
             beta=0.0 if first else 1.0, epilogue=epilogue if last else (),
         )  # fmt: skip
-        return kernel.code, {"count": size["taps"]}
+        return kernel, {"count": size["taps"]}
 
     y_row = p.image[1] * p.features
     results = {

@@ -18,10 +18,10 @@ from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.conv.cost import Choice, check_block, most_summed
-from jitgen.primitives.conv.layouts import Conv, Made, even
+from jitgen.primitives.conv.layouts import Conv, even
 from jitgen.primitives.nest.limits import check_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 
 #: Elements of a call that adds copies
 ELEMENTS = 1 << 12
@@ -68,7 +68,7 @@ def flat_part(
             ldc=columns, trans_a=left_rows, packed_b=width, beta=0.0 if first else 1.0,
             target=conv.target,
         )  # fmt: skip
-        return kernel.code, {"count": 1}
+        return kernel, {"count": 1}
 
     panel = Ref("panels", {}, e, per_thread=width * depth)
     loops = {
@@ -129,7 +129,7 @@ def tap_part(
             ldb=conv.features if conv.few else step, ldc=n_all, batch="offset",
             target=conv.target, beta=0.0 if first else 1.0,
         )  # fmt: skip
-        return kernel.code, {"count": size["p"]}
+        return kernel, {"count": size["p"]}
 
     of_x = Ref(x, {"r": conv.dilation[0] * row, "s": conv.dilation[1] * conv.channels, "g": c,
                    "c": 1}, e)  # fmt: skip

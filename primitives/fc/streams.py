@@ -16,7 +16,7 @@ from jitgen.gemm.kernel import panel_width
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
@@ -127,7 +127,7 @@ def _bias_part(layer: Layer, product: Product, a_width: int) -> Part:
     n, k, dz = layer.batch, layer.out_features, product.tensor("a")
     columns = a_width or -(-k // product.threads // 64) * 64
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_column_sums(n, size["m"], layer.dtype, layer.target, lda=dz.stride("k")), {}
 
     words = {"a": dz.at(m="m"), "c": Tensor("db", "m", layer.dtype, m=k).at(m="m")}

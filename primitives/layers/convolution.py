@@ -162,7 +162,7 @@ class Convolution(Frozen):
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = tune

@@ -15,7 +15,7 @@ from jitgen.gemm.spec import make_step
 from jitgen.kernels.elementwise import emit_map
 from jitgen.primitives.layers.arrays import buffer_of
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
@@ -42,7 +42,7 @@ def elementwise(
     of its run-time numbers, taken last ("": none).
     """
 
-    def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
     element = DTYPES[dtype].size

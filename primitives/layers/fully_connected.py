@@ -89,7 +89,7 @@ class FullyConnected(Frozen):
         #: what must agree between the layer that packed weights and the one that reads them
         self._layout = (in_features, out_features, dtype)
         self._lanes = chosen.machine(dtype, ANY_WIDTH).lanes
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
 
     def __repr__(self) -> str:
         at, more = self.layer, "residual, " * self.layer.residual

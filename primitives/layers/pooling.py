@@ -21,14 +21,14 @@ from jitgen.emit.shapes import MOST_TAPS
 from jitgen.frozen import Frozen
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
-from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
+from jitgen.primitives.conv.layouts import Conv, gather, spread
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.images import check_images, output_images, windows_text
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
 from jitgen.run.cache import STREAMS
@@ -100,7 +100,7 @@ class _Pool(Frozen):
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
 
     def __repr__(self) -> str:
         return f"<primitives.{type(self).__name__} {windows_text(self)}>"

@@ -78,7 +78,9 @@ class _Recurrent(Frozen):
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        self._runs = Runs({"batch": batch, "steps": steps, "hidden": hidden})
+        self._runs = Runs(
+            type(self).__name__, {"batch": batch, "steps": steps, "hidden": hidden}
+        )
         self._zeros = np.zeros((batch, hidden), self._numpy)
         self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]

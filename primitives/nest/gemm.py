@@ -16,7 +16,7 @@ from jitgen.emit.steps import Step, operands
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
-from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import Target
@@ -242,7 +242,7 @@ def _dot_part(p: Product, a: str, b: str, c: str) -> Part:
     """The product of a few rows with a B stored by columns, in place: a row at a time."""
     columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_dot(size["n"], p.k, p.row("b"), p.dtype, p.target, p.epilogue), {}
 
     words = {

@@ -23,7 +23,7 @@ from jitgen.gemm.plan import check_overrides
 from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
-from jitgen.primitives.nest.stream import MakeCode, Part
+from jitgen.primitives.nest.stream import Made, MakeCode, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES
@@ -128,7 +128,7 @@ class Nest:
             how |= {"stride_a": depth.apart, "stride_b": block * of_b.stride}
         extents = {m: rows.extent, n: columns or wide.extent, k: depth.extent}
 
-        def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(sizes: Sizes, first: bool, last: bool) -> Made:
             high, width, length = (sizes.get(name, x) for name, x in extents.items())
             count = sizes[taps] if taps else 1
             if block and length >= block:
@@ -138,7 +138,7 @@ class Nest:
                 beta=beta if first else 1.0, epilogue=epilogue if last else (), plan=plan,
                 target=self.target, **how,
             )  # fmt: skip
-            return kernel.code, {"count": count}
+            return kernel, {"count": count}
 
         more = {} if words is None else doors.mapping("words", words)
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
@@ -177,7 +177,7 @@ class Nest:
                     f"of {run}; take a loop over the blocks"
                 )
 
-        def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(sizes: Sizes, first: bool, last: bool) -> Made:
             rows, columns = outer.size(sizes), inner.size(sizes)
             moved = Moved(rows, columns, outer.stride or columns, lead.stride or columns,
                           transposed, panel)  # fmt: skip

@@ -40,6 +40,8 @@ class Run:
         self._target = target
         self._dtype = dtype
         self._team: Team | None = None
+        #: whose it is, for tools; the first layer that uses it says it
+        self.name = ""
         #: where each tensor of scratch lies in a block, and the block's size
         self._places: list[slice] = []
         self._size = 0
@@ -58,7 +60,7 @@ class Run:
         """`buffers` of the caller's tensors, in their order (cffi pointers); `flags` of the calls
         that are made (`Stream.chosen`), all of them without."""
         if self._team is None:
-            self._team = self.stream.team(self._target)
+            self._team = self.stream.team(self._target, self.name)
         slices = None if flags is None else self.stream.chosen(flags)
         if not self._size:
             self._team((*buffers, *self._tables) if self._tables else buffers, slices)

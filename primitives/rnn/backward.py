@@ -19,7 +19,7 @@ from jitgen.kernels.pack import emit_packer
 from jitgen.primitives.nest.gemm import Product, pack_part, product_parts
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.rnn.steps import (
     BACKWARD_ROWS,
     ROWS_BY_LENGTH,
@@ -222,12 +222,12 @@ class _Backward:
         if not self.way.masked:
             return self._made(product, "dgates", "w", "dx")
 
-        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(size: dict[str, int], first: bool, last: bool) -> Made:
             kernel = brgemm(
                 size["t"] * size["r"], size["n"], k, layer.dtype, lda=k, ldc=columns,
                 packed_b=width, target=layer.target, plan=product.plan,
             )  # fmt: skip
-            return kernel.code, {"count": 1}
+            return kernel, {"count": 1}
 
         words = {
             "a": Ref("dgates", {"t": batch * k, "r": k}, e), "b": Ref("panels", {"n": k}, e),
@@ -254,12 +254,12 @@ class _Backward:
         if not self.way.masked:
             return self._made(product, a, b, c)
 
-        def pack(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def pack(size: dict[str, int], first: bool, last: bool) -> Made:
             rows = size["t"] * batch
             shape = (rows, size["n"], columns, 0, width, layer.dtype, False, layer.target)
             return emit_packer(*shape), {"count": 1}
 
-        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(size: dict[str, int], first: bool, last: bool) -> Made:
             # a block of rows of each step, or all rows of all of them
             k, count = (size["r"], size["t"]) if size["r"] < batch else (size["t"] * batch, 1)
             kernel = brgemm(
@@ -267,7 +267,7 @@ class _Backward:
                 stride_a=batch * m, stride_b=batch * width, packed_b=width,
                 beta=0.0 if first else 1.0, target=layer.target, plan=product.plan,
             )  # fmt: skip
-            return kernel.code, {"count": count}
+            return kernel, {"count": count}
 
         self.new("panels", product.packed_elements)
         n, steps = Loop(columns, (width,)), layer.piece
@@ -297,7 +297,7 @@ class _Backward:
         words = {"a": source, "c": span.ref(to, layer.batch * h, n=h)}
         loops = {key: loop for key, loop in span.loops(1, BACKWARD_ROWS).items() if key != "u"}
 
-        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(size: dict[str, int], first: bool, last: bool) -> Made:
             leading = {"a": lda, "c": h}
             return emit_map("copy", size["n"], h, layer.dtype, layer.target, ld=leading), {}
 
@@ -311,7 +311,7 @@ class _Backward:
         layer, e = self.layer, self.layer.element
         cells = layer.steps * layer.batch
 
-        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(size: dict[str, int], first: bool, last: bool) -> Made:
             made = emit_column_sums(
                 size["m"], size["k"], layer.dtype, layer.target, lda=self.rows,
                 accumulate=not first,

@@ -16,7 +16,7 @@ from jitgen.gemm.kernel import brgemm
 from jitgen.kernels.cells import emit_cell
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import lazy
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES
@@ -189,12 +189,12 @@ def step_product(
         loops["k"] = Loop(k, (-(-k // -(-k // depth)),))
     epilogue: Any = (("bias",),) if "bias" in words else ()
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         kernel = brgemm(
             size["n"], packed if gates else size["u"], size.get("k", k), layer.dtype, lda=lda,
             ldc=ldc, packed_b=packed, beta=beta, target=layer.target, epilogue=epilogue,
         )  # fmt: skip
-        return kernel.code, {"count": 1}
+        return kernel, {"count": 1}
 
     return Part(title, "t|UNk" if depth else "t|UN", loops, code, words)
 
@@ -212,7 +212,7 @@ def step_cell(
     if way.masked:
         more["mask"] = span.ref("mask", layer.batch, n=1)
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_cell(
             cell, size["n"], size["u"], layer.dtype, layer.target, width=layer.width,
             hidden=layer.hidden, ld=ld, masked=way.masked, peephole=layer.peephole, **how,

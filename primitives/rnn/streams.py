@@ -16,7 +16,7 @@ from jitgen.kernels.layout import emit_transpose
 from jitgen.primitives.nest.gemm import Product, product_part
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.rnn.steps import (
     MOST_ROWS,
     ROWS_BY_LENGTH,
@@ -49,7 +49,7 @@ def _pack_parts(layer: Layer) -> list[Part]:
 
     def part(source: str, to: str, k: int, first: int, count: int) -> Part:
         # `count` gates from `first` on of weights (gates x hidden) x k
-        def code(size: dict[str, int], begin: bool, end: bool) -> tuple[bytes, dict[str, int]]:
+        def code(size: dict[str, int], begin: bool, end: bool) -> Made:
             made = emit_transpose(size["u"], k, layer.dtype, layer.target, lda=k, ldc=count * width)
             return made, {}
 
