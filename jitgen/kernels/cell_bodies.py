@@ -18,10 +18,11 @@ from jitgen.isa.machine import At, Machine
 
 @dataclass(frozen=True)
 class Operand:
-    """`gates` values for each row and unit. In panels, element (row, gate, u) of panel q is at
-    q panel + (row gates + gate) width + u; elsewhere element (row, gate, unit) is at
-    row ld + gate hidden + unit."""
+    """`gates` values for each row and unit; what they are is its name. In panels, element
+    (row, gate, u) of panel q is at q panel + (row gates + gate) width + u; elsewhere element
+    (row, gate, unit) is at row ld + gate hidden + unit."""
 
+    name: str
     gates: int = 1
     panels: bool = False
 
@@ -35,6 +36,17 @@ class Cell:
     only_masked: str = ""
     saves: bool = False
     peephole: bool = False
+
+    def words(self, masked: bool, peephole: bool) -> dict[str, str]:
+        """The words of what a kernel reads and writes, by name; "p", the peepholes' weights, and
+        "mask" among them."""
+        more = {"p": "bias"} if peephole else {}
+        if masked:
+            more["mask"] = "mask"
+        return {
+            operand.name: word for word, operand in self.operands.items()
+            if masked or word != self.only_masked
+        } | more  # fmt: skip
 
 
 class Chain:
@@ -353,34 +365,54 @@ def _rnn_backward(v: Vector) -> None:
     _nothing_passes(v)
 
 
-_PLAIN = Operand()
-_LSTM, _GRU, _RNN = Operand(4, panels=True), Operand(3, panels=True), Operand(1, panels=True)
-_STATES = {"bias_row": _PLAIN, "residual": _PLAIN}
+def _panels(name: str, gates: int) -> Operand:
+    return Operand(name, gates, panels=True)
+
+
+_STATES = {"bias_row": Operand("h_before"), "residual": Operand("h")}
+_GRADIENTS = {"bias_row": Operand("dy"), "residual": Operand("dh")}
 CELLS = {
     "lstm": Cell(
-        _lstm, {"a": _LSTM, "b": _PLAIN, "c": _PLAIN, **_STATES}, "bias_row", True, True
+        _lstm, {"a": _panels("gates", 4), "b": Operand("c_before"), "c": Operand("c"), **_STATES},
+        "bias_row", True, True,
     ),
-    "gru": Cell(_gru, {"a": _GRU, "b": _GRU, **_STATES}, saves=True),
-    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_STATES}),
-    "gru_before_output": Cell(_gru_before_output, {"a": _GRU, **_STATES}, saves=True),
-    "rnn": Cell(_rnn, {"a": _RNN, **_STATES}, "bias_row"),
+    "gru": Cell(
+        _gru, {"a": _panels("gates", 3), "b": _panels("recurrent", 3), **_STATES}, saves=True
+    ),
+    "gru_before_reset": Cell(
+        _gru_before_reset, {
+            "a": _panels("gates", 3), "bias_row": Operand("h_before"), "residual": Operand("reset"),
+        },
+    ),
+    "gru_before_output": Cell(
+        _gru_before_output, {"a": _panels("gates", 3), **_STATES}, saves=True
+    ),
+    "rnn": Cell(_rnn, {"a": _panels("gates", 1), **_STATES}, "bias_row"),
     "lstm_backward": Cell(
         _lstm_backward, {
-            "a": _LSTM, "b": _PLAIN, "c": Operand(4), "a_offsets": _PLAIN, "b_offsets": _PLAIN,
-            **_STATES,
+            "a": _panels("gates", 4), "b": Operand("c_before"), "c": Operand("dgates", 4),
+            "a_offsets": Operand("c"), "b_offsets": Operand("dc"), **_GRADIENTS,
         }, peephole=True,
     ),
     "gru_backward": Cell(
         _gru_backward, {
-            "a": _GRU, "b": _GRU, "c": Operand(3), "a_offsets": Operand(3), "b_offsets": _PLAIN,
-            **_STATES,
+            "a": _panels("gates", 3), "b": _panels("recurrent", 3), "c": Operand("dgates", 3),
+            "a_offsets": Operand("dgates_r", 3), "b_offsets": Operand("h_before"), **_GRADIENTS,
         },
     ),
     "gru_before_backward_output": Cell(
-        _gru_before_backward_output, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_output, {
+            "a": _panels("gates", 3), "c": Operand("dgates", 3), "b_offsets": Operand("h_before"),
+            **_GRADIENTS,
+        },
     ),
     "gru_before_backward_reset": Cell(
-        _gru_before_backward_reset, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_reset, {
+            "a": _panels("gates", 3), "c": Operand("dgates", 3), "b_offsets": Operand("h_before"),
+            "bias_row": Operand("dreset"), "residual": Operand("dh"),
+        },
     ),
-    "rnn_backward": Cell(_rnn_backward, {"a_offsets": _PLAIN, "c": Operand(), **_STATES}),
+    "rnn_backward": Cell(
+        _rnn_backward, {"a_offsets": Operand("h"), "c": Operand("dgates"), **_GRADIENTS}
+    ),
 }  # fmt: skip

@@ -75,14 +75,17 @@ class Nest:
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
-        taps: str = "", columns: int = 0, beta: float = 0.0, epilogue: tuple[Any, ...] = (),
+        outer: str = "", taps: str = "", columns: int = 0, beta: float = 0.0, epilogue: tuple[Any, ...] = (),
         plan: Mapping[str, Any] | None = None, words: Mapping[str, Access] | None = None,
         title: str = "multiply", **beside: Any,
     ) -> Part:  # fmt: skip
         """c = epilogue(a b + beta c), a call for each block; `m`, `n`, `k` name loops, or axes that
-        a call takes whole. Panels of b ("n/16 k n") and of c, and blocks along k in a ("k/16 m k":
-        a batch), are those of their layouts.
+        a call takes whole. Panels of b ("n/16 k n", or of several axes, "u/16 k g u") and of c,
+        and blocks along k in a ("k/16 m k": a batch), are those of their layouts.
 
+        outer: a loop outside m, or k, of which a call takes a block too: m, or k, of each of its
+        positions. Where these do not follow one another they are a batch along k, and an error
+        along m.
         taps: the variant that says how many matrices a batch with offsets has (words "a_offsets",
         "b_offsets"). columns: those of a call where they are not the loop's. beta: before the first
         call of a sum. words: further ones, for the epilogue. beside: arguments of `call`.
@@ -92,12 +95,20 @@ class Nest:
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
-            how["packed_b"] = wide.block
+            how["packed_b"] = of_b.stride
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
         if taps:
             how["batch"] = "offset"
+        summed = bool(outer) and b.axis(outer) is not None
+        if summed:
+            how |= {f"stride_{x}": self._along(y, outer).stride for x, y in (("a", a), ("b", b))}
+        joined = not outer or self._joined(k if summed else m, outer, a, b if summed else c)
+        if not joined and not summed:
+            raise ValueError(
+                f"{c.tensor!r}: a call takes rows {outer} {m}, which do not follow one another"
+            )
         block = depth.block
         if block and depth.apart * a.tensor.element < MATRIX_BYTES:
             how |= {"stride_a": depth.apart, "stride_b": block * of_b.stride}
@@ -106,6 +117,12 @@ class Nest:
         def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
             high, width, length = (sizes.get(name, x) for name, x in extents.items())
             count = sizes[taps] if taps else 1
+            if not joined:
+                count = sizes[outer]
+            elif summed:
+                length *= sizes[outer]
+            elif outer:
+                high *= sizes[outer]
             if block and length >= block:
                 length, count = block, length // block
             kernel = brgemm(
@@ -116,6 +133,15 @@ class Nest:
             return kernel.code, {"count": count}
 
         return self.call(title, code, {"a": a, "b": b, "c": c, **(words or {})}, **beside)
+
+    def _joined(self, inner: str, outer: str, *accesses: Access) -> bool:
+        """Whether positions of two loops follow one another in a call: it takes one of the outer
+        loop, or all of the inner one, whose last position is as far from the next as others."""
+        loop = self.loops[inner]
+        return self.loops[outer].blocks[-1] == 1 or (loop.blocks[-1] >= loop.extent and all(
+            self._along(x, outer).stride == loop.extent * self._along(x, inner).stride
+            for x in accesses
+        ))
 
     def relayout(
         self, source: Access, to: Access, *, title: str, fill: bool = True, **beside: Any

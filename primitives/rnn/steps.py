@@ -1,5 +1,5 @@
-"""Steps of recurrent layers in streams: what a layer's streams depend on, and the two parts that a
-step has in either direction of time, the recurrent product and the cells.
+"""What the streams of a recurrent layer share: the layer, its tensors, and what a step has in either
+direction of time, products and a cell.
 
 Gates lie in panels [hidden / width][steps][batch][gates][width], so that the gates of a unit are
 columns of one product. Not here: the passes (`jitgen.primitives.rnn.streams`,
@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import DTYPES
+from jitgen.kernels.cell_bodies import CELLS
 from jitgen.kernels.cells import emit_cell
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Access, Index, Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import ANY_WIDTH, Target
 
@@ -25,6 +27,26 @@ from jitgen.target import ANY_WIDTH, Target
 GATES = {"lstm": 4, "gru": 3, "gru_before": 3, "rnn": 1}
 #: Vectors of units in a panel of gates: panels of three or four vectors suit the products
 VECTORS = {"lstm": 1, "gru": 1, "gru_before": 2, "rnn": 4}
+#: By kind of cell, what a direction keeps for its backward pass: gates, the recurrent part of the
+#: gates where it stands apart, the states of the cells, the reset states
+KEPT = {
+    "lstm": ("gates", "c"), "gru": ("gates", "recurrent"), "gru_before": ("gates", "reset"),
+    "rnn": ("gates",),
+}  # fmt: skip
+#: Layouts of tensors: axes are t steps, n sequences, m all of them of all steps, d directions,
+#: c inputs and h states, g gates and u units, in panels of the layer's width "w"; k rows of the
+#: weights, gates by units, or what else a product sums over
+LAYOUTS = {
+    name: layout
+    for layout, names in {
+        "t n c": "x dx x_rows", "t n d h": "y dy", "n h": "h0 c0 dh dc dreset", "h": "p", "t n": "mask flags",
+        "t n h": "c reset h_before", "u/w t n g u": "gates recurrent", "t n k": "dgates dgates_r",
+        "u/w k g u": "w_panels r_panels n_panels", "u/w g u": "bias bias_r",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+#: Elements from one index of the outer axes of tensors to the next, by tensor, where there are gaps
+Strides = tuple[tuple[str, tuple[int, ...]], ...]
 #: Tensors of a forward pass: biases (of the recurrent part, where that stands apart), states, the
 #: peepholes' weights, and which steps are within a sequence
 STATES = ("bias", "bias_r", "h0", "y", "c0", "c", "p", "mask")
@@ -69,6 +91,11 @@ class Layer:
         """Bytes of an element."""
         return DTYPES[self.dtype].element
 
+    @property
+    def cells(self) -> int:
+        """Rows of all steps."""
+        return self.steps * self.batch
+
     @lazy
     def width(self) -> int:
         """Units of a panel of gates."""
@@ -105,17 +132,41 @@ class Layer:
         work = 2 * self.batch * self.gates * self.hidden * self.hidden
         return max(1, min(self.threads, work // OPERATIONS_PER_THREAD))
 
-    @property
+    def tensor(
+        self, name: str, layout: str = "", own: bool = False, strides: Strides = (), **sizes: int
+    ) -> Tensor:  # fmt: skip
+        """A tensor, in its layout of `LAYOUTS` or another; with other sizes of its axes."""
+        layout = (layout or LAYOUTS[name]).replace("/w", f"/{self.width}")
+        axes = [token.partition("/")[0] for token in layout.split()]
+        whole = {
+            "t": self.steps, "n": self.batch, "m": self.cells, "d": self.directions,
+            "c": self.inputs, "h": self.hidden, "g": self.gates, "u": self.hidden,
+            "k": self.gates * self.hidden, **sizes,
+        }  # fmt: skip
+        apart = dict(zip(axes, dict(strides).get(name, ()), strict=False))
+        extents = {axis: whole[axis] for axis in axes}
+        return Tensor(name, layout, self.dtype, own=own, strides=apart, **extents)
+
+    def nest(self, order: str, sums: str = "", **loops: tuple[int, ...]) -> Nest:
+        """Loops: extents, and blocks from the outermost in."""
+        made = {name: Loop(extent, tuple(blocks)) for name, (extent, *blocks) in loops.items()}
+        return Nest(order, made, self.dtype, self.target, sums)
+
+    @lazy
     def sizes(self) -> dict[str, int]:
-        """Elements of what a direction keeps for its backward pass: gates, the recurrent part of
-        the gates where it stands apart, the states of the cells, the reset states."""
-        cells = self.steps * self.batch
-        return {
-            "gates": cells * self.units * self.gates,
-            "recurrent": cells * self.units * self.gates if self.kind == "gru" else 0,
-            "c": cells * self.hidden if self.kind == "lstm" else 0,
-            "reset": cells * self.hidden if self.kind == "gru_before" else 0,
-        }
+        """Elements of what a direction keeps for its backward pass."""
+        return {name: self.tensor(name).elements for name in KEPT[self.kind]}
+
+    @lazy
+    def panels(self) -> dict[str, Tensor]:
+        """Weights as the forward pass reads them, which depends on neither batch nor steps: the
+        input's, the recurrent ones, and those of the gate that waits for the reset, if one does."""
+        later = self.kind == "gru_before"
+        sizes = {
+            "w_panels": (self.inputs, self.gates), "r_panels": (self.hidden, self.gates - later),
+            "n_panels": (self.hidden, int(later)),
+        }  # fmt: skip
+        return {name: self.tensor(name, k=k, g=g) for name, (k, g) in sizes.items()}
 
 
 def check_sizes(layer: Layer) -> None:
@@ -138,86 +189,125 @@ def check_sizes(layer: Layer) -> None:
 
 
 class Way(NamedTuple):
-    """How one direction runs: against time with `reverse`; its results of a step begin at `column`
-    of a row of y. state: there are initial states. masked: sequences have lengths; the calls of a
-    block of rows have the flag (`Part.when`) of its first row at their step."""
+    """How one direction runs: against time with `reverse`; it is the layer's `d`-th. state: there
+    are initial states. masked: sequences have lengths; the calls of a block of rows have the flag
+    (`Part.when`) of its first row at their step."""
 
     reverse: bool
-    column: int
+    d: int
     state: bool
     masked: bool
 
+    @property
+    def before(self) -> int:
+        """From a step to the one that it depends on."""
+        return 1 if self.reverse else -1
 
-@dataclass(frozen=True)
-class Span:
-    """`count` steps from step `first` on, up (`sign` 1) or down in time; the one that the cell
-    depends on is `back` away."""
 
-    layer: Layer
+class Steps(NamedTuple):
+    """`count` steps from step `first` on, up (`sign` 1) or down in time."""
+
     first: int
-    sign: int
-    count: int
-    back: int
+    sign: int = 1
+    count: int = 1
 
-    def ref(self, tensor: str, size: int, shift: int = 0, start: int = 0, **steps: int) -> Ref:
-        """`tensor` of `size` elements a step, at the step, or (`shift` 1) the one it depends on,
-        or (-1) the one that depends on it."""
-        first = self.first + shift * self.back
-        return Ref(
-            tensor, {"t": self.sign * size, **steps}, self.layer.element, start=first * size + start
-        )
+    def at(self, shift: int = 0) -> Index:
+        """The step in hand, or one so many behind it."""
+        return [self.first + shift, ("t", self.sign)]
 
-    def flag(self, way: Way, shift: int = 0) -> Ref | None:
+
+class Pass:
+    """What the passes of one direction share. `most`, `width`: rows of a block at most, and units;
+    `save`: cells leave activations behind."""
+
+    save = False
+
+    def __init__(self, layer: Layer, way: Way, most: int, width: int, strides: Strides) -> None:
+        self.layer, self.way, self.width, self.strides = layer, way, width, strides
+        self.two_parts = layer.kind == "gru_before"
+        self.rows = layer.block(most)
+        #: those that are not as `Layer.tensor` has them, and those that were asked for
+        self.tensors = dict(layer.panels)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the pass."""
+        if name not in self.tensors:
+            self.tensors[name] = self.layer.tensor(name, strides=self.strides)
+        return self.tensors[name]
+
+    def at(
+        self, name: str, steps: Steps, shift: int = 0, along: Index = "u", **index: int
+    ) -> Access:  # fmt: skip
+        """A block of a tensor, of the rows and units in hand: at the step, or `shift` from it. Rows
+        go `along` the units, or along what a product sums over ("k")."""
+        tensor = self.tensor(name)
+        if tensor.own:
+            return tensor.at(**index)
+        where: dict[str, Index] = {
+            "t": steps.at(shift), "n": "n", "d": self.way.d, "u": "u", "c": along, "h": along,
+            "k": along, **index,
+        }  # fmt: skip
+        return tensor.at(**{axis: where[axis] for axis in tensor.sizes if axis in where})
+
+    def when(self, t: Index, n: Index = "n") -> Access | None:
         """The flag of a block of rows, if there are any."""
-        return self.ref("flags", self.layer.batch, shift, n=1) if way.masked else None
+        return self.tensor("flags").at(t=t, n=n) if self.way.masked else None
 
-    def loops(self, width: int, most: int) -> dict[str, Loop]:
-        """Loops over the steps, `width` units, and at most `most` rows."""
-        units, rows = Loop(self.layer.hidden, (width,)), self.layer.block(most)
-        return {"t": Loop(self.count, (1,)), "u": units, "n": Loop(self.layer.batch, (rows,))}
+    def when_cell(self) -> Access | None:
+        """The same, of rows of all steps (loop m)."""
+        return self.layer.tensor("flags", "m").at(m="m") if self.way.masked else None
 
+    def joined(self, name: str) -> bool:
+        """Whether rows of all steps of a tensor are as far apart as those of one."""
+        tensor, layer = self.tensor(name), self.layer
+        return layer.steps == 1 or tensor.stride("t") == layer.batch * tensor.stride("n")
 
-def step_product(
-    span: Span, title: str, words: Mapping[str, Ref], k: int, lda: int, packed: int, ldc: int,
-    width: int, *, beta: float, gates: int = 0, most: int = MOST_ROWS, depth: int = 0,
-) -> Part:  # fmt: skip
-    """`most` rows of tensor a (`k` elements, `lda` apart) times panels of `packed` columns, which
-    are `gates` gates of `width` units, or (0) the units themselves; with word "bias" that is added;
-    in pieces of `depth` elements, if that is not 0."""
-    layer, loops = span.layer, span.loops(width, most)
-    if depth:
-        loops["k"] = Loop(k, (-(-k // -(-k // depth)),))
-    epilogue: Any = (("bias",),) if "bias" in words else ()
-
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        kernel = brgemm(
-            size["n"], packed if gates else size["u"], size.get("k", k), layer.dtype, lda=lda,
-            ldc=ldc, packed_b=packed, beta=beta, target=layer.target, epilogue=epilogue,
+    def nest(self, steps: Steps, order: str = "t|UN", **more: tuple[int, ...]) -> Nest:
+        """Loops over the steps, units and rows, and more."""
+        layer = self.layer
+        return layer.nest(
+            order, t=(steps.count, 1), u=(layer.hidden, self.width), n=(layer.batch, self.rows),
+            **more,
         )  # fmt: skip
-        return kernel.code, {"count": 1}
 
-    return Part(title, "t|UNk" if depth else "t|UN", loops, code, words)
-
-
-def step_cell(
-    span: Span, way: Way, cell: str, words: Mapping[str, Ref], ld: Mapping[str, int],
-    before: tuple[Part, ...], *, width: int = 0, most: int, when: Ref | None, **how: Any,
-) -> Part:  # fmt: skip
-    """The kernel of `cell` for `width` units (0: a panel) and `most` rows, on what the parts before
-    it make."""
-    layer = span.layer
-    more: dict[str, Ref] = {}
-    if layer.peephole:
-        more["bias"] = Ref("p", {"u": 1}, layer.element)
-    if way.masked:
-        more["mask"] = span.ref("mask", layer.batch, n=1)
-
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        made = emit_cell(
-            cell, size["n"], size["u"], layer.dtype, layer.target, width=layer.width,
-            hidden=layer.hidden, ld=ld, masked=way.masked, peephole=layer.peephole, **how,
+    def product(
+        self, title: str, steps: Steps, a: Access, b: str, c: Access, *, bias: str = "",
+        beta: float = 1.0, depth: int = 0, **how: Any,
+    ) -> Part:  # fmt: skip
+        """c = a times panels b, plus a bias or c before; sums are in pieces of `depth` at most (0:
+        whole)."""
+        panels = self.tensor(b)
+        k = panels.sizes["k"]
+        piece = -(-k // -(-k // (depth or k)))
+        if bias:
+            how |= {"epilogue": (("bias",),), "words": {"bias": self.at(bias, steps)}}
+        return self.nest(steps, "t|UNk", k=(k, piece)).gemm(
+            a, panels.at(u="u", k="k"), c, m="n", n="u", beta=0.0 if bias else beta, title=title,
+            **how,
         )  # fmt: skip
-        return made, {}
 
-    loops = span.loops(width or layer.width, most)
-    return Part(cell, "t|UN", loops, code, {**words, **more}, before=before, when=when)
+    def cell(
+        self, name: str, steps: Steps, operands: Mapping[str, Access], before: list[Part],
+        when: Access | None,
+    ) -> Part:  # fmt: skip
+        """The kernel of a cell, which takes what it has of the operands (by the names in `CELLS`),
+        on what the parts before it make."""
+        layer, cell = self.layer, CELLS[name]
+        masked = self.way.masked and name != "gru_before_reset"
+        more = {"p": self.at("p", steps), "mask": self.at("mask", steps)}
+        named = cell.words(masked, layer.peephole)
+        words = {named[x]: at for x, at in {**operands, **more}.items() if x in named}
+        plain = {w: words[w].tensor.stride("n") for w, o in cell.operands.items()
+                 if w in words and not o.panels}  # fmt: skip
+        panels = {w: words[w].tensor.strides["u"] for w, o in cell.operands.items()
+                  if o.panels and self.width > layer.width}  # fmt: skip
+
+        def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+            made = emit_cell(
+                name, size["n"], size["u"], layer.dtype, layer.target, width=layer.width,
+                panel=panels, hidden=layer.hidden, ld=plain, masked=masked,
+                peephole=layer.peephole, save=self.save and cell.saves,
+            )  # fmt: skip
+            return made, {}
+
+        return self.nest(steps).call(name, code, words, before=tuple(before), when=when)
