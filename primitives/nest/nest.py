@@ -75,9 +75,9 @@ class Nest:
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
-        outer: str = "", taps: str = "", columns: int = 0, beta: float = 0.0, epilogue: tuple[Any, ...] = (),
-        plan: Mapping[str, Any] | None = None, words: Mapping[str, Access] | None = None,
-        title: str = "multiply", **beside: Any,
+        outer: str = "", taps: str = "", columns: int = 0, beta: float = 0.0,
+        epilogue: tuple[Any, ...] = (), plan: Mapping[str, Any] | None = None,
+        words: Mapping[str, Access] | None = None, title: str = "multiply", **beside: Any,
     ) -> Part:  # fmt: skip
         """c = epilogue(a b + beta c), a call for each block; `m`, `n`, `k` name loops, or axes that
         a call takes whole. Panels of b ("n/16 k n", or of several axes, "u/16 k g u") and of c,
@@ -107,7 +107,8 @@ class Nest:
         joined = not outer or self._joined(k if summed else m, outer, a, b if summed else c)
         if not joined and not summed:
             raise ValueError(
-                f"{c.tensor!r}: a call takes rows {outer} {m}, which do not follow one another"
+                f"outer={outer!r}: a call takes some of its positions, and rows {m} of each, which "
+                f"do not follow one another in {a.tensor!r} and {c.tensor!r}"
             )
         block = depth.block
         if block and depth.apart * a.tensor.element < MATRIX_BYTES:
@@ -138,10 +139,11 @@ class Nest:
         """Whether positions of two loops follow one another in a call: it takes one of the outer
         loop, or all of the inner one, whose last position is as far from the next as others."""
         loop = self.loops[inner]
-        return self.loops[outer].blocks[-1] == 1 or (loop.blocks[-1] >= loop.extent and all(
+        follow = loop.blocks[-1] >= loop.extent and all(
             self._along(x, outer).stride == loop.extent * self._along(x, inner).stride
             for x in accesses
-        ))
+        )
+        return follow or self.loops[outer].blocks[-1] == 1
 
     def relayout(
         self, source: Access, to: Access, *, title: str, fill: bool = True, **beside: Any

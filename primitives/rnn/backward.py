@@ -61,7 +61,7 @@ class _Backward(Pass):
         width = panel_width(layer.batch, layer.hidden, first, layer.dtype, layer.target)
         width = -(-width // layer.width) * layer.width
         most = ROWS_BY_LENGTH if way.masked else BACKWARD_ROWS
-        super().__init__(layer, way, most, width, strides)
+        super().__init__(layer, way, way.before, most, width, strides)
         self.scratch: dict[str, int] = {}
         #: gradient of the recurrent part of the gates
         self.recurrent = "dgates_r" if layer.kind == "gru" else "dgates"
@@ -76,19 +76,15 @@ class _Backward(Pass):
         return tensor
 
     def parts(self) -> list[Part]:
-        t, sign = self.layer.steps, self.way.before
+        t = self.layer.steps
         parts = [self._pack("r", "r_panels")]
         if self.two_parts:
             parts.append(self._pack("r_n", "n_panels"))
             self.new("dreset")
         # from the newest step to the oldest
-        newest, done = 0 if self.way.reverse else t - 1, 0
-        for count in [1] * t if self.two_parts or t < 3 else [1, t - 2, 1]:
-            steps = Steps(newest + sign * done, sign, count)
-            parts += self._steps(steps, done == 0, done + count == t)
-            done += count
-        oldest = Steps(newest + sign * (t - 1), sign)
-        return [*parts, self._states(oldest, 0, when=self.when(oldest.at())), *self._sums(oldest)]
+        for steps in self.turns([1] * t if self.two_parts or t < 3 else [1, t - 2, 1]):
+            parts += self._steps(steps)
+        return [*parts, self._states(steps, 0, when=steps.when()), *self._sums(steps)]
 
     def _product(self, m: int, n: int, k: int, width: int = 0, **how: Any) -> Product:
         layer = self.layer
@@ -102,51 +98,41 @@ class _Backward(Pass):
 
     def _states(self, steps: Steps, shift: int, **beside: Any) -> Part:
         """The gradient of the states from that of the gates that they led to."""
-        return self.product(
-            "gradient of the states", steps, self.at(self.recurrent, steps, shift, "k"),
-            "r_panels", self.at("dh", steps), depth=DEPTH, **beside,
+        return steps.product(
+            "gradient of the states", steps.at(self.recurrent, "k", shift), "r_panels",
+            steps.at("dh"), depth=DEPTH, **beside,
         )  # fmt: skip
 
     def _last_gate(self, steps: Steps) -> Access:
         """Gradients of the last of three gates."""
-        return self.at("dgates", steps, along=[2 * self.layer.hidden, "k"])
+        return steps.at("dgates", [2 * self.layer.hidden, "k"])
 
-    def _steps(self, steps: Steps, newest: bool, oldest: bool) -> list[Part]:
-        before = self.way.before
-        h, c = ("h0", "c0") if oldest else ("y", "c")
-        operands = {
-            "dh": self.at("dh", steps), "dgates": self.at("dgates", steps),
-            "dy": self.at("dy", steps), "dreset": self.at("dreset", steps),
-            "h": self.at("y", steps), "gates": self.at("gates", steps),
-            "c_before": self.at(c, steps, before), "c": self.at("c", steps),
-            "dc": self.at("dc", steps), "h_before": self.at(h, steps, before),
-            "recurrent": self.at("recurrent", steps), "dgates_r": self.at("dgates_r", steps),
-        }  # fmt: skip
+    def _steps(self, steps: Steps) -> list[Part]:
         # in reverse, a step's product is of what the step before it in time left: made as long as
         # that one was, so also behind a block's last step, where its cells do nothing
-        when = self.when(steps.at(-1 if self.way.reverse and not newest else 0))
-        product = [] if newest else [self._states(steps, -before)]
+        when = steps.when(-1 if self.way.reverse and not steps.newest else 0)
+        product = [] if steps.newest else [self._states(steps, -self.way.before)]
         if not self.two_parts:
-            return [self.cell(f"{self.layer.kind}_backward", steps, operands, product, when)]
-        again = self.product(
-            "gradient of the reset states", steps, self._last_gate(steps), "n_panels",
-            self.at("dreset", steps), beta=0.0,
+            return [steps.cell(f"{self.layer.kind}_backward", product, when)]
+        again = steps.product(
+            "gradient of the reset states", self._last_gate(steps), "n_panels",
+            steps.at("dreset"), beta=0.0,
         )  # fmt: skip
         return [
-            self.cell("gru_before_backward_output", steps, operands, product, when),
-            self.cell("gru_before_backward_reset", steps, operands, [again], when),
+            steps.cell("gru_before_backward_output", product, when),
+            steps.cell("gru_before_backward_reset", [again], when),
         ]
 
     def _sums(self, oldest: Steps) -> list[Part]:
         """Gradients of x, w, r and the biases: sums over all steps."""
-        every = Steps(0, 1, self.layer.steps)
-        copies = [(oldest, self.at("h0", oldest, along="k"), "h_before")]
-        if self.layer.steps > 1:
-            later = Steps(oldest.first - oldest.sign, -oldest.sign, self.layer.steps - 1)
-            copies.append((later, self.at("y", later, self.way.before, "k"), "h_before"))
-        x = "x" if self.joined("x") else "x_rows"
-        if x == "x_rows":
-            copies.append((every, self.at("x", every, along="k"), x))
+        t, every = self.layer.steps, Steps(self, 0, 1, self.layer.steps)
+        copies = [(oldest, oldest.operand("h_before", "k"), "h_before")]
+        if t > 1:
+            later = Steps(self, oldest.first - self.sign, -self.sign, t - 1)
+            copies.append((later, later.operand("h_before", "k"), "h_before"))
+        x = "x"
+        if not self.joined(x):
+            copies.append((every, every.at(x, "k"), x := "x_rows"))
         weights = [("dgates", x, "dw"), (self.recurrent, "h_before", "dr")]
         if self.two_parts:
             # the last gate saw other states
@@ -162,13 +148,14 @@ class _Backward(Pass):
 
     def _copy(self, steps: Steps, source: Access, to: str) -> Part:
         """Rows, step by step."""
-        layer, rows = self.layer, self.at(self.new(to), steps, along="k")
+        layer, rows = self.layer, steps.at(self.new(to), "k")
         size = rows.tensor.sizes[rows.tensor.layout[-1]]
-        nest = layer.nest("TNk", t=(steps.count, 1), k=(size, size),
-                          n=(layer.batch, layer.block(BACKWARD_ROWS)))  # fmt: skip
+        nest = layer.nest("TNk", {
+            "t": (steps.count, 1), "n": (layer.batch, layer.block(BACKWARD_ROWS)), "k": (size, size)
+        })  # fmt: skip
         # made with the piece of sums that the step is in
         step = steps.first + steps.sign * np.arange(steps.count)
-        when = self.when(("t", step // layer.piece * layer.piece), 0)
+        when = self.when(t=("t", step // layer.piece * layer.piece))
         return nest.relayout(source, rows, title=f"{source.tensor.name} to {to}", when=when)
 
     def _made(self, product: Product, a: str, b: str, c: str) -> list[Part]:
@@ -187,12 +174,14 @@ class _Backward(Pass):
         # threads take turns: few of the steps may be in use
         piece = layer.piece
         steps = (layer.used * piece, piece, piece if joined and self.rows == layer.batch else 1)
-        nest = layer.nest("tTCtn", t=(layer.steps, *steps), n=(layer.batch, self.rows),
-                          c=(layer.inputs, product.width))  # fmt: skip
+        nest = layer.nest("tTCtn", {
+            "t": (layer.steps, *steps), "n": (layer.batch, self.rows),
+            "c": (layer.inputs, product.width),
+        })  # fmt: skip
         part = nest.gemm(
             self.tensor("dgates").at(t="t", n="n"), product.panels("panels").at(n="c"),
             dx.at(t="t", n="n", c="c"), m="n", n="c", outer="t", plan=product.plan,
-            title="multiply blocks", when=self.when("t"),
+            title="multiply blocks", when=self.when(t="t", n="n"),
         )  # fmt: skip
         return [packing, part]
 
@@ -204,22 +193,23 @@ class _Backward(Pass):
         if not self.way.masked:
             return self._made(product, a, b, c)
         self.new("panels", product.packed_elements)
-        turns = layer.used * layer.piece, layer.piece
+        panels, pieces = product.panels("panels"), (layer.used * layer.piece, layer.piece)
+        of_c = columns, product.width
         packing = layer.nest(
-            "mMC", m=(layer.cells, *(layer.batch * x for x in turns)), c=(columns, product.width)
+            "mMC", {"m": (layer.cells, *(layer.batch * x for x in pieces)), "c": of_c}
         ).relayout(
-            product.tensor("b", b).at(k="m", n="c"), product.panels("panels").at(k="m", n="c"),
-            title="pack pieces of panels", when=self.when_cell(),
+            product.tensor("b", b).at(k="m", n="c"), panels.at(k="m", n="c"),
+            title="pack pieces of panels", when=self.when(m="m"),
         )  # fmt: skip
         panels = layer.tensor("panels", f"c/{product.width} t n c", c=columns)
-        nest = layer.nest(
-            "MCtn" if m > columns else "CMtn", "tn", m=(m, -(-m // -(-m // ROWS_OF_WEIGHTS))),
-            c=(columns, product.width), t=(layer.steps, layer.piece), n=(layer.batch, self.rows),
-        )  # fmt: skip
+        nest = layer.nest("MCtn" if m > columns else "CMtn", {
+            "m": (m, -(-m // -(-m // ROWS_OF_WEIGHTS))), "c": of_c,
+            "t": (layer.steps, layer.piece), "n": (layer.batch, self.rows),
+        }, "tn")  # fmt: skip
         part = nest.gemm(
             left.at(t="t", n="n", k="m"), panels.at(t="t", n="n", c="c"),
             layer.tensor(c, "m c", m=m, c=columns).at(m="m", c="c"), n="c", k="n", outer="t",
-            plan=product.plan, title="multiply pieces", when=self.when("t"),
+            plan=product.plan, title="multiply pieces", when=self.when(t="t", n="n"),
         )  # fmt: skip
         return [packing, part]
 
@@ -232,12 +222,12 @@ class _Backward(Pass):
             )
             return made, {}
 
-        #: rows of all steps in a piece of a sum over them
+        # rows of all steps in a piece of a sum over them
         piece = (layer.piece if self.way.masked else layer.steps) * layer.batch
         columns = -(-self.k // layer.used // 64) * 64
-        nest = layer.nest("Km", "m", k=(self.k, columns), m=(layer.cells, piece))
+        nest = layer.nest("Km", {"k": (self.k, columns), "m": (layer.cells, piece)}, "m")
         words = {
             "a": layer.tensor(gradient, "m k").at(m="m", k="k"),
             "c": layer.tensor(to, "k").at(k="k"),
         }
-        return nest.call("bias gradient", code, words, when=self.when_cell())
+        return nest.call("bias gradient", code, words, when=self.when(m="m"))

@@ -1,5 +1,5 @@
-"""What the streams of a recurrent layer share: the layer, its tensors, and what a step has in either
-direction of time, products and a cell.
+"""What the streams of a recurrent layer share: the layer and its tensors, and what a step has in
+either direction of time, products and a cell.
 
 Gates lie in panels [hidden / width][steps][batch][gates][width], so that the gates of a unit are
 columns of one product. Not here: the passes (`jitgen.primitives.rnn.streams`,
@@ -8,7 +8,7 @@ columns of one product. Not here: the passes (`jitgen.primitives.rnn.streams`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,18 +33,25 @@ KEPT = {
     "lstm": ("gates", "c"), "gru": ("gates", "recurrent"), "gru_before": ("gates", "reset"),
     "rnn": ("gates",),
 }  # fmt: skip
-#: Layouts of tensors: axes are t steps, n sequences, m all of them of all steps, d directions,
-#: c inputs and h states, g gates and u units, in panels of the layer's width "w"; k rows of the
-#: weights, gates by units, or what else a product sums over
+#: Layouts of tensors. Axes: t steps, n sequences, m those of all steps, d directions; c inputs and
+#: h states; g gates and u units, in panels of the layer's width "w"; k rows of the weights, gates
+#: by units, or whatever a product sums over
 LAYOUTS = {
     name: layout
     for layout, names in {
-        "t n c": "x dx x_rows", "t n d h": "y dy", "n h": "h0 c0 dh dc dreset", "h": "p", "t n": "mask flags",
-        "t n h": "c reset h_before", "u/w t n g u": "gates recurrent", "t n k": "dgates dgates_r",
-        "u/w k g u": "w_panels r_panels n_panels", "u/w g u": "bias bias_r",
+        "t n c": "x dx x_rows", "t n d h": "y dy", "n h": "h0 c0 dh dc dreset", "t n": "mask flags",
+        "t n h": "c reset h_before", "t n k": "dgates dgates_r", "u/w t n g u": "gates recurrent",
+        "u/w k g u": "w_panels r_panels n_panels", "u/w g u": "bias bias_r", "h": "p",
     }.items()
     for name in names.split()
 }  # fmt: skip
+#: Operands of cells (by the names in `CELLS`), in the order of the words of a call
+OPERANDS = (
+    "dh", "dgates", "dy", "dreset", "gates", "h", "reset", "h_before", "recurrent", "c_before", "c",
+    "dc", "dgates_r", "p", "mask",
+)  # fmt: skip
+#: Operand -> tensor at the first step of time, and at others
+STATES_BEFORE = {"h_before": ("h0", "y"), "c_before": ("c0", "c")}
 #: Elements from one index of the outer axes of tensors to the next, by tensor, where there are gaps
 Strides = tuple[tuple[str, tuple[int, ...]], ...]
 #: Tensors of a forward pass: biases (of the recurrent part, where that stands apart), states, the
@@ -147,7 +154,7 @@ class Layer:
         extents = {axis: whole[axis] for axis in axes}
         return Tensor(name, layout, self.dtype, own=own, strides=apart, **extents)
 
-    def nest(self, order: str, sums: str = "", **loops: tuple[int, ...]) -> Nest:
+    def nest(self, order: str, loops: Mapping[str, tuple[int, ...]], sums: str = "") -> Nest:
         """Loops: extents, and blocks from the outermost in."""
         made = {name: Loop(extent, tuple(blocks)) for name, (extent, *blocks) in loops.items()}
         return Nest(order, made, self.dtype, self.target, sums)
@@ -204,28 +211,19 @@ class Way(NamedTuple):
         return 1 if self.reverse else -1
 
 
-class Steps(NamedTuple):
-    """`count` steps from step `first` on, up (`sign` 1) or down in time."""
-
-    first: int
-    sign: int = 1
-    count: int = 1
-
-    def at(self, shift: int = 0) -> Index:
-        """The step in hand, or one so many behind it."""
-        return [self.first + shift, ("t", self.sign)]
-
-
 class Pass:
-    """What the passes of one direction share. `most`, `width`: rows of a block at most, and units;
-    `save`: cells leave activations behind."""
+    """What the passes of one direction share. They go up (`sign` 1) or down in time, in blocks of
+    at most `most` rows, and of `width` units. save: cells leave activations behind."""
 
     save = False
 
-    def __init__(self, layer: Layer, way: Way, most: int, width: int, strides: Strides) -> None:
-        self.layer, self.way, self.width, self.strides = layer, way, width, strides
+    def __init__(
+        self, layer: Layer, way: Way, sign: int, most: int, width: int, strides: Strides
+    ) -> None:  # fmt: skip
+        self.layer, self.way, self.sign, self.strides = layer, way, sign, strides
         self.two_parts = layer.kind == "gru_before"
-        self.rows = layer.block(most)
+        self.width, self.rows = width, layer.block(most)
+        self.loops = {"u": Loop(layer.hidden, (width,)), "n": Loop(layer.batch, (self.rows,))}
         #: those that are not as `Layer.tensor` has them, and those that were asked for
         self.tensors = dict(layer.panels)
 
@@ -235,79 +233,103 @@ class Pass:
             self.tensors[name] = self.layer.tensor(name, strides=self.strides)
         return self.tensors[name]
 
-    def at(
-        self, name: str, steps: Steps, shift: int = 0, along: Index = "u", **index: int
-    ) -> Access:  # fmt: skip
-        """A block of a tensor, of the rows and units in hand: at the step, or `shift` from it. Rows
-        go `along` the units, or along what a product sums over ("k")."""
-        tensor = self.tensor(name)
-        if tensor.own:
-            return tensor.at(**index)
-        where: dict[str, Index] = {
-            "t": steps.at(shift), "n": "n", "d": self.way.d, "u": "u", "c": along, "h": along,
-            "k": along, **index,
-        }  # fmt: skip
-        return tensor.at(**{axis: where[axis] for axis in tensor.sizes if axis in where})
-
-    def when(self, t: Index, n: Index = "n") -> Access | None:
-        """The flag of a block of rows, if there are any."""
-        return self.tensor("flags").at(t=t, n=n) if self.way.masked else None
-
-    def when_cell(self) -> Access | None:
-        """The same, of rows of all steps (loop m)."""
-        return self.layer.tensor("flags", "m").at(m="m") if self.way.masked else None
+    def turns(self, counts: list[int]) -> Iterator[Steps]:
+        """All steps, so many at a time."""
+        done = 0 if self.sign > 0 else self.layer.steps - 1
+        for count in counts:
+            yield Steps(self, done, self.sign, count)
+            done += self.sign * count
 
     def joined(self, name: str) -> bool:
         """Whether rows of all steps of a tensor are as far apart as those of one."""
         tensor, layer = self.tensor(name), self.layer
         return layer.steps == 1 or tensor.stride("t") == layer.batch * tensor.stride("n")
 
-    def nest(self, steps: Steps, order: str = "t|UN", **more: tuple[int, ...]) -> Nest:
+    def when(self, **index: Index) -> Access | None:
+        """The flag (`Part.when`) of a block of rows t, n, or of rows m of all steps, if there are
+        any."""
+        flags = self.layer.tensor("flags", "m") if "m" in index else self.tensor("flags")
+        return flags.at(**index) if self.way.masked else None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`count` steps of a pass from step `first` on, up (`sign` 1) or down in time."""
+
+    made: Pass
+    first: int
+    sign: int = 1
+    count: int = 1
+
+    @property
+    def oldest(self) -> bool:
+        """There is no step before, in the direction's time."""
+        return self.first == (self.made.layer.steps - 1 if self.made.way.reverse else 0)
+
+    @property
+    def newest(self) -> bool:
+        """There is no step behind."""
+        return self.first == (0 if self.made.way.reverse else self.made.layer.steps - 1)
+
+    def at(self, name: str, along: Index = "u", shift: int = 0, **index: int) -> Access:
+        """A block of a tensor, of the rows and units in hand: at the step, or `shift` from it. Rows
+        go `along` the units, or a loop that a product sums over."""
+        tensor = self.made.tensor(name)
+        if tensor.own:
+            return tensor.at(**index)
+        where: dict[str, Index] = {
+            "t": [self.first + shift, ("t", self.sign)], "n": "n", "d": self.made.way.d, "u": "u",
+            "c": along, "h": along, "k": along, **index,
+        }  # fmt: skip
+        return tensor.at(**{axis: where[axis] for axis in tensor.sizes if axis in where})
+
+    def operand(self, name: str, along: Index = "u") -> Access:
+        """The same of an operand of a cell."""
+        if name in STATES_BEFORE:
+            return self.at(STATES_BEFORE[name][not self.oldest], along, self.made.way.before)
+        return self.at("y" if name == "h" else name, along)
+
+    def when(self, shift: int = 0) -> Access | None:
+        """The flag of a block of rows, if there are any."""
+        return self.made.when(t=[self.first + shift, ("t", self.sign)], n="n")
+
+    def nest(self, order: str = "t|UN", **more: Loop) -> Nest:
         """Loops over the steps, units and rows, and more."""
-        layer = self.layer
-        return layer.nest(
-            order, t=(steps.count, 1), u=(layer.hidden, self.width), n=(layer.batch, self.rows),
-            **more,
-        )  # fmt: skip
+        layer, loops = self.made.layer, {"t": Loop(self.count, (1,)), **self.made.loops, **more}
+        return Nest(order, loops, layer.dtype, layer.target)
 
     def product(
-        self, title: str, steps: Steps, a: Access, b: str, c: Access, *, bias: str = "",
-        beta: float = 1.0, depth: int = 0, **how: Any,
+        self, title: str, a: Access, b: str, c: Access, *, bias: str = "", beta: float = 1.0,
+        depth: int = 0, **how: Any,
     ) -> Part:  # fmt: skip
         """c = a times panels b, plus a bias or c before; sums are in pieces of `depth` at most (0:
         whole)."""
-        panels = self.tensor(b)
+        panels = self.made.tensor(b)
         k = panels.sizes["k"]
-        piece = -(-k // -(-k // (depth or k)))
+        pieces = Loop(k, (-(-k // -(-k // (depth or k))),))
         if bias:
-            how |= {"epilogue": (("bias",),), "words": {"bias": self.at(bias, steps)}}
-        return self.nest(steps, "t|UNk", k=(k, piece)).gemm(
+            how |= {"epilogue": (("bias",),), "words": {"bias": self.at(bias)}}
+        return self.nest("t|UNk", k=pieces).gemm(
             a, panels.at(u="u", k="k"), c, m="n", n="u", beta=0.0 if bias else beta, title=title,
             **how,
         )  # fmt: skip
 
-    def cell(
-        self, name: str, steps: Steps, operands: Mapping[str, Access], before: list[Part],
-        when: Access | None,
-    ) -> Part:  # fmt: skip
-        """The kernel of a cell, which takes what it has of the operands (by the names in `CELLS`),
-        on what the parts before it make."""
-        layer, cell = self.layer, CELLS[name]
-        masked = self.way.masked and name != "gru_before_reset"
-        more = {"p": self.at("p", steps), "mask": self.at("mask", steps)}
+    def cell(self, name: str, before: list[Part], when: Access | None) -> Part:
+        """The kernel of a cell, on what the parts before it make."""
+        made, layer, cell = self.made, self.made.layer, CELLS[name]
+        masked = made.way.masked and name != "gru_before_reset"
         named = cell.words(masked, layer.peephole)
-        words = {named[x]: at for x, at in {**operands, **more}.items() if x in named}
-        plain = {w: words[w].tensor.stride("n") for w, o in cell.operands.items()
-                 if w in words and not o.panels}  # fmt: skip
-        panels = {w: words[w].tensor.strides["u"] for w, o in cell.operands.items()
-                  if o.panels and self.width > layer.width}  # fmt: skip
+        words = {named[x]: self.operand(x) for x in OPERANDS if x in named}
+        plain = {word: at.tensor.stride("n") for word, at in words.items()
+                 if word in cell.operands and not cell.operands[word].panels}  # fmt: skip
+        panels = {word: words[word].tensor.strides["u"] for word, o in cell.operands.items()
+                  if o.panels and made.width > layer.width}  # fmt: skip
 
         def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-            made = emit_cell(
+            return emit_cell(
                 name, size["n"], size["u"], layer.dtype, layer.target, width=layer.width,
                 panel=panels, hidden=layer.hidden, ld=plain, masked=masked,
-                peephole=layer.peephole, save=self.save and cell.saves,
-            )  # fmt: skip
-            return made, {}
+                peephole=layer.peephole, save=made.save and cell.saves,
+            ), {}  # fmt: skip
 
-        return self.nest(steps).call(name, code, words, before=tuple(before), when=when)
+        return self.nest().call(name, code, words, before=tuple(before), when=when)

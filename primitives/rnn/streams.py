@@ -35,7 +35,7 @@ def _pack_parts(layer: Layer) -> list[Part]:
     def part(source: str, to: str, first: int = 0) -> Part:
         panels = layer.panels[to]
         gates, k = panels.sizes["g"], panels.sizes["k"]
-        return layer.nest("GU", g=(gates, 1), u=(layer.hidden, layer.width)).relayout(
+        return layer.nest("GU", {"g": (gates, 1), "u": (layer.hidden, layer.width)}).relayout(
             layer.tensor(source, "g u k", k=k).at(g=[first, "g"], u="u"), panels.at(g="g", u="u"),
             fill=False, title="weights in panels of gates",
         )  # fmt: skip
@@ -59,7 +59,7 @@ class _Forward(Pass):
 
     def __init__(self, layer: Layer, way: Way, training: bool, strides: Strides) -> None:
         most = ROWS_BY_LENGTH if way.masked else MOST_ROWS
-        super().__init__(layer, way, most, layer.width, strides)
+        super().__init__(layer, way, -way.before, most, layer.width, strides)
         self.save = training
         #: the input product of a step is made with the step; else of all steps before the first,
         #: which reads the weights once
@@ -74,17 +74,11 @@ class _Forward(Pass):
                 self.tensors[name] = layer.tensor(name, "n h")
 
     def parts(self) -> list[Part]:
-        layer, last = self.layer, self.layer.steps - 1
-        sign, begin = (-1, last) if self.way.reverse else (1, 0)
-        steps = [Steps(begin, sign, 1)]
-        if self.two_parts:
-            # which take turns
-            steps += [Steps(begin + sign * i, sign, 1) for i in range(1, layer.steps)]
-        elif last:
-            steps.append(Steps(begin + sign, sign, last))
+        t = self.layer.steps
         parts = [] if self.per_step else [self._inputs()]
-        for i, some in enumerate(steps):
-            parts += self._steps(some, i == 0)
+        # two parts take turns
+        for steps in self.turns([1] * t if self.two_parts else [1] + [t - 1] * (t > 1)):
+            parts += self._steps(steps)
         return parts
 
     def _inputs(self) -> Part:
@@ -98,40 +92,33 @@ class _Forward(Pass):
             # threads share the panels alone: few of the rows may be in use
             rows = layer.steps_by_length * layer.batch
             product = replace(product, blocks=(rows, panel), order="Nm")
-        return product_part(product, "x", "w_panels", "gates", "bias", when=self.when_cell())
+        return product_part(product, "x", "w_panels", "gates", "bias", when=self.when(m="m"))
 
-    def _steps(self, steps: Steps, first: bool) -> list[Part]:
-        """Some steps; before the first one the state is given."""
-        layer, way = self.layer, self.way
-        h, c = ("h0", "c0") if first else ("y", "c")
-
-        def product(a: Access, b: str, to: Access, bias: str = "") -> Part:
-            columns = self.tensor(b).stride("k")
-            return self.product(f"gates from {b}", steps, a, b, to, bias=bias, columns=columns)
-
-        gates, state = self.at("gates", steps), self.at(h, steps, way.before, "k")
-        parts = []
-        if self.per_step:
-            parts.append(product(self.at("x", steps, along="k"), "w_panels", gates, "bias"))
-        if layer.kind == "gru":
-            parts.append(product(state, "r_panels", self.at("recurrent", steps), "bias_r"))
-        elif not first or way.state:
-            parts.append(product(state, "r_panels", gates))
-        operands = {
-            "gates": gates, "h": self.at("y", steps), "reset": self.at("reset", steps),
-            "h_before": self.at(h, steps, way.before), "recurrent": self.at("recurrent", steps),
-            "c_before": self.at(c, steps, way.before), "c": self.at("c", steps),
-        }  # fmt: skip
-        when = self.when(steps.at())
-        if not self.two_parts:
-            return [self.cell(layer.kind, steps, operands, parts, when)]
-        # what the reset leaves of all units goes into a second product
-        again = product(
-            self.at("reset", steps, along="k"), "n_panels", self.at("gates", steps, g=2)
+    def _gates(
+        self, steps: Steps, a: str, panels: str, to: Access, bias: str = ""
+    ) -> Part:  # fmt: skip
+        """Gates from a tensor, all those of the units in hand."""
+        columns = self.tensor(panels).stride("k")
+        return steps.product(
+            f"gates from {panels}", steps.operand(a, "k"), panels, to, bias=bias, columns=columns
         )
+
+    def _steps(self, steps: Steps) -> list[Part]:
+        kind, gates, when, parts = self.layer.kind, steps.at("gates"), steps.when(), []
+        if self.per_step:
+            parts.append(self._gates(steps, "x", "w_panels", gates, "bias"))
+        if kind == "gru":
+            recurrent = steps.at("recurrent")
+            parts.append(self._gates(steps, "h_before", "r_panels", recurrent, "bias_r"))
+        elif self.way.state or not steps.oldest:
+            parts.append(self._gates(steps, "h_before", "r_panels", gates))
+        if not self.two_parts:
+            return [steps.cell(kind, parts, when)]
+        # what the reset leaves of all units goes into a second product
+        again = self._gates(steps, "reset", "n_panels", steps.at("gates", g=2))
         return [
-            self.cell("gru_before_reset", steps, operands, parts, when),
-            self.cell("gru_before_output", steps, operands, [again], when),
+            steps.cell("gru_before_reset", parts, when),
+            steps.cell("gru_before_output", [again], when),
         ]
 
 
