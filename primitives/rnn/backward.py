@@ -29,8 +29,6 @@ from jitgen.primitives.rnn.steps import (
 )
 from jitgen.run.cache import STREAMS
 
-#: Elements of the sum of a block of states that are added at a time
-DEPTH = 1024
 #: Where sequences have lengths, rows of a block of a weight's gradient, which stays in L1 while
 #: pieces are added to it
 ROWS_OF_WEIGHTS = 48
@@ -65,9 +63,11 @@ class _Backward(Pass):
         self.scratch: dict[str, int] = {}
         #: gradient of the recurrent part of the gates
         self.recurrent = "dgates_r" if layer.kind == "gru" else "dgates"
-        for name, k in (("r_panels", first), ("n_panels", layer.hidden)):
-            self.tensors[name] = layer.tensor(name, f"u/{width} k u", k=k)
-        self.tensors["last_gate"] = layer.tensor("last_gate", "t n k", k=layer.hidden)
+        self.tensors |= {
+            "r_panels": layer.tensor("r_panels", f"u/{width} k u", k=first),
+            "n_panels": layer.tensor("n_panels", f"u/{width} h u"),
+            "rows of gates": layer.tensor(self.recurrent, "t n k"),
+        }  # fmt: skip
 
     def new(self, tensor: str, elements: int = 0) -> str:
         """A tensor of scratch, of so many elements or (0) as many as it has."""
@@ -92,20 +92,16 @@ class _Backward(Pass):
         return Product(m, n, k, layer.dtype, layer.target, layer.used, width, b="k n", **how)
 
     def _pack(self, source: str, to: str) -> Part:
-        layer, depth = self.layer, self.tensor(to).sizes["k"]
+        layer, depth = self.layer, self.tensor(to).strides["u"] // self.width
         product = self._product(layer.batch, layer.hidden, depth, self.width)
         return pack_part(product, source, self.new(to))
 
     def _states(self, steps: Steps, shift: int, **beside: Any) -> Part:
         """The gradient of the states from that of the gates that they led to."""
         return steps.product(
-            "gradient of the states", steps.at(self.recurrent, "k", shift), "r_panels",
-            steps.at("dh"), depth=DEPTH, **beside,
+            "gradient of the states", steps.at("rows of gates", shift), "r_panels",
+            steps.at("dh"), **beside,
         )  # fmt: skip
-
-    def _last_gate(self, steps: Steps) -> Access:
-        """Gradients of the last of three gates."""
-        return steps.at("dgates", [2 * self.layer.hidden, "k"])
 
     def _steps(self, steps: Steps) -> list[Part]:
         # in reverse, a step's product is of what the step before it in time left: made as long as
@@ -115,7 +111,7 @@ class _Backward(Pass):
         if not self.two_parts:
             return [steps.cell(f"{self.layer.kind}_backward", product, when)]
         again = steps.product(
-            "gradient of the reset states", self._last_gate(steps), "n_panels",
+            "gradient of the reset states", steps.at("dgates", 0, True, g=2), "n_panels",
             steps.at("dreset"), beta=0.0,
         )  # fmt: skip
         return [
@@ -126,17 +122,17 @@ class _Backward(Pass):
     def _sums(self, oldest: Steps) -> list[Part]:
         """Gradients of x, w, r and the biases: sums over all steps."""
         t, every = self.layer.steps, Steps(self, 0, 1, self.layer.steps)
-        copies = [(oldest, oldest.operand("h_before", "k"), "h_before")]
+        copies = [(oldest, oldest.operand("h_before", True), "h_before")]
         if t > 1:
             later = Steps(self, oldest.first - self.sign, -self.sign, t - 1)
-            copies.append((later, later.operand("h_before", "k"), "h_before"))
+            copies.append((later, later.operand("h_before", True), "h_before"))
         x = "x"
         if not self.joined(x):
-            copies.append((every, every.at(x, "k"), x := "x_rows"))
+            copies.append((every, every.at(x), x := "x_rows"))
         weights = [("dgates", x, "dw"), (self.recurrent, "h_before", "dr")]
         if self.two_parts:
             # the last gate saw other states
-            copies.append((every, self._last_gate(every), "last_gate"))
+            copies.append((every, every.at("dgates", 0, True, g=2), "last_gate"))
             weights.append(("last_gate", "reset", "dr_n"))
         parts = [self._copy(*copy) for copy in copies] + self._gradient_of_x()
         for names in weights:
@@ -148,15 +144,15 @@ class _Backward(Pass):
 
     def _copy(self, steps: Steps, source: Access, to: str) -> Part:
         """Rows, step by step."""
-        layer, rows = self.layer, steps.at(self.new(to), "k")
-        size = rows.tensor.sizes[rows.tensor.layout[-1]]
-        nest = layer.nest("TNk", {
-            "t": (steps.count, 1), "n": (layer.batch, layer.block(BACKWARD_ROWS)), "k": (size, size)
-        })  # fmt: skip
+        layer, rows = self.layer, (self.layer.batch, self.layer.block(BACKWARD_ROWS))
+        nest = layer.nest("TN", {"t": (steps.count, 1), "n": rows})
         # made with the piece of sums that the step is in
         step = steps.first + steps.sign * np.arange(steps.count)
         when = self.when(t=("t", step // layer.piece * layer.piece))
-        return nest.relayout(source, rows, title=f"{source.tensor.name} to {to}", when=when)
+        return nest.relayout(
+            source, steps.at(self.new(to), 0, True), title=f"{source.tensor.name} to {to}",
+            when=when,
+        )  # fmt: skip
 
     def _made(self, product: Product, a: str, b: str, c: str) -> list[Part]:
         """A product and the packing before it."""
@@ -179,7 +175,7 @@ class _Backward(Pass):
             "c": (layer.inputs, product.width),
         })  # fmt: skip
         part = nest.gemm(
-            self.tensor("dgates").at(t="t", n="n"), product.panels("panels").at(n="c"),
+            layer.tensor("dgates", "t n k").at(t="t", n="n"), product.panels("panels").at(n="c"),
             dx.at(t="t", n="n", c="c"), m="n", n="c", outer="t", plan=product.plan,
             title="multiply blocks", when=self.when(t="t", n="n"),
         )  # fmt: skip
@@ -187,8 +183,8 @@ class _Backward(Pass):
 
     def _gradient_of_weights(self, a: str, b: str, c: str) -> list[Part]:
         """The product of a transposed (rows of all steps x m) and b."""
-        layer, left, right = self.layer, self.tensor(a), self.tensor(b)
-        m, columns = left.sizes["k"], right.sizes[right.layout[-1]]
+        layer, right, m = self.layer, self.tensor(b), self.tensor(a).stride("n")
+        columns = right.sizes[right.layout[-1]]
         product = self._product(m, columns, layer.cells, a="k m", ldb=right.stride("n"))
         if not self.way.masked:
             return self._made(product, a, b, c)
@@ -207,7 +203,7 @@ class _Backward(Pass):
             "t": (layer.steps, layer.piece), "n": (layer.batch, self.rows),
         }, "tn")  # fmt: skip
         part = nest.gemm(
-            left.at(t="t", n="n", k="m"), panels.at(t="t", n="n", c="c"),
+            layer.tensor(a, "t n k", k=m).at(t="t", n="n", k="m"), panels.at(t="t", n="n", c="c"),
             layer.tensor(c, "m c", m=m, c=columns).at(m="m", c="c"), n="c", k="n", outer="t",
             plan=product.plan, title="multiply pieces", when=self.when(t="t", n="n"),
         )  # fmt: skip

@@ -34,14 +34,15 @@ KEPT = {
     "rnn": ("gates",),
 }  # fmt: skip
 #: Layouts of tensors. Axes: t steps, n sequences, m those of all steps, d directions; c inputs and
-#: h states; g gates and u units, in panels of the layer's width "w"; k rows of the weights, gates
-#: by units, or whatever a product sums over
+#: h states; g gates and u units, in panels of the layer's width "w"; k gates by states, the rows of
+#: the weights
 LAYOUTS = {
     name: layout
     for layout, names in {
-        "t n c": "x dx x_rows", "t n d h": "y dy", "n h": "h0 c0 dh dc dreset", "t n": "mask flags",
-        "t n h": "c reset h_before", "t n k": "dgates dgates_r", "u/w t n g u": "gates recurrent",
-        "u/w k g u": "w_panels r_panels n_panels", "u/w g u": "bias bias_r", "h": "p",
+        "t n c": "x dx x_rows", "t n d h": "y dy", "t n h": "c reset h_before last_gate",
+        "t n g h": "dgates dgates_r", "n h": "h0 c0 dh dc dreset", "h": "p", "t n": "mask flags",
+        "u/w t n g u": "gates recurrent", "u/w g u": "bias bias_r", "u/w c g u": "w_panels",
+        "u/w h g u": "r_panels n_panels",
     }.items()
     for name in names.split()
 }  # fmt: skip
@@ -57,6 +58,8 @@ Strides = tuple[tuple[str, tuple[int, ...]], ...]
 #: Tensors of a forward pass: biases (of the recurrent part, where that stands apart), states, the
 #: peepholes' weights, and which steps are within a sequence
 STATES = ("bias", "bias_r", "h0", "y", "c0", "c", "p", "mask")
+#: Elements of the sum of a block of states that are added at a time, backward
+DEPTH = 1024
 #: Most rows of a block of gates, forward and backward: it stays in L1 from the product to the cell,
 #: and a piece of a panel of weights in L2 for all rows
 MOST_ROWS, BACKWARD_ROWS = 48, 128
@@ -169,11 +172,8 @@ class Layer:
         """Weights as the forward pass reads them, which depends on neither batch nor steps: the
         input's, the recurrent ones, and those of the gate that waits for the reset, if one does."""
         later = self.kind == "gru_before"
-        sizes = {
-            "w_panels": (self.inputs, self.gates), "r_panels": (self.hidden, self.gates - later),
-            "n_panels": (self.hidden, int(later)),
-        }  # fmt: skip
-        return {name: self.tensor(name, k=k, g=g) for name, (k, g) in sizes.items()}
+        gates = {"w_panels": self.gates, "r_panels": self.gates - later, "n_panels": int(later)}
+        return {name: self.tensor(name, g=count) for name, count in gates.items()}
 
 
 def check_sizes(layer: Layer) -> None:
@@ -271,23 +271,25 @@ class Steps:
         """There is no step behind."""
         return self.first == (0 if self.made.way.reverse else self.made.layer.steps - 1)
 
-    def at(self, name: str, along: Index = "u", shift: int = 0, **index: int) -> Access:
-        """A block of a tensor, of the rows and units in hand: at the step, or `shift` from it. Rows
-        go `along` the units, or a loop that a product sums over."""
+    def at(self, name: str, shift: int = 0, whole: bool = False, **index: int) -> Access:
+        """A block of a tensor, of the rows and units in hand, or of `whole` rows: at the step, or
+        `shift` from it."""
         tensor = self.made.tensor(name)
         if tensor.own:
             return tensor.at(**index)
         where: dict[str, Index] = {
             "t": [self.first + shift, ("t", self.sign)], "n": "n", "d": self.made.way.d, "u": "u",
-            "c": along, "h": along, "k": along, **index,
+            "k": "k", **index,
         }  # fmt: skip
+        if not whole:
+            where["h"] = "u"
         return tensor.at(**{axis: where[axis] for axis in tensor.sizes if axis in where})
 
-    def operand(self, name: str, along: Index = "u") -> Access:
+    def operand(self, name: str, whole: bool = False) -> Access:
         """The same of an operand of a cell."""
         if name in STATES_BEFORE:
-            return self.at(STATES_BEFORE[name][not self.oldest], along, self.made.way.before)
-        return self.at("y" if name == "h" else name, along)
+            return self.at(STATES_BEFORE[name][not self.oldest], self.made.way.before, whole)
+        return self.at("y" if name == "h" else name, 0, whole)
 
     def when(self, shift: int = 0) -> Access | None:
         """The flag of a block of rows, if there are any."""
@@ -300,18 +302,20 @@ class Steps:
 
     def product(
         self, title: str, a: Access, b: str, c: Access, *, bias: str = "", beta: float = 1.0,
-        depth: int = 0, **how: Any,
+        **how: Any,
     ) -> Part:  # fmt: skip
-        """c = a times panels b, plus a bias or c before; sums are in pieces of `depth` at most (0:
-        whole)."""
+        """c = a times panels b, plus a bias or c before."""
         panels = self.made.tensor(b)
-        k = panels.sizes["k"]
-        pieces = Loop(k, (-(-k // -(-k // (depth or k))),))
+        _, k, *_ = panels.layout.split()
+        pieces = {}
+        if k == "k":
+            size = panels.sizes[k]
+            pieces[k] = Loop(size, (-(-size // -(-size // DEPTH)),))
         if bias:
             how |= {"epilogue": (("bias",),), "words": {"bias": self.at(bias)}}
-        return self.nest("t|UNk", k=pieces).gemm(
-            a, panels.at(u="u", k="k"), c, m="n", n="u", beta=0.0 if bias else beta, title=title,
-            **how,
+        return self.nest("t|UN" + "".join(pieces), **pieces).gemm(
+            a, panels.at(u="u", **{loop: loop for loop in pieces}), c, m="n", n="u", k=k,
+            beta=0.0 if bias else beta, title=title, **how,
         )  # fmt: skip
 
     def cell(self, name: str, before: list[Part], when: Access | None) -> Part:

@@ -34,10 +34,11 @@ from jitgen.run.cache import STREAMS
 def _pack_parts(layer: Layer) -> list[Part]:
     def part(source: str, to: str, first: int = 0) -> Part:
         panels = layer.panels[to]
-        gates, k = panels.sizes["g"], panels.sizes["k"]
-        return layer.nest("GU", {"g": (gates, 1), "u": (layer.hidden, layer.width)}).relayout(
-            layer.tensor(source, "g u k", k=k).at(g=[first, "g"], u="u"), panels.at(g="g", u="u"),
-            fill=False, title="weights in panels of gates",
+        loops = {"g": (panels.sizes["g"], 1), "u": (layer.hidden, layer.width)}
+        weights = layer.tensor(source, f"g u {panels.layout.split()[1]}")
+        return layer.nest("GU", loops).relayout(
+            weights.at(g=[first, "g"], u="u"), panels.at(g="g", u="u"), fill=False,
+            title="weights in panels of gates",
         )  # fmt: skip
 
     parts = [part("w", "w_panels"), part("r", "r_panels")]
@@ -85,8 +86,9 @@ class _Forward(Pass):
         """The input product of all steps."""
         layer, panel = self.layer, self.layer.gates * self.layer.width
         product = Product(
-            layer.cells, layer.units * layer.gates, layer.inputs, layer.dtype, layer.target, layer.used,
-            panel, c=f"n/{panel} m n", lda=self.tensor("x").stride("n"), epilogue=(("bias",),),
+            layer.cells, layer.units * layer.gates, layer.inputs, layer.dtype, layer.target,
+            layer.used, panel, c=f"n/{panel} m n", lda=self.tensor("x").stride("n"),
+            epilogue=(("bias",),),
         )  # fmt: skip
         if self.way.masked:
             # threads share the panels alone: few of the rows may be in use
@@ -94,13 +96,11 @@ class _Forward(Pass):
             product = replace(product, blocks=(rows, panel), order="Nm")
         return product_part(product, "x", "w_panels", "gates", "bias", when=self.when(m="m"))
 
-    def _gates(
-        self, steps: Steps, a: str, panels: str, to: Access, bias: str = ""
-    ) -> Part:  # fmt: skip
-        """Gates from a tensor, all those of the units in hand."""
-        columns = self.tensor(panels).stride("k")
+    def _gates(self, steps: Steps, a: str, panels: str, to: Access, bias: str = "") -> Part:
+        """Gates of the units in hand, from whole rows of an operand."""
+        columns = self.layer.width * self.tensor(panels).sizes["g"]
         return steps.product(
-            f"gates from {panels}", steps.operand(a, "k"), panels, to, bias=bias, columns=columns
+            f"gates from {panels}", steps.operand(a, True), panels, to, bias=bias, columns=columns
         )
 
     def _steps(self, steps: Steps) -> list[Part]:
