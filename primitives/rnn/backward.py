@@ -163,7 +163,7 @@ class _Backward(Pass):
 
     def _gradient_of_x(self) -> list[Part]:
         layer, dx, joined = self.layer, self.tensor("dx"), self.joined("dx")
-        product = self._product(layer.cells, layer.inputs, self.k, ldc=dx.stride("n"))
+        product = self._product(layer.extents["m"], layer.inputs, self.k, ldc=dx.stride("n"))
         if joined and not self.way.masked:
             return self._made(product, "dgates", "w", "dx")
         packing = pack_part(product, "w", self.new("panels", product.packed_elements))
@@ -185,14 +185,14 @@ class _Backward(Pass):
         """The product of a transposed (rows of all steps x m) and b."""
         layer, right, m = self.layer, self.tensor(b), self.tensor(a).stride("n")
         columns = right.sizes[right.layout[-1]]
-        product = self._product(m, columns, layer.cells, a="k m", ldb=right.stride("n"))
+        product = self._product(m, columns, layer.extents["m"], a="k m", ldb=right.stride("n"))
         if not self.way.masked:
             return self._made(product, a, b, c)
         self.new("panels", product.packed_elements)
         panels, pieces = product.panels("panels"), (layer.used * layer.piece, layer.piece)
         of_c = columns, product.width
         packing = layer.nest(
-            "mMC", {"m": (layer.cells, *(layer.batch * x for x in pieces)), "c": of_c}
+            "mMC", {"m": (layer.extents["m"], *(layer.batch * x for x in pieces)), "c": of_c}
         ).relayout(
             product.tensor("b", b).at(k="m", n="c"), panels.at(k="m", n="c"),
             title="pack pieces of panels", when=self.when(m="m"),
@@ -221,7 +221,7 @@ class _Backward(Pass):
         # rows of all steps in a piece of a sum over them
         piece = (layer.piece if self.way.masked else layer.steps) * layer.batch
         columns = -(-self.k // layer.used // 64) * 64
-        nest = layer.nest("Km", {"k": (self.k, columns), "m": (layer.cells, piece)}, "m")
+        nest = layer.nest("Km", {"k": (self.k, columns), "m": (layer.extents["m"], piece)}, "m")
         words = {
             "a": layer.tensor(gradient, "m k").at(m="m", k="k"),
             "c": layer.tensor(to, "k").at(k="k"),

@@ -101,11 +101,6 @@ class Layer:
         """Bytes of an element."""
         return DTYPES[self.dtype].element
 
-    @property
-    def cells(self) -> int:
-        """Rows of all steps."""
-        return self.steps * self.batch
-
     @lazy
     def width(self) -> int:
         """Units of a panel of gates."""
@@ -142,19 +137,23 @@ class Layer:
         work = 2 * self.batch * self.gates * self.hidden * self.hidden
         return max(1, min(self.threads, work // OPERATIONS_PER_THREAD))
 
+    @lazy
+    def extents(self) -> dict[str, int]:
+        """Of each axis of `LAYOUTS`."""
+        return {
+            "t": self.steps, "n": self.batch, "m": self.steps * self.batch, "d": self.directions,
+            "c": self.inputs, "h": self.hidden, "g": self.gates, "u": self.hidden,
+            "k": self.gates * self.hidden,
+        }  # fmt: skip
+
     def tensor(
         self, name: str, layout: str = "", own: bool = False, strides: Strides = (), **sizes: int
     ) -> Tensor:  # fmt: skip
         """A tensor, in its layout of `LAYOUTS` or another; with other sizes of its axes."""
         layout = (layout or LAYOUTS[name]).replace("/w", f"/{self.width}")
         axes = [token.partition("/")[0] for token in layout.split()]
-        whole = {
-            "t": self.steps, "n": self.batch, "m": self.cells, "d": self.directions,
-            "c": self.inputs, "h": self.hidden, "g": self.gates, "u": self.hidden,
-            "k": self.gates * self.hidden, **sizes,
-        }  # fmt: skip
         apart = dict(zip(axes, dict(strides).get(name, ()), strict=False))
-        extents = {axis: whole[axis] for axis in axes}
+        extents = {axis: sizes.get(axis, self.extents[axis]) for axis in axes}
         return Tensor(name, layout, self.dtype, own=own, strides=apart, **extents)
 
     def nest(self, order: str, loops: Mapping[str, tuple[int, ...]], sums: str = "") -> Nest:
@@ -248,8 +247,10 @@ class Pass:
     def when(self, **index: Index) -> Access | None:
         """The flag (`Part.when`) of a block of rows t, n, or of rows m of all steps, if there are
         any."""
+        if not self.way.masked:
+            return None
         flags = self.layer.tensor("flags", "m") if "m" in index else self.tensor("flags")
-        return flags.at(**index) if self.way.masked else None
+        return flags.at(**index)
 
 
 @dataclass(frozen=True)

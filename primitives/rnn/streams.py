@@ -16,6 +16,7 @@ from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Access
 from jitgen.primitives.rnn.steps import (
+    KEPT,
     MOST_ROWS,
     ROWS_BY_LENGTH,
     ROWS_PER_STEP,
@@ -66,13 +67,13 @@ class _Forward(Pass):
         #: which reads the weights once
         self.per_step = layer.batch >= ROWS_PER_STEP or not self.joined("x")
         if not training:
-            # a thread has a block for itself, which does not outlive the step
-            own = ["recurrent"] + ["gates"] * (self.per_step and not self.two_parts)
-            rows = min(layer.batch, most)
-            for name in own:
-                self.tensors[name] = layer.tensor(name, "n g u", own=True, n=rows, u=layer.width)
-            for name in ("c", "reset"):
-                self.tensors[name] = layer.tensor(name, "n h")
+            # a thread has a block of gates for itself, which does not outlive the step
+            rows, own = min(layer.batch, most), self.per_step and not self.two_parts
+            for name in KEPT[layer.kind]:
+                if name in ("c", "reset"):
+                    self.tensors[name] = layer.tensor(name, "n h")
+                elif own or name == "recurrent":
+                    self.tensors[name] = layer.tensor(name, "n g u", True, n=rows, u=layer.width)
 
     def parts(self) -> list[Part]:
         t = self.layer.steps
@@ -86,7 +87,7 @@ class _Forward(Pass):
         """The input product of all steps."""
         layer, panel = self.layer, self.layer.gates * self.layer.width
         product = Product(
-            layer.cells, layer.units * layer.gates, layer.inputs, layer.dtype, layer.target,
+            layer.extents["m"], layer.units * layer.gates, layer.inputs, layer.dtype, layer.target,
             layer.used, panel, c=f"n/{panel} m n", lda=self.tensor("x").stride("n"),
             epilogue=(("bias",),),
         )  # fmt: skip
