@@ -365,52 +365,40 @@ def _rnn_backward(v: Vector) -> None:
     _nothing_passes(v)
 
 
-def _panels(name: str, gates: int) -> Operand:
-    return Operand(name, gates, panels=True)
-
-
-_STATES = {"bias_row": Operand("h_before"), "residual": Operand("h")}
+_LSTM, _GRU, _RNN = (Operand("gates", gates, panels=True) for gates in (4, 3, 1))
+_RECURRENT = Operand("recurrent", 3, panels=True)
+_BEFORE, _DGATES = Operand("h_before"), Operand("dgates", 3)
+_STATES = {"bias_row": _BEFORE, "residual": Operand("h")}
 _GRADIENTS = {"bias_row": Operand("dy"), "residual": Operand("dh")}
+_RESET = {"bias_row": _BEFORE, "residual": Operand("reset")}
+_RESET_BACKWARD = {"bias_row": Operand("dreset"), "residual": Operand("dh")}
 CELLS = {
     "lstm": Cell(
-        _lstm, {"a": _panels("gates", 4), "b": Operand("c_before"), "c": Operand("c"), **_STATES},
-        "bias_row", True, True,
+        _lstm, {"a": _LSTM, "b": Operand("c_before"), "c": Operand("c"), **_STATES}, "bias_row",
+        True, True,
     ),
-    "gru": Cell(
-        _gru, {"a": _panels("gates", 3), "b": _panels("recurrent", 3), **_STATES}, saves=True
-    ),
-    "gru_before_reset": Cell(
-        _gru_before_reset, {
-            "a": _panels("gates", 3), "bias_row": Operand("h_before"), "residual": Operand("reset"),
-        },
-    ),
-    "gru_before_output": Cell(
-        _gru_before_output, {"a": _panels("gates", 3), **_STATES}, saves=True
-    ),
-    "rnn": Cell(_rnn, {"a": _panels("gates", 1), **_STATES}, "bias_row"),
+    "gru": Cell(_gru, {"a": _GRU, "b": _RECURRENT, **_STATES}, saves=True),
+    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_RESET}),
+    "gru_before_output": Cell(_gru_before_output, {"a": _GRU, **_STATES}, saves=True),
+    "rnn": Cell(_rnn, {"a": _RNN, **_STATES}, "bias_row"),
     "lstm_backward": Cell(
         _lstm_backward, {
-            "a": _panels("gates", 4), "b": Operand("c_before"), "c": Operand("dgates", 4),
+            "a": _LSTM, "b": Operand("c_before"), "c": Operand("dgates", 4),
             "a_offsets": Operand("c"), "b_offsets": Operand("dc"), **_GRADIENTS,
         }, peephole=True,
     ),
     "gru_backward": Cell(
         _gru_backward, {
-            "a": _panels("gates", 3), "b": _panels("recurrent", 3), "c": Operand("dgates", 3),
-            "a_offsets": Operand("dgates_r", 3), "b_offsets": Operand("h_before"), **_GRADIENTS,
+            "a": _GRU, "b": _RECURRENT, "c": _DGATES, "a_offsets": Operand("dgates_r", 3),
+            "b_offsets": _BEFORE, **_GRADIENTS,
         },
     ),
     "gru_before_backward_output": Cell(
-        _gru_before_backward_output, {
-            "a": _panels("gates", 3), "c": Operand("dgates", 3), "b_offsets": Operand("h_before"),
-            **_GRADIENTS,
-        },
+        _gru_before_backward_output, {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_GRADIENTS}
     ),
     "gru_before_backward_reset": Cell(
-        _gru_before_backward_reset, {
-            "a": _panels("gates", 3), "c": Operand("dgates", 3), "b_offsets": Operand("h_before"),
-            "bias_row": Operand("dreset"), "residual": Operand("dh"),
-        },
+        _gru_before_backward_reset,
+        {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_RESET_BACKWARD},
     ),
     "rnn_backward": Cell(
         _rnn_backward, {"a_offsets": Operand("h"), "c": Operand("dgates"), **_GRADIENTS}
