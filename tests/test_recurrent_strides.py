@@ -139,12 +139,13 @@ def _product(steps: int, rows: int, apart: int, summed: bool) -> np.ndarray:
     t, n, k, columns, target = 6, 4, 5, 16, cpu.choose(None)
     numbers = np.random.default_rng(3)
     a = numbers.standard_normal((t, apart), np.float32)
-    loops = {"t": Loop(t, (steps,)), "n": Loop(n, (rows,)), "m": Loop(k, (k,)), "c": Loop(16, (16,))}
+    loops = {"t": Loop(t, (steps,)), "n": Loop(n, (rows,)), "c": Loop(columns, (columns,))}
     left = Tensor("a", "t n m", "f32", strides={"t": apart}, t=t, n=n, m=k)
     of_a = a[:, : n * k].reshape(t, n, k)
     if summed:
         b = numbers.standard_normal((t, n, columns), np.float32)
         c, wanted = np.zeros((k, columns), np.float32), np.einsum("tnk,tnc->kc", of_a, b)
+        loops["m"] = Loop(k, (k,))
         part = Nest("MCtn", loops, "f32", target, "tn").gemm(
             left.at(t="t", n="n", m="m"),
             Tensor("b", "c/16 t n c", "f32", t=t, n=n, c=columns).at(t="t", n="n", c="c"),
@@ -154,7 +155,6 @@ def _product(steps: int, rows: int, apart: int, summed: bool) -> np.ndarray:
     else:
         b = numbers.standard_normal((k, columns), np.float32)
         c, wanted = np.zeros((t, n, columns), np.float32), of_a @ b
-        del loops["m"]
         part = Nest("TNC", loops, "f32", target).gemm(
             left.at(t="t", n="n"), Tensor("b", "c/16 m c", "f32", m=k, c=columns).at(c="c"),
             Tensor("c", "t n c", "f32", t=t, n=n, c=columns).at(t="t", n="n", c="c"), m="n", n="c",
