@@ -54,6 +54,8 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = LONGEST
 
 def shown(value: Any) -> str:
     """A value in a message: its repr if that is short, of a large array shape and dtype."""
+    if type(value) is str and len(value) < LONGEST // 10:  # names, of which checks show many
+        return repr(value)
     if isinstance(value, np.ndarray) and value.size > ELEMENTS:
         return f"<{type(value).__name__} {value.shape} {value.dtype}>"
     if isinstance(value, int) and value.bit_length() > BITS:

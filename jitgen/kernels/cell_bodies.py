@@ -19,11 +19,11 @@ from jitgen.isa.machine import At, Machine
 
 @dataclass(frozen=True)
 class CellOperand:
-    """What a word means, and `gates` values for each row and unit. In panels, element
+    """`gates` values for each row and unit; what they are is its name. In panels, element
     (row, gate, u) of panel q is at q panel + (row gates + gate) width + u; elsewhere element
     (row, gate, unit) is at row ld + gate hidden + unit."""
 
-    meaning: str
+    name: str
     gates: int = 1
     panels: bool = False
 
@@ -37,6 +37,17 @@ class Cell:
     only_masked: str = ""
     saves: bool = False
     peephole: bool = False
+
+    def words(self, masked: bool, peephole: bool) -> dict[str, str]:
+        """The words of what a kernel reads and writes, by name; "p", the peepholes' weights, and
+        "mask" among them."""
+        more = {"p": "bias"} if peephole else {}
+        if masked:
+            more["mask"] = "mask"
+        return {
+            operand.name: word for word, operand in self.operands.items()
+            if masked or word != self.only_masked
+        } | more  # fmt: skip
 
 
 class Chain:
@@ -356,51 +367,42 @@ def _rnn_backward(v: Vector) -> None:
     _nothing_passes(v)
 
 
-def _plain(**meanings: str) -> dict[str, CellOperand]:
-    return {word: CellOperand(meaning) for word, meaning in meanings.items()}
-
-
-_LSTM = {"a": CellOperand("panels i, f, g, o", 4, panels=True)}
-_GRU = {"a": CellOperand("panels r, z, n", 3, panels=True)}
-_GRU_X = {"a": CellOperand("panels r, z, n of x", 3, panels=True)}
-_GRU_H = {"b": CellOperand("panels r, z, n of h", 3, panels=True)}
-_RNN = {"a": CellOperand("panels", 1, panels=True)}
-_STATES = _plain(bias_row="h before", residual="h after")
-_GATES = "gradients of the pre-activations"
-_GRADIENTS = _plain(bias_row="dy", residual="dh")
+_LSTM, _GRU, _RNN = (CellOperand("gates", gates, panels=True) for gates in (4, 3, 1))
+_RECURRENT = CellOperand("recurrent", 3, panels=True)
+_BEFORE, _DGATES = CellOperand("h_before"), CellOperand("dgates", 3)
+_STATES = {"bias_row": _BEFORE, "residual": CellOperand("h")}
+_GRADIENTS = {"bias_row": CellOperand("dy"), "residual": CellOperand("dh")}
+_RESET = {"bias_row": _BEFORE, "residual": CellOperand("reset")}
+_RESET_BACKWARD = {"bias_row": CellOperand("dreset"), "residual": CellOperand("dh")}
 CELLS = {
     "lstm": Cell(
-        _lstm, {**_LSTM, **_plain(b="c before", c="c after"), **_STATES}, "bias_row", True, True
+        _lstm, {"a": _LSTM, "b": CellOperand("c_before"), "c": CellOperand("c"), **_STATES},
+        "bias_row", True, True,
     ),
-    "gru": Cell(_gru, {**_GRU_X, **_GRU_H, **_STATES}, saves=True),
-    "gru_before_reset": Cell(
-        _gru_before_reset, {**_GRU, **_plain(bias_row="h", residual="r h")}
-    ),
-    "gru_before_output": Cell(_gru_before_output, {**_GRU, **_STATES}, saves=True),
-    "rnn": Cell(_rnn, {**_RNN, **_STATES}, "bias_row"),
+    "gru": Cell(_gru, {"a": _GRU, "b": _RECURRENT, **_STATES}, saves=True),
+    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_RESET}),
+    "gru_before_output": Cell(_gru_before_output, {"a": _GRU, **_STATES}, saves=True),
+    "rnn": Cell(_rnn, {"a": _RNN, **_STATES}, "bias_row"),
     "lstm_backward": Cell(
         _lstm_backward, {
-            **_LSTM, **_plain(b="c before"), "c": CellOperand(_GATES, 4),
-            **_plain(a_offsets="c after", b_offsets="dc"), **_GRADIENTS,
+            "a": _LSTM, "b": CellOperand("c_before"), "c": CellOperand("dgates", 4),
+            "a_offsets": CellOperand("c"), "b_offsets": CellOperand("dc"), **_GRADIENTS,
         }, peephole=True,
     ),
     "gru_backward": Cell(
         _gru_backward, {
-            **_GRU_X, **_GRU_H, "c": CellOperand(f"{_GATES} of x", 3),
-            "a_offsets": CellOperand(f"{_GATES} of h", 3), **_plain(b_offsets="h before"),
-            **_GRADIENTS,
+            "a": _GRU, "b": _RECURRENT, "c": _DGATES, "a_offsets": CellOperand("dgates_r", 3),
+            "b_offsets": _BEFORE, **_GRADIENTS,
         },
     ),
     "gru_before_backward_output": Cell(
-        _gru_before_backward_output, {
-            **_GRU, "c": CellOperand(_GATES, 3), **_plain(b_offsets="h before"), **_GRADIENTS,
-        },
+        _gru_before_backward_output, {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_GRADIENTS}
     ),
     "gru_before_backward_reset": Cell(
-        _gru_before_backward_reset, {
-            **_GRU, "c": CellOperand(_GATES, 3),
-            **_plain(b_offsets="h before", bias_row="gradient of r h", residual="dh"),
-        },
+        _gru_before_backward_reset,
+        {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_RESET_BACKWARD},
     ),
-    "rnn_backward": Cell(_rnn_backward, _plain(a_offsets="h after", c=_GATES) | _GRADIENTS),
+    "rnn_backward": Cell(
+        _rnn_backward, {"a_offsets": CellOperand("h"), "c": CellOperand("dgates"), **_GRADIENTS}
+    ),
 }  # fmt: skip

@@ -131,7 +131,7 @@ class _Kernel(Writer):
         pitches: dict[str, int], options: Options,
     ) -> None:  # fmt: skip
         self.rows, self.units, dtype, target, width, hidden = shape
-        meanings = {w: cell.operands[w].meaning for w in pitches}
+        meanings = {w: cell.operands[w].name for w in pitches}
         if options.peephole:
             meanings["bias"] = "peepholes of i, f, o"
         if options.masked:

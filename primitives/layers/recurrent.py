@@ -29,7 +29,7 @@ from jitgen.primitives.rnn.backward import TENSORS, backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
 from jitgen.primitives.rnn.steps import STATES, Layer, Way, check_sizes
-from jitgen.primitives.rnn.streams import forward, pack_weights, packed_elements
+from jitgen.primitives.rnn.streams import forward, pack_weights
 from jitgen.run import cpu
 from jitgen.run.loader import ffi
 from jitgen.run.threads import check_threads
@@ -72,9 +72,6 @@ class _Recurrent(Frozen):
             "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
         }  # fmt: skip
-        #: elements of packed weights, and of what is kept for the backward pass, by tensor
-        self._packed = packed_elements(self.layer)
-        self._saved = {name: size for name, size in self.layer.sizes.items() if size}
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
@@ -92,7 +89,8 @@ class _Recurrent(Frozen):
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
-            panels = {n: aligned((s,), self.layer.dtype) for n, s in self._packed.items()}
+            panels = {n: aligned((t.elements,), self.layer.dtype)
+                      for n, t in self.layer.panels.items()}  # fmt: skip
             for array in panels.values():
                 array.fill(0)
             given = self._one(w, d), self._one(r, d)
@@ -150,8 +148,8 @@ class _Recurrent(Frozen):
                 )
             w, r = packed.w, packed.r
             for panels in packed.panels:
-                for name, size in self._packed.items():
-                    check(f"w (packed, {name})", panels.get(name), (size,), layer.dtype)
+                for name, tensor in layer.panels.items():
+                    check(f"w (packed, {name})", panels.get(name), (tensor.elements,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
             check(name, array, self._shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
@@ -198,12 +196,12 @@ class _Recurrent(Frozen):
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
-                arrays |= {name: packed.panels[d][name] for name in self._packed}
+                arrays |= {name: packed.panels[d][name] for name in layer.panels}
             started = any(array is not None for array in given.values())
-            way = Way(reverse, column, started, rows.mask is not None)
+            way = Way(reverse, d, started, rows.mask is not None)
             run = self._run(forward, way, training, packed is not None)
-            names = ["x", *(self._packed if packed else ("w", "r")), *STATES]
-            names += [n for n in self._saved if n != "c"] if training else []
+            names = ["x", *(layer.panels if packed else ("w", "r")), *STATES]
+            names += [n for n in layer.sizes if n != "c"] if training else []
             run(tuple(_pointer(arrays.get(name)) for name in names), rows.flags)
             for name, ends in last.items():
                 ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
@@ -219,7 +217,7 @@ class _Recurrent(Frozen):
     def _saved_arrays(self, d: int, rows: Whole | Lengths) -> dict[str, np.ndarray]:
         """Arrays that the forward pass leaves to the backward pass."""
         layer = self.layer
-        result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
+        result = {name: self._slab(d, name, size) for name, size in layer.sizes.items()}
         for name in result.keys() & {"c", "reset"}:  # which sums over all steps read
             result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
             rows.clear(result[name])
@@ -274,7 +272,7 @@ class _Recurrent(Frozen):
                 more[name] = slab.reshape(layer.steps, layer.batch, wide)
                 rows.clear(more[name])
             more |= {name: self._one(array, d) for name, array in first.items()}
-            way = Way(self._reversed[d], d * h, True, rows.mask is not None)
+            way = Way(self._reversed[d], d, True, rows.mask is not None)
             every = {**arrays, **more}
             run = self._run(backward, way)
             run(tuple(_pointer(every.get(name)) for name in TENSORS), rows.flags)

@@ -41,7 +41,8 @@ MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
 CALL_COST = 2000
 
 
-#: Elements from a row to the next of plain operands "a", "b", "c" that have gaps between rows
+#: Elements from a row to the next of plain operands "a", "b", "c", "residual" that have gaps
+#: between rows
 Strides = tuple[tuple[str, tuple[int]], ...]
 
 
@@ -196,7 +197,7 @@ class Product:
         """An operand, "a", "b" or "c", as a tensor."""
         layout = getattr(self, operand)
         axes = layout.split()
-        (rows,) = dict(self.gaps).get(name or operand, (0,))
+        (rows,) = dict(self.gaps).get(name if name == "residual" else operand, (0,))
         strides = {axes[0]: rows} if rows else None
         sizes: dict[str, Any] = {axis: getattr(self, axis) for axis in axes if len(axis) == 1}
         return Tensor(name or operand, layout, self.dtype, strides=strides, **sizes)

@@ -65,7 +65,8 @@ class Ref:
             start=doors.size("start", self.start, -FAR, FAR),
         )  # fmt: skip
         for name, step in doors.mapping("steps", self.steps).items():
-            doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
+            if type(step) is not int or abs(step) > FAR:  # a check takes longer than all of this
+                doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
         for name, elements in doors.mapping("table", self.table).items():
             check_table(f"table[{doors.shown(name)}]", elements)
 
