@@ -25,7 +25,7 @@ from tiers import TIERS, need
 from jitgen import AveragePool, MaxPool
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool_backward
-from jitgen.primitives.layers.pooling import backward_stream
+from jitgen.primitives.conv.pooling import backward_stream
 from jitgen.run import cpu
 from jitgen.target import TARGETS, Target, parse_target
 

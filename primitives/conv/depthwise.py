@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from jitgen.gemm.spec import Step
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.strips import Axis, plan_strip
+from jitgen.primitives.conv.axis import Pieces, axes
 from jitgen.primitives.conv.layouts import Conv, Made
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
@@ -44,40 +43,14 @@ def pack_part(conv: Conv, source: str, to: str) -> Part:
     return Part("weights by tap", "c", {"c": Loop(conv.channels, (conv.channels,))}, code, words)
 
 
-class _Pieces:
-    """Blocks of `block` results along an axis. By the result with which one begins: the `first`
-    pixel that it sees, how many it sees (`size`), and how far its lowest tap looks `before` that
-    pixel, in the axis' steps."""
-
-    def __init__(self, axis: Axis, block: int) -> None:
-        if axis.count > MOST_RESULTS:
-            raise TooLarge(f"{axis.count} results along a side; depthwise, {MOST_RESULTS} at most")
-        self.axis, self.loop = axis, Loop(axis.count, (block,))
-        at = np.arange(axis.count)
-        low = at * axis.step + min(axis.taps)
-        high = np.minimum(at + block - 1, axis.count - 1) * axis.step + max(axis.taps)
-        self.first = np.clip(-(-low // axis.up), 0, axis.size)
-        self.size = np.clip(high // axis.up + 1, self.first, axis.size) - self.first
-        # where nothing is seen, this is of no account
-        self.before = np.maximum(self.first * axis.up - low, 0)
-
-    def variants(self, loop: str) -> dict[str, tuple[str, np.ndarray]]:
-        """What kernels depend on, as `Part` has it."""
-        return {f"{loop} before": (loop, self.before), f"{loop} size": (loop, self.size)}
-
-    def of(self, loop: str, size: dict[str, int]) -> Axis:
-        """The axis of a block, from its first seen pixel on."""
-        axis, shift = self.axis, min(self.axis.taps) + size[f"{loop} before"]
-        taps = tuple(t - shift for t in axis.taps)
-        return Axis(size[loop], axis.step, taps, size[f"{loop} size"], axis.up)
-
-
 def _strips(
     conv: Conv, rows: Axis, columns: Axis, band: int, piece: int, epilogue: tuple[Step, ...],
     gradient: bool,
-) -> tuple[_Pieces, _Pieces]:  # fmt: skip
+) -> tuple[Pieces, Pieces]:  # fmt: skip
     """Rows and columns in blocks for kernels, of at most `band` rows and `piece` channels, that see
     less than 2 GiB of the images."""
+    if (results := max(rows.count, columns.count)) > MOST_RESULTS:
+        raise TooLarge(f"{results} results along a side; depthwise, {MOST_RESULTS} at most")
     row = conv.channels * max(columns.size, columns.count)
     around = -(-(max(rows.taps) - min(rows.taps)) // rows.up) + 2 + _ahead(conv) * rows.step
     lines = within_reach(row, conv.element) - around - 1
@@ -90,7 +63,7 @@ def _strips(
     ]  # fmt: skip
     strip = min(plans, key=lambda plan: (plan.rolling, plan.pixels))
     width = -(-columns.count // -(-columns.count // strip.pixels))
-    return _Pieces(rows, band if strip.rolling else 1), _Pieces(columns, width)
+    return Pieces(rows, band if strip.rolling else 1), Pieces(columns, width)
 
 
 def _ahead(conv: Conv) -> int:
@@ -100,15 +73,6 @@ def _ahead(conv: Conv) -> int:
     return AHEAD if size > NEAR_BYTES else 0
 
 
-def _forward_axes(conv: Conv) -> list[Axis]:
-    return [
-        Axis(conv.out[i], conv.stride[i],
-             tuple(t * conv.dilation[i] - conv.padding[i] for t in range(conv.kernel[i])),
-             conv.size[i])
-        for i in range(2)
-    ]  # fmt: skip
-
-
 def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part:
     """Images from images (tensors "x", "panels", "y", "bias"), strip by strip.
 
@@ -116,7 +80,7 @@ def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part
     p + padding = o stride + t dilation.
     """
     e, c = conv.element, conv.channels
-    rows, columns = _forward_axes(conv)
+    rows, columns = axes(conv)
     if backward:
         rows, columns = (
             Axis(axis.size, 1, tuple(-t for t in axis.taps), axis.count, axis.step)
@@ -162,7 +126,7 @@ def weights_parts(conv: Conv, x: str, dy: str) -> list[Part]:
     Threads share the channels, so that each weight is summed by one of them, strip by strip.
     """
     e, c, count = conv.element, conv.channels, len(conv.taps)
-    rows, columns = _forward_axes(conv)
+    rows, columns = axes(conv)
     piece = -(-c // conv.threads // 16) * 16
     down, along = _strips(conv, rows, columns, rows.count, piece, (), True)
     row, y_row = conv.size[1] * c, conv.out[1] * c

@@ -181,7 +181,9 @@ class Access:
                 low, high = low + min(0, last * step), high + max(0, last * step)
             elif len(step):
                 low, high = low + int(step.min()), high + int(step.max())
-        if low < 0 or high >= max(self.tensor.sizes[axis], 1):
+        # a table may also point behind the last one, where a call reads nothing
+        behind = any(not isinstance(step, int) for _, step in moving)
+        if low < 0 or high >= max(self.tensor.sizes[axis], 1) + behind:
             raise ValueError(
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
                 f"has {self.tensor.sizes[axis]}"

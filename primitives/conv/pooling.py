@@ -1,0 +1,176 @@
+"""The streams of pooling: a row of output pixels is one call of `jitgen.kernels.pooling`, on NHWC.
+
+Where windows reach into the padding, rows and columns have kernels of their own, which leave those
+taps out. Windows of many taps are pooled along rows, then along columns; their gradients go the way
+back. Windows may share pixels, so the rows of a gradient's image are added one after the other, and
+threads share images and channels. Not here: arrays (`jitgen.primitives.layers.pooling`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jitgen.emit.shapes import MOST_TAPS
+from jitgen.kernels.elementwise import emit_map
+from jitgen.kernels.pooling import emit_pool, emit_pool_backward
+from jitgen.kernels.strips import Axis
+from jitgen.primitives.conv.axis import Stretch, axes, stretches
+from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
+from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.nest import Nest, relayout
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Access, Tensor
+from jitgen.run.cache import STREAMS
+
+#: Elements from image to image, and along the next two axes, of the caller's tensors with gaps
+Strides = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Windows over images `source`, to images `to`: forward, or from the gradient of `to` ("d" and
+    its name) that of `source`."""
+
+    source: str
+    to: str
+    rows: Axis
+    columns: Axis
+    backward: bool = False
+
+    @property
+    def number(self) -> int:
+        """Taps of a window: what the sum of a mean is divided by."""
+        return len(self.rows.taps) * len(self.columns.taps)
+
+    @property
+    def shared(self) -> bool:
+        """Some pixel may be in two windows."""
+        return any(len(a.taps) > a.step and a.count > 1 for a in (self.rows, self.columns))
+
+
+def _passes(conv: Conv) -> list[Pass]:
+    """From tensor "x" to "y"."""
+    rows, columns = axes(conv)
+    if len(conv.taps) <= MOST_TAPS:
+        return [Pass("x", "y", rows, columns)]
+    down, along = (Axis(size, 1, (0,), size) for size in (rows.size, columns.count))
+    return [Pass("x", "along", down, columns), Pass("along", "y", rows, along)]
+
+
+@STREAMS.of
+def stream(conv: Conv, kind: str, strides: Strides = ()) -> Run:
+    """Tensors of the caller: x, y, or, if they are NCHW, "x nchw" and "y nchw"."""
+    return _run(conv, kind, ["x"], "y", _passes(conv), strides)
+
+
+@STREAMS.of
+def backward_stream(conv: Conv, kind: str, strides: Strides = ()) -> Run:
+    """Tensors of the caller: dy, for a maximum x, dx; their names as for `stream`."""
+    passes = _passes(conv)
+    back = [replace(p, backward=True) for p in reversed(passes)]
+    if kind == "max":
+        return _run(conv, kind, ["dy", "x"], "dx", [*passes[:-1], *back], strides)
+    return _run(conv, kind, ["dy"], "dx", back, strides)
+
+
+def _run(
+    conv: Conv, kind: str, inputs: list[str], result: str, passes: Sequence[Pass], strides: Strides
+) -> Run:
+    """The passes on NHWC tensors, between copies where the caller's are NCHW."""
+    gaps, tensors, before, after = dict(strides), [*inputs, result], list[Part](), list[Part]()
+    size = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}
+
+    def image(name: str, layout: str = "n h w c", suffix: str = "") -> Tensor:
+        (h, w), apart = size[name.removeprefix("d")], gaps.get(f"{name}{suffix}", ())
+        return Tensor(
+            f"{name}{suffix}", layout, conv.dtype, n=conv.batch, h=h, w=w, c=conv.channels,
+            strides=dict(zip(layout.split(), apart, strict=False)),
+        )  # fmt: skip
+
+    between = ["d" * p.backward + p.to for p in passes if p.to != "y"]
+    images = {name: image(name) for name in (*tensors, *between)}
+    parts = [part for p in passes for part in _windows(conv, kind, p, images)]
+    if not conv.nhwc:
+        for name in tensors:
+            copied = image(name, "n c h w", " nchw"), images[name]
+            pixels = size[name.removeprefix("d")]
+            if copied[0].name in gaps:
+                pair = copied if name in inputs else copied[::-1]
+                part = relayout(*pair, conv.dtype, conv.target)
+            elif name in inputs:
+                part = spread(conv, copied[0].name, name, conv.channels, pixels, pixels, (0, 0))
+            else:
+                part = gather(conv, name, copied[0].name, conv.channels, math.prod(pixels))
+            (before if name in inputs else after).append(part)
+        tensors = [f"{name} nchw" for name in tensors]
+    scratch = {name: tensor.elements for name, tensor in images.items() if name not in tensors}
+    parts = [*before, *parts, *after]
+    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
+
+
+def _windows(conv: Conv, kind: str, p: Pass, images: dict[str, Tensor]) -> list[Part]:
+    """The parts of a pass; the first one begins with zeros where some pixel is not overwritten."""
+    sides = stretches(p.rows), stretches(p.columns)
+    parts = [_part(conv, kind, p, row, column, images) for row in sides[0] for column in sides[1]]
+    covered = math.prod(sum((s.high - s.low) * s.number for s in side) for side in sides)
+    if not p.backward or not (p.shared or covered < p.rows.size * p.columns.size):
+        return parts
+    dx = images[f"d{p.source}"]
+    # an image without gaps between its rows is one long row
+    height, wide = p.rows.size, p.columns.size
+    rows = height if dx.stride("h") == wide * dx.stride("w") else 1
+
+    def zeros(sizes: dict[str, int], first: bool, last: bool) -> Made:
+        ld = {"c": dx.stride("w")}
+        return emit_map("zero", sizes["z"] * wide, sizes["c"], conv.dtype, conv.target, ld=ld), {}
+
+    loops = {name: parts[0].loops[name] for name in "nc"} | {"z": Loop(height, (rows,))}
+    nest = Nest("NCz", loops, conv.dtype, conv.target)
+    begin = nest.call("zeros", zeros, {"c": dx.at(n="n", c="c", h="z")})
+    return [replace(parts[0], before=(begin,)), *parts[1:]]
+
+
+def _part(
+    conv: Conv, kind: str, p: Pass, row: Stretch, column: Stretch, images: dict[str, Tensor]
+) -> Part:
+    """The results of a stretch of rows and one of columns."""
+    d, c = "d" * p.backward, conv.channels
+    source, to = images[d + p.source], images[d + p.to]
+    divisor = float(p.number) if kind == "average" else None
+    tall, wide = row.high - row.low, column.high - column.low
+
+    def taps(tensor: Tensor) -> tuple[int, ...]:
+        down, right = tensor.stride("h"), tensor.stride("w")
+        return tuple(r * down + s * right for r in range(tall) for s in range(wide))
+
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
+        row_of = kind, column.number, sizes["c"], taps(source), conv.dtype, conv.target
+        how: dict[str, Any] = {"step": p.columns.step * source.stride("w"), "divisor": divisor}
+        if not p.backward:
+            return emit_pool(*row_of, ldc=to.stride("w"), **how), {}
+        made = emit_pool_backward(*row_of, ldb=to.stride("w"), accumulate=p.shared, **how)
+        return made, {}
+
+    def seen(tensor: Tensor) -> Access:
+        h, w = (axis.taps[s.low] + s.first * axis.step
+                for axis, s in ((p.rows, row), (p.columns, column)))  # fmt: skip
+        return tensor.at(n="n", h=[h, ("h", p.rows.step)], w=w, c="c")
+
+    result = to.at(n="n", h=[row.first, "h"], w=column.first, c="c")
+    words = {"a": seen(source), "c": result}
+    order, tasks, line_of = "NHC", conv.batch * row.number, 64
+    if p.backward:
+        words = {"b": result, "c": seen(source)}
+        if kind == "max":
+            words["a"] = seen(images[p.source])
+        order, tasks, line_of = "NCh", conv.batch, 16
+    # where there are few rows (or images), the threads share channels too
+    few = tasks < 4 * conv.threads and tasks % conv.threads
+    piece = -(-c // conv.threads // line_of) * line_of if few else c
+    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(row.number, (1,)), "c": Loop(c, (piece,))}
+    nest = Nest(order, loops, conv.dtype, conv.target)
+    return nest.call(f"{'gradient' if d else kind} of {tall} x {wide} taps", code, words)
