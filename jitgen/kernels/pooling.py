@@ -42,18 +42,24 @@ def emit_pool(
 def emit_pool_backward(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldb: int, divisor: float | None = None, accumulate: bool = True,
+    x: tuple[tuple[int, ...], int] | None = None,
 ) -> bytes:  # fmt: skip
     """Machine code for what one row adds to the gradient of x: for each window j and channel c,
     dx[taps[t] + j step + c] += dy[j, c] for the t of the maximum, or += dy[j, c] / divisor for all.
 
-    Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which has
-    x's layout and overlaps neither; the rest as for `emit_pool`. Of equal maxima the first one
-    counts, of several NaN the last one, as PyTorch has it; windows follow one another. Without
-    `accumulate` all that windows see is overwritten: for windows that share no element. Raises
-    ValueError that names argument, value and rule.
+    Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which
+    overlaps neither; the rest as for `emit_pool`. `x`: taps and step of x if they are others. Of
+    equal maxima the first one counts, of several NaN the last one, as PyTorch has it; windows
+    follow one another. Without `accumulate` all that windows see is overwritten: for windows that
+    share no element. Raises ValueError that names argument, value and rule.
     """
     row = Row(pixels, channels, taps, step, dtype)
-    return _Backward(row, ldb, target, _factor(kind, row, ldb, divisor), accumulate).emit()
+    taps_of_x, step_of_x = x or (taps, step)
+    if len(taps_of_x) != len(taps):
+        raise ValueError(f"x={x} has {len(taps_of_x)} taps; a window has {len(taps)}")
+    of_x = Row(pixels, channels, taps_of_x, step_of_x, dtype)
+    of_x.check(ldb)
+    return _Backward(row, of_x, ldb, target, _factor(kind, row, ldb, divisor), accumulate).emit()
 
 
 def _factor(kind: str, row: Row, leading: int, divisor: float | None) -> float | None:
@@ -118,13 +124,14 @@ ZERO, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(9)
 
 class _Backward(Windows):
     def __init__(
-        self, row: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
+        self, row: Row, of_x: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
     ) -> None:
         words = {"dy": "b", "dx": "c"}
         super().__init__(row, target, words if factor is not None else {"x": "a", **words})
         self.factor, self.accumulate = factor, accumulate
-        self.steps = dict.fromkeys(self.words, row.step * self.element) | {"dy": ldb * self.element}
-        self.places = [tap * self.element for tap in row.taps]
+        steps = {"x": of_x.step, "dy": ldb, "dx": row.step}
+        self.steps = {role: steps[role] * self.element for role in self.words}
+        self.places, self.seen = ([t * self.element for t in r.taps] for r in (row, of_x))
 
     def loops(self) -> None:
         machine, frame = self.machine, self.frame
@@ -157,8 +164,8 @@ class _Backward(Windows):
     def _route(self, lanes: int) -> None:
         machine, frame = self.machine, self.frame
         machine.zero(INDEX)
-        machine.load(BEST, (frame["x_now"], self.places[0]), lanes)
-        for t, place in enumerate(self.places[1:], 1):
+        machine.load(BEST, (frame["x_now"], self.seen[0]), lanes)
+        for t, place in enumerate(self.seen[1:], 1):
             machine.load(X, (frame["x_now"], place), lanes)
             machine.load_const(TAP, machine.const(float(t)))
             # a NaN, which neither comparison finds, or an element above all before it

@@ -18,16 +18,14 @@ from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.kernels.strips import Axis
 from jitgen.primitives.conv.axis import Stretch, axes, stretches
-from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
+from jitgen.primitives.conv.images import Strides, image, nhwc_copy
+from jitgen.primitives.conv.layouts import Conv, Made
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.nest import Nest, relayout
+from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import STREAMS
-
-#: Elements from image to image, and along the next two axes, of the caller's tensors with gaps
-Strides = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ def _passes(conv: Conv) -> list[Pass]:
 
 @STREAMS.of
 def stream(conv: Conv, kind: str, strides: Strides = ()) -> Run:
-    """Tensors of the caller: x, y, or, if they are NCHW, "x nchw" and "y nchw"."""
+    """Tensors of the caller: x, y, or, if they are NCHW, "x nchw" and "y nchw"; `strides` of those
+    with gaps, of n, h, w or n, c, h."""
     return _run(conv, kind, ["x"], "y", _passes(conv), strides)
 
 
@@ -81,34 +80,21 @@ def _run(
     conv: Conv, kind: str, inputs: list[str], result: str, passes: Sequence[Pass], strides: Strides
 ) -> Run:
     """The passes on NHWC tensors, between copies where the caller's are NCHW."""
-    gaps, tensors, before, after = dict(strides), [*inputs, result], list[Part](), list[Part]()
     size = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}
-
-    def image(name: str, layout: str = "n h w c", suffix: str = "") -> Tensor:
-        (h, w), apart = size[name.removeprefix("d")], gaps.get(f"{name}{suffix}", ())
-        return Tensor(
-            f"{name}{suffix}", layout, conv.dtype, n=conv.batch, h=h, w=w, c=conv.channels,
-            strides=dict(zip(layout.split(), apart, strict=False)),
-        )  # fmt: skip
-
     between = ["d" * p.backward + p.to for p in passes if p.to != "y"]
-    images = {name: image(name) for name in (*tensors, *between)}
+    images = {
+        name: image(conv, name, conv.channels, size[name.removeprefix("d")], strides)
+        for name in (*inputs, result, *between)
+    }  # fmt: skip
     parts = [part for p in passes for part in _windows(conv, kind, p, images)]
+    tensors = [*inputs, result]
     if not conv.nhwc:
-        for name in tensors:
-            copied = image(name, "n c h w", " nchw"), images[name]
-            pixels = size[name.removeprefix("d")]
-            if copied[0].name in gaps:
-                pair = copied if name in inputs else copied[::-1]
-                part = relayout(*pair, conv.dtype, conv.target)
-            elif name in inputs:
-                part = spread(conv, copied[0].name, name, conv.channels, pixels, pixels, (0, 0))
-            else:
-                part = gather(conv, name, copied[0].name, conv.channels, math.prod(pixels))
-            (before if name in inputs else after).append(part)
-        tensors = [f"{name} nchw" for name in tensors]
+        *copies, last = (
+            nhwc_copy(conv, f"{name} nchw", images[name], strides, name == result)
+            for name in tensors
+        )
+        parts, tensors = [*copies, *parts, last], [f"{name} nchw" for name in tensors]
     scratch = {name: tensor.elements for name, tensor in images.items() if name not in tensors}
-    parts = [*before, *parts, *after]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 
 
@@ -143,16 +129,20 @@ def _part(
     divisor = float(p.number) if kind == "average" else None
     tall, wide = row.high - row.low, column.high - column.low
 
-    def taps(tensor: Tensor) -> tuple[int, ...]:
+    def row_of(tensor: Tensor) -> tuple[tuple[int, ...], int]:
+        """Offsets of the taps, and from a result's to the next one's."""
         down, right = tensor.stride("h"), tensor.stride("w")
-        return tuple(r * down + s * right for r in range(tall) for s in range(wide))
+        taps = tuple(r * down + s * right for r in range(tall) for s in range(wide))
+        return taps, p.columns.step * right
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        row_of = kind, column.number, sizes["c"], taps(source), conv.dtype, conv.target
-        how: dict[str, Any] = {"step": p.columns.step * source.stride("w"), "divisor": divisor}
+        offsets, step = row_of(source)
+        shape = kind, column.number, sizes["c"], offsets, conv.dtype, conv.target
+        how: dict[str, Any] = {"step": step, "divisor": divisor}
         if not p.backward:
-            return emit_pool(*row_of, ldc=to.stride("w"), **how), {}
-        made = emit_pool_backward(*row_of, ldb=to.stride("w"), accumulate=p.shared, **how)
+            return emit_pool(*shape, ldc=to.stride("w"), **how), {}
+        x = row_of(images[p.source]) if kind == "max" else None
+        made = emit_pool_backward(*shape, ldb=to.stride("w"), accumulate=p.shared, x=x, **how)
         return made, {}
 
     def seen(tensor: Tensor) -> Access:

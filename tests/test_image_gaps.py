@@ -1,0 +1,96 @@
+"""Streams on images with gaps between rows, pixels, channels and images: the same results as on
+dense ones, and gaps stay as they are.
+
+Not here: dense images (`test_pooling_layers`, `test_convolution`, `test_winograd`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from random_cases import SEED
+from test_convolution import as_job
+from test_pooling_backward import arrays
+from test_pooling_layers import random_pool
+from tiers import TIERS, need
+
+from jitgen.primitives.conv import pooling
+from jitgen.primitives.nest.run import Run
+
+Array = np.ndarray[Any, Any]
+#: tier -> layers whose streams are replayed with gaps
+AMOUNT = {"avx2 native": 30, "avx512 native": 10, "avx512 bochs": 4, "sve256 qemu": 6}
+Strides = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class Gaps:
+    """Strides of an array with random gaps inside its outer axes; the last one has none."""
+
+    def __init__(self, rng: random.Random, shape: tuple[int, ...]) -> None:
+        self.shape, strides, step = shape, [1], 1
+        for size in shape[:0:-1]:
+            step = step * size + rng.choice((0, 1, 5))
+            strides.insert(0, step)
+        self.strides = tuple(strides[:-1])
+        index = sum(np.ix_(*map(np.arange, shape))[i] * s for i, s in enumerate(strides))
+        self.index: Array = np.asarray(index)
+
+    def spread(self, values: Array) -> Array:
+        """The values with gaps of NaN."""
+        flat = np.full(int(self.index.max()) + 1, np.nan, values.dtype)
+        flat[self.index] = values
+        return flat
+
+
+def compare(
+    tier: str, rng: random.Random, make: Callable[[Strides], Run], given: Mapping[str, Array],
+    result: str, shape: tuple[int, ...],
+) -> None:  # fmt: skip
+    """The stream that `make` makes for dense arrays and for arrays of 4 axes with gaps, replayed on
+    a tier: the same bits."""
+    gaps = {name: Gaps(rng, a.shape) for name, a in given.items() if a.ndim == 4}
+    gaps[result] = Gaps(rng, shape)
+    for name in rng.sample(sorted(gaps), rng.randint(0, len(gaps) - 1)):
+        del gaps[name]  # dense
+    dense, apart = make(()), make(tuple((name, g.strides) for name, g in gaps.items()))
+    spread = {name: gaps[name].spread(a) if name in gaps else a for name, a in given.items()}
+    size = gaps[result].index.max() + 1 if result in gaps else int(np.prod(shape))
+    jobs = [as_job(dense, dict(given), {result: shape}), as_job(apart, spread, {result: (size,)})]
+    outcomes = TIERS[tier].run(jobs, isa=TIERS[tier].target)
+    made = []
+    for run, outcome in zip((dense, apart), outcomes, strict=True):
+        assert outcome.ok, outcome.error
+        written = [n for n in run.stream.tensors if n == result or n in run.scratch]
+        made.append(outcome.outputs[written.index(result)])
+    wanted, found = made
+    if result in gaps:
+        between = np.delete(found, gaps[result].index.ravel())
+        assert np.isnan(between).all(), "a gap is written"
+        found = found[gaps[result].index]
+    np.testing.assert_array_equal(found.reshape(shape), wanted.reshape(shape))
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_pooling(tier: str) -> None:
+    need(TIERS[tier])
+    rng = random.Random(f"{SEED} gaps {tier}")
+    for i in range(AMOUNT[tier]):
+        layer = random_pool(rng, TIERS[tier].target)
+        object.__setattr__(layer.conv, "threads", 1)
+        suffix = "" if layer.conv.nhwc else " nchw"
+        x, dy = arrays(layer, SEED + i)
+        for stream, given, result, shape in (
+            (pooling.stream, {"x": x}, "y", layer.y_shape),
+            (pooling.backward_stream, {"dy": dy, "x": x}, "dx", layer.x_shape),
+        ):
+            if stream is pooling.backward_stream and layer.kind == "average":
+                del given["x"]
+            compare(
+                tier, rng, partial(stream, layer.conv, layer.kind),
+                {name + suffix: array for name, array in given.items()}, result + suffix, shape,
+            )  # fmt: skip
