@@ -11,14 +11,16 @@ import math
 
 from jitgen.gemm.spec import Step
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
-from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.strips import Axis, plan_strip
 from jitgen.primitives.conv.axis import Pieces, axes
+from jitgen.primitives.conv.images import Strides, image
 from jitgen.primitives.conv.layouts import Conv, Made
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tables import TooLarge
+from jitgen.primitives.nest.tensor import Tensor
 
 #: Channels of a piece, at least, where threads share them
 PIECE = 64
@@ -29,29 +31,33 @@ NEAR_BYTES, AHEAD = 4 << 20, 4
 MOST_RESULTS = 1 << 24
 
 
+def _weights(conv: Conv, plain: str, by_tap: str) -> tuple[Tensor, Tensor]:
+    """As the caller has them, and as the kernels do."""
+    c, t = conv.channels, len(conv.taps)
+    return (Tensor(plain, "c t", conv.dtype, c=c, t=t), Tensor(by_tap, "t c", conv.dtype, t=t, c=c))
+
+
+def _turn(conv: Conv, source: Tensor, to: Tensor) -> Part:
+    """Weights to taps x channels, or back, in a call."""
+    nest = Nest("c", {"c": Loop(conv.channels, (conv.channels,))}, conv.dtype, conv.target)
+    title = f"weights {source.layout} to {to.layout}"
+    return nest.relayout(source.at(c="c"), to.at(c="c"), title=title)
+
+
 def pack_part(conv: Conv, source: str, to: str) -> Part:
     """Weights channels x taps to taps x channels."""
-    count = len(conv.taps)
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_transpose(
-            size["c"], count, conv.dtype, conv.target, lda=count, ldc=conv.channels
-        )
-        return made, {}
-
-    words = {"a": Ref(source, {"c": count}, conv.element), "c": Ref(to, {"c": 1}, conv.element)}
-    return Part("weights by tap", "c", {"c": Loop(conv.channels, (conv.channels,))}, code, words)
+    return _turn(conv, *_weights(conv, source, to))
 
 
 def _strips(
-    conv: Conv, rows: Axis, columns: Axis, band: int, piece: int, epilogue: tuple[Step, ...],
-    gradient: bool,
+    conv: Conv, rows: Axis, columns: Axis, x: Tensor, y: Tensor, band: int, piece: int,
+    epilogue: tuple[Step, ...], gradient: bool,
 ) -> tuple[Pieces, Pieces]:  # fmt: skip
     """Rows and columns in blocks for kernels, of at most `band` rows and `piece` channels, that see
     less than 2 GiB of the images."""
     if (results := max(rows.count, columns.count)) > MOST_RESULTS:
         raise TooLarge(f"{results} results along a side; depthwise, {MOST_RESULTS} at most")
-    row = conv.channels * max(columns.size, columns.count)
+    row = max(x.stride("h"), y.stride("h"))
     around = -(-(max(rows.taps) - min(rows.taps)) // rows.up) + 2 + _ahead(conv) * rows.step
     lines = within_reach(row, conv.element) - around - 1
     band = min(band, lines * rows.up // max(rows.step, rows.up))
@@ -73,19 +79,25 @@ def _ahead(conv: Conv) -> int:
     return AHEAD if size > NEAR_BYTES else 0
 
 
-def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part:
-    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip.
+def product_part(
+    conv: Conv, backward: bool, epilogue: tuple[Step, ...], strides: Strides = ()
+) -> Part:
+    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip; `strides` of n, h, w
+    of "x" and "y" if they have gaps.
 
     Pixel p of x adds w[t] dy[o] to its gradient where it is the one that tap t of o sees:
     p + padding = o stride + t dilation.
     """
-    e, c = conv.element, conv.channels
+    c = conv.channels
     rows, columns = axes(conv)
     if backward:
         rows, columns = (
             Axis(axis.size, 1, tuple(-t for t in axis.taps), axis.count, axis.step)
             for axis in (rows, columns)
         )
+    x = image(conv, "x", c, (rows.size, columns.size), strides)
+    y = image(conv, "y", c, (rows.count, columns.count), strides)
+    _, panels = _weights(conv, "w", "panels")
     # threads share images, then channels if there are many, or else bands of rows
     share = conv.threads // math.gcd(conv.batch, conv.threads)
     band, piece = rows.count, c
@@ -93,70 +105,68 @@ def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part
         piece = -(-c // share // 16) * 16
     else:
         band = -(-rows.count // share)
-    down, along = _strips(conv, rows, columns, band, piece, epilogue, False)
-    row, y_row = columns.size * c, columns.count * c
+    down, along = _strips(conv, rows, columns, x, y, band, piece, epilogue, False)
     ahead = _ahead(conv) * rows.step // rows.up
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise(
             down.of("h", sizes), along.of("w", sizes), sizes["c"], conv.dtype, conv.target,
-            lda=(row, c), ldb=c, ldc=(y_row, c), epilogue=epilogue, ahead=ahead,
+            lda=_apart(x), ldb=panels.stride("t"), ldc=_apart(y), epilogue=epilogue, ahead=ahead,
         )  # fmt: skip
         return made, {}
 
     words = {
-        "a": Ref("x", {"n": rows.size * row, "c": 1}, e,
-                 table={"h": down.first * row, "w": along.first * c}),
-        "b": Ref("panels", {"c": 1}, e),
-        "c": Ref("y", {"n": rows.count * y_row, "h": y_row, "w": c, "c": 1}, e),
+        "a": x.at(n="n", c="c", h=("h", down.first), w=("w", along.first)),
+        "b": panels.at(c="c"), "c": y.at(n="n", h="h", w="w", c="c"),
     }  # fmt: skip
     if ("bias",) in epilogue:
-        words["bias"] = Ref("bias", {"c": 1}, e)
-    loops = {
-        "n": Loop(conv.batch, (1,)), "c": Loop(c, (piece,)), "h": down.loop, "w": along.loop,
-    }  # fmt: skip
+        words["bias"] = Tensor("bias", "c", conv.dtype, c=c).at(c="c")
+    nest = _nest(conv, "NCHW", piece, down, along)
     variants = down.variants("h") | along.variants("w")
-    return Part("strips of pixels, channel by channel", "NCHW", loops, code, words,
-                variants=variants)  # fmt: skip
+    return nest.call("strips of pixels, channel by channel", code, words, variants=variants)
 
 
-def weights_parts(conv: Conv, x: str, dy: str) -> list[Part]:
-    """The weight gradient from tensors `x` and `dy` to "dw"; "by_tap" is scratch.
+def weights_parts(conv: Conv, x: str, dy: str, strides: Strides = ()) -> list[Part]:
+    """The weight gradient from tensors `x` and `dy`, whose `strides` of n, h, w are given if they
+    have gaps, to "dw"; "by_tap" is scratch.
 
     Threads share the channels, so that each weight is summed by one of them, strip by strip.
     """
-    e, c, count = conv.element, conv.channels, len(conv.taps)
+    c = conv.channels
     rows, columns = axes(conv)
+    pixels, results = image(conv, x, c, conv.size, strides), image(conv, dy, c, conv.out, strides)
+    dw, by_tap = _weights(conv, "dw", "by_tap")
     piece = -(-c // conv.threads // 16) * 16
-    down, along = _strips(conv, rows, columns, rows.count, piece, (), True)
-    row, y_row = conv.size[1] * c, conv.out[1] * c
+    down, along = _strips(conv, rows, columns, pixels, results, rows.count, piece, (), True)
 
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_depthwise_weights(
             down.of("h", size), along.of("w", size), size["c"], conv.dtype, conv.target,
-            lda=(row, c), ldb=(y_row, c), ldc=c, accumulate=not first,
+            lda=_apart(pixels), ldb=_apart(results), ldc=by_tap.stride("t"), accumulate=not first,
             ahead=_ahead(conv) * rows.step,
         )  # fmt: skip
         return made, {}
 
     words = {
-        "a": Ref(x, {"c": 1, "n": conv.size[0] * row}, e,
-                 table={"h": down.first * row, "w": along.first * c}),
-        "b": Ref(dy, {"c": 1, "n": conv.out[0] * y_row, "h": y_row, "w": c}, e),
-        "c": Ref("by_tap", {"c": 1}, e),
+        "a": pixels.at(c="c", n="n", h=("h", down.first), w=("w", along.first)),
+        "b": results.at(c="c", n="n", h="h", w="w"), "c": by_tap.at(c="c"),
     }  # fmt: skip
-    loops = {
-        "c": Loop(c, (piece,)), "n": Loop(conv.batch, (1,)), "h": down.loop, "w": along.loop,
-    }  # fmt: skip
-
-    def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_transpose(count, size["c"], conv.dtype, conv.target, lda=c, ldc=count)
-        return made, {}
-
-    back = {"a": Ref("by_tap", {"c": 1}, e), "c": Ref("dw", {"c": count}, e)}
+    nest = _nest(conv, "Cnhw", piece, down, along, "nhw")
     variants = down.variants("h") | along.variants("w")
-    return [
-        Part("weight gradient, strip by strip", "Cnhw", loops, code, words, "nhw",
-             variants=variants),
-        Part("weight gradient channels x taps", "c", {"c": Loop(c, (c,))}, turn, back),
-    ]  # fmt: skip
+    part = nest.call("weight gradient, strip by strip", code, words, variants=variants)
+    return [part, _turn(conv, by_tap, dw)]
+
+
+def _apart(images: Tensor) -> tuple[int, int]:
+    """Elements from a row to the next, and from a pixel."""
+    return images.stride("h"), images.stride("w")
+
+
+def _nest(
+    conv: Conv, order: str, piece: int, down: Pieces, along: Pieces, sums: str = ""
+) -> Nest:
+    loops = {
+        "n": Loop(conv.batch, (1,)), "c": Loop(conv.channels, (piece,)), "h": down.loop,
+        "w": along.loop,
+    }  # fmt: skip
+    return Nest(order, loops, conv.dtype, conv.target, sums)
