@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from random_cases import SEED
-from test_convolution import as_job
+from test_convolution import KINDS, as_job, random_depthwise
 from test_pooling_backward import arrays
 from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
-from jitgen.primitives.conv import pooling
+from jitgen.primitives.conv import depthwise, pooling
+from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.run import Run
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +56,8 @@ def compare(
     """The stream that `make` makes for dense arrays and for arrays of 4 axes with gaps, replayed on
     a tier: the same bits."""
     gaps = {name: Gaps(rng, a.shape) for name, a in given.items() if a.ndim == 4}
-    gaps[result] = Gaps(rng, shape)
+    if len(shape) == 4:
+        gaps[result] = Gaps(rng, shape)
     for name in rng.sample(sorted(gaps), rng.randint(0, len(gaps) - 1)):
         del gaps[name]  # dense
     dense, apart = make(()), make(tuple((name, g.strides) for name, g in gaps.items()))
@@ -94,3 +97,34 @@ def test_pooling(tier: str) -> None:
                 tier, rng, partial(stream, layer.conv, layer.kind),
                 {name + suffix: array for name, array in given.items()}, result + suffix, shape,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_depthwise(tier: str) -> None:
+    need(TIERS[tier])
+    rng = random.Random(f"{SEED} gaps of depthwise {tier}")
+    for i in range(AMOUNT[tier]):
+        conv = random_depthwise(rng, TIERS[tier].target, 9).conv
+        conv = replace(conv, threads=1, nhwc=True)
+        numbers, kind = np.random.default_rng(SEED + i), KINDS[conv.dtype]
+        c, n = conv.channels, conv.batch
+        x, y = (n, *conv.size, c), (n, *conv.out, c)
+        shapes = {"x": x, "dy": y, "panels": (len(conv.taps), c), "bias": (c,)}
+        data = {name: numbers.standard_normal(s).astype(kind) for name, s in shapes.items()}
+        weights = {"panels": data["panels"]}
+        bias = {"bias": data["bias"]} if ("bias",) in conv.epilogue else {}
+
+        def product(strides: Strides, of: Conv, backward: bool) -> Run:
+            part = depthwise.product_part(of, backward, () if backward else of.epilogue, strides)
+            return Run([part], [ref.tensor for ref in part.words.values()], 1, of.target, of.dtype)
+
+        def weight_gradient(strides: Strides, of: Conv) -> Run:
+            parts = depthwise.weights_parts(of, "x", "dy", strides)
+            size = {"by_tap": of.channels * len(of.taps)}
+            return Run(parts, ["x", "dy", "dw"], 1, of.target, of.dtype, size)
+
+        forward, backward = (partial(product, of=conv, backward=b) for b in (False, True))
+        compare(tier, rng, forward, {"x": data["x"], **weights, **bias}, "y", y)
+        compare(tier, rng, backward, {"x": data["dy"], **weights}, "y", x)
+        images = {name: data[name] for name in ("x", "dy")}
+        compare(tier, rng, partial(weight_gradient, of=conv), images, "dw", (c, len(conv.taps)))

@@ -15,14 +15,11 @@ from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.loops import Loop
 
 
-def axes(conv: Conv) -> tuple[Axis, Axis]:
+def axes(conv: Conv) -> list[Axis]:
     """Rows and columns: the results' windows over the pixels."""
-    rows, columns = (
-        Axis(o, s, tuple(t * d - p for t in range(k)), size)
-        for o, s, k, d, p, size in zip(conv.out, conv.stride, conv.kernel, conv.dilation,
-                                       conv.padding, conv.size, strict=True)
-    )  # fmt: skip
-    return rows, columns
+    sides = zip(conv.out, conv.stride, conv.kernel, conv.dilation, conv.padding, conv.size,
+                strict=True)  # fmt: skip
+    return [Axis(o, s, tuple(t * d - p for t in range(k)), size) for o, s, k, d, p, size in sides]
 
 
 def seen(axis: Axis, o: int) -> tuple[int, int]:
