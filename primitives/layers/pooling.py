@@ -22,7 +22,7 @@ from jitgen.frozen import Frozen
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
-from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
+from jitgen.primitives.conv.layouts import Conv, Made, from_nhwc, to_nhwc
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.images import check_images, output_images, windows_text
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
@@ -231,11 +231,8 @@ def _run(
     """The parts on NHWC tensors of so many pixels, between copies where the caller's are NCHW."""
     tensors, c = [*inputs, to], conv.channels
     if not conv.nhwc:
-        copies = [
-            spread(conv, f"{name} nchw", name, c, pixels[name], pixels[name], (0, 0))
-            for name in inputs
-        ]
-        back = gather(conv, to, f"{to} nchw", c, math.prod(pixels[to]))
+        copies = [to_nhwc(conv, f"{name} nchw", name, c, pixels[name]) for name in inputs]
+        back = from_nhwc(conv, to, f"{to} nchw", c, pixels[to])
         parts, tensors = [*copies, *parts, back], [f"{name} nchw" for name in tensors]
     scratch = {
         name: conv.batch * c * math.prod(size)
