@@ -20,8 +20,7 @@ from test_pooling_backward import arrays
 from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
-from jitgen.primitives.conv import depthwise, pooling
-from jitgen.primitives.conv.layouts import Conv
+from jitgen.primitives.conv import pooling, streams
 from jitgen.primitives.nest.run import Run
 
 Array = np.ndarray[Any, Any]
@@ -108,23 +107,15 @@ def test_depthwise(tier: str) -> None:
         conv = replace(conv, threads=1, nhwc=True)
         numbers, kind = np.random.default_rng(SEED + i), KINDS[conv.dtype]
         c, n = conv.channels, conv.batch
-        x, y = (n, *conv.size, c), (n, *conv.out, c)
-        shapes = {"x": x, "dy": y, "panels": (len(conv.taps), c), "bias": (c,)}
+        x, y, taps = (n, *conv.size, c), (n, *conv.out, c), len(conv.taps)
+        shapes = {"image": x, "dy": y, "w": (taps, c), "bias": (c,)}
         data = {name: numbers.standard_normal(s).astype(kind) for name, s in shapes.items()}
-        weights = {"panels": data["panels"]}
-        bias = {"bias": data["bias"]} if ("bias",) in conv.epilogue else {}
-
-        def product(strides: Strides, of: Conv, backward: bool) -> Run:
-            part = depthwise.product_part(of, backward, () if backward else of.epilogue, strides)
-            return Run([part], [ref.tensor for ref in part.words.values()], 1, of.target, of.dtype)
-
-        def weight_gradient(strides: Strides, of: Conv) -> Run:
-            parts = depthwise.weights_parts(of, "x", "dy", strides)
-            size = {"by_tap": of.channels * len(of.taps)}
-            return Run(parts, ["x", "dy", "dw"], 1, of.target, of.dtype, size)
-
-        forward, backward = (partial(product, of=conv, backward=b) for b in (False, True))
-        compare(tier, rng, forward, {"x": data["x"], **weights, **bias}, "y", y)
-        compare(tier, rng, backward, {"x": data["dy"], **weights}, "y", x)
-        images = {name: data[name] for name in ("x", "dy")}
-        compare(tier, rng, partial(weight_gradient, of=conv), images, "dw", (c, len(conv.taps)))
+        given = {"image": data["image"], "w": data["w"]}
+        if conv.bias:
+            given["bias"] = data["bias"]
+        compare(tier, rng, partial(streams.forward, conv, None, True), given, "result", y)
+        given = {"image": data["dy"], "w": data["w"]}
+        compare(tier, rng, partial(streams.backward_data, conv, None, True), given, "result", x)
+        given = {name: data[name] for name in ("dy", "image")}
+        conv = replace(conv, bias=False)
+        compare(tier, rng, partial(streams.backward_weights, conv, None), given, "dw", (c, taps))

@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from jitgen.primitives.conv.layouts import Conv, Taps, even
+from jitgen.primitives.conv.layouts import Choice, Conv, Taps, even, most_pixels, most_summed
 from jitgen.primitives.nest.gemm import L2_BYTES
-from jitgen.primitives.nest.limits import within_reach
 from jitgen.run.cache import PLANS
 from jitgen.target import ANY_WIDTH
 
@@ -44,25 +43,6 @@ ORDERS = {
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How a pass is cut.
-
-    order: the loops. pixels: results of a kernel call; in the weight update pixels that it sums.
-    channels: of the reduction in a call; in the weight update output channels of a call. copies:
-    of dw, between which the pixels are divided.
-    """
-
-    order: str
-    pixels: int
-    channels: int
-    copies: int = 1
-
-
-#: The choice of the other algorithm (`jitgen.primitives.conv.winograd`)
-WINOGRAD = Choice("winograd", 0, 0)
-
-
-@dataclass(frozen=True)
 class Work:
     """What cost is about: iterations by loop, multiply-adds of a call, and the operands: the loops
     on which each depends and the bytes of it that a call reads; `again`: bytes that a call reads
@@ -78,27 +58,6 @@ class Work:
 def letters(conv: Conv, which: str) -> str:
     """The loops of a pass."""
     return LETTERS["flat weights" if which == "backward_weights" and conv.one_sum else which]
-
-
-def most_pixels(conv: Conv, p: Taps) -> int:
-    """Results of a call of a product, at the most: what it sees spans less than 2 GiB."""
-    return within_reach(max(p.stride[1] * p.channels, p.apart[1] * p.features), conv.element)
-
-
-def most_summed(conv: Conv) -> tuple[int, int]:
-    """The same for the weight update: pixels that a call sums, if all pixels are one sum, and
-    output channels (of the other side, if x and dy change places)."""
-    pixels = 1 if conv.nhwc else conv.out[0] * conv.out[1]
-    return (
-        within_reach(max(conv.channels, conv.features), conv.element),
-        within_reach(max(pixels, *conv.group), conv.element),
-    )
-
-
-def check_block(what: str, size: int, most: int) -> None:
-    """Raise ValueError if a block that the caller chose is too large for a kernel."""
-    if size > most:
-        raise ValueError(f"blocks: {size} {what} of a call span 2 GiB or more; {most} do not")
 
 
 def candidates(
@@ -123,10 +82,10 @@ def candidates(
         copies = [n for n in (1, 2, 4)
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
-        sums, results = (k, c) if which == "backward_data" else (c, k)
+        sums = k if which == "backward_data" else c
         most_of = most_pixels(conv, product)
         pixels = {even(product.pixels[1], min(n, most_of)) for n in (48, 128)}
-        piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
+        piece = max(1, len(product.offsets)) * conv.width(product.backward) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
@@ -223,7 +182,7 @@ def _loads(counts: list[tuple[str, int]], work: Work, operand: str) -> int:
 
 def _product_work(conv: Conv, p: Taps, choice: Choice) -> Work:
     c, k = p.channels // conv.groups, p.features // conv.groups
-    width, e, taps = conv.width(c, k), conv.element, max(1, len(p.offsets))
+    width, e, taps = conv.width(p.backward), conv.element, max(1, len(p.offsets))
     pixels, depth = even(p.pixels[1], choice.pixels), min(c, choice.channels)
     seen = prod(min(s, r) for s, r in zip(p.stride, conv.kernel, strict=True))
     counts = {

@@ -15,7 +15,6 @@ from jitgen.gemm.spec import Step
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.strips import Axis, plan_strip
 from jitgen.primitives.conv.axis import Pieces, axes
-from jitgen.primitives.conv.images import Strides, image
 from jitgen.primitives.conv.layouts import Conv, Made
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
@@ -91,7 +90,7 @@ def _strips(
         "n": Loop(conv.batch, (1,)), "c": Loop(conv.channels, (piece,)), "h": down.loop,
         "w": along.loop,
     }  # fmt: skip
-    results_at = y.at(n="n", h="h", w="w", c="c")
+    results_at = y.at(n="n", h="h", w="w", **{y.layout[-1]: "c"})
     words = {"a": x.at(n="n", c="c", h=("h", down.first), w=("w", along.first)),
              "b": results_at, "c": results_at, **beside}  # fmt: skip
     return Nest(order, loops, conv.dtype, conv.target, sums).call(
@@ -101,10 +100,9 @@ def _strips(
 
 
 def product_part(
-    conv: Conv, backward: bool, epilogue: tuple[Step, ...], strides: Strides = ()
+    conv: Conv, backward: bool, epilogue: tuple[Step, ...], x: Tensor, w: str, y: Tensor
 ) -> Part:
-    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip; `strides` of n, h, w
-    of "x" and "y" if they have gaps.
+    """NHWC images from images, strip by strip; `w` is the tensor of packed weights, "bias" another.
 
     Pixel p of x adds w[t] dy[o] to its gradient where it is the one that tap t of o sees:
     p + padding = o stride + t dilation.
@@ -112,10 +110,7 @@ def product_part(
     c, sides = conv.channels, axes(conv)
     if backward:
         sides = [Axis(a.size, 1, tuple(-t for t in a.taps), a.count, a.step) for a in sides]
-    rows, columns = sides
-    x = image(conv, "x", c, (rows.size, columns.size), strides)
-    y = image(conv, "y", c, (rows.count, columns.count), strides)
-    panels = _weights(conv, "w", "panels")[1]
+    panels, rows = _weights(conv, "", w)[1], sides[0]
     # threads share images, then channels if there are many, or else bands of rows
     share = conv.threads // math.gcd(conv.batch, conv.threads)
     band, piece = -(-rows.count // share), c
@@ -130,17 +125,15 @@ def product_part(
     )  # fmt: skip
 
 
-def weights_parts(conv: Conv, x: str, dy: str, strides: Strides = ()) -> list[Part]:
-    """The weight gradient from tensors `x` and `dy`, whose `strides` of n, h, w are given if they
-    have gaps, to "dw"; "by_tap" is scratch.
+def weights_parts(conv: Conv, x: Tensor, dy: Tensor) -> list[Part]:
+    """The weight gradient from NHWC images to "dw"; "by_tap" is scratch.
 
     Threads share the channels, so that each weight is summed by one of them, strip by strip.
     """
     c, (dw, by_tap) = conv.channels, _weights(conv, "dw", "by_tap")
-    pixels, results = image(conv, x, c, conv.size, strides), image(conv, dy, c, conv.out, strides)
     part = _strips(
-        conv, "Cnhw", axes(conv), pixels, results, conv.out[0], -(-c // conv.threads // 16) * 16,
+        conv, "Cnhw", axes(conv), x, dy, conv.out[0], -(-c // conv.threads // 16) * 16,
         emit_depthwise_weights, {"c": by_tap.at(c="c")}, ldc=by_tap.stride("t"),
-        ldb=(results.stride("h"), results.stride("w")),
+        ldb=(dy.stride("h"), dy.stride("w")),
     )  # fmt: skip
     return [part, _turn(conv, by_tap, dw)]

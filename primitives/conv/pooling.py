@@ -18,8 +18,7 @@ from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.kernels.strips import Axis
 from jitgen.primitives.conv.axis import Stretch, axes, stretches
-from jitgen.primitives.conv.images import Strides, image, nhwc_copy
-from jitgen.primitives.conv.layouts import Conv, Made
+from jitgen.primitives.conv.layouts import Conv, Made, Strides, from_nhwc, images, to_nhwc
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.run import Run
@@ -80,52 +79,51 @@ def _run(
     conv: Conv, kind: str, inputs: list[str], result: str, passes: Sequence[Pass], strides: Strides
 ) -> Run:
     """The passes on NHWC tensors, between copies where the caller's are NCHW."""
-    size = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}
+    size, c = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}, conv.channels
+    size |= {f"d{name}": pixels for name, pixels in size.items()}
     between = ["d" * p.backward + p.to for p in passes if p.to != "y"]
-    images = {
-        name: image(conv, name, conv.channels, size[name.removeprefix("d")], strides)
+    pixels = {
+        name: images(conv, name, c, size[name], strides, nhwc=True)
         for name in (*inputs, result, *between)
     }  # fmt: skip
-    parts = [part for p in passes for part in _windows(conv, kind, p, images)]
+    parts = [part for p in passes for part in _windows(conv, kind, p, pixels)]
     tensors = [*inputs, result]
     if not conv.nhwc:
-        *copies, last = (
-            nhwc_copy(conv, f"{name} nchw", images[name], strides, name == result)
-            for name in tensors
-        )
-        parts, tensors = [*copies, *parts, last], [f"{name} nchw" for name in tensors]
-    scratch = {name: tensor.elements for name, tensor in images.items() if name not in tensors}
+        copies = [
+            to_nhwc(conv, f"{name} nchw", name, c, size[name], strides=strides) for name in inputs
+        ]
+        back = from_nhwc(conv, result, f"{result} nchw", c, size[result], strides)
+        parts, tensors = [*copies, *parts, back], [f"{name} nchw" for name in tensors]
+    scratch = {name: tensor.elements for name, tensor in pixels.items() if name not in tensors}
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 
 
-def _windows(conv: Conv, kind: str, p: Pass, images: dict[str, Tensor]) -> list[Part]:
+def _windows(conv: Conv, kind: str, p: Pass, pixels: dict[str, Tensor]) -> list[Part]:
     """The parts of a pass; the first one begins with zeros where some pixel is not overwritten."""
     sides = stretches(p.rows), stretches(p.columns)
-    parts = [_part(conv, kind, p, row, column, images) for row in sides[0] for column in sides[1]]
+    parts = [_part(conv, kind, p, row, column, pixels) for row in sides[0] for column in sides[1]]
     covered = math.prod(sum((s.high - s.low) * s.number for s in side) for side in sides)
     if not p.backward or not (p.shared or covered < p.rows.size * p.columns.size):
         return parts
-    dx = images[f"d{p.source}"]
-    # an image without gaps between its rows is one long row
-    height, wide = p.rows.size, p.columns.size
-    rows = height if dx.stride("h") == wide * dx.stride("w") else 1
+    dx = pixels[f"d{p.source}"]
+    dx = dx.merged("h", "w") or dx  # an image without gaps between its rows is one long row
 
     def zeros(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        ld = {"c": dx.stride("w")}
-        return emit_map("zero", sizes["z"] * wide, sizes["c"], conv.dtype, conv.target, ld=ld), {}
+        wide, ld = dx.sizes["w"], {"c": dx.stride("w")}
+        return emit_map("zero", wide, sizes["c"], conv.dtype, conv.target, ld=ld), {}
 
-    loops = {name: parts[0].loops[name] for name in "nc"} | {"z": Loop(height, (rows,))}
+    loops = {name: parts[0].loops[name] for name in "nc"} | {"z": Loop(dx.sizes["h"], (1,))}
     nest = Nest("NCz", loops, conv.dtype, conv.target)
     begin = nest.call("zeros", zeros, {"c": dx.at(n="n", c="c", h="z")})
     return [replace(parts[0], before=(begin,)), *parts[1:]]
 
 
 def _part(
-    conv: Conv, kind: str, p: Pass, row: Stretch, column: Stretch, images: dict[str, Tensor]
+    conv: Conv, kind: str, p: Pass, row: Stretch, column: Stretch, pixels: dict[str, Tensor]
 ) -> Part:
     """The results of a stretch of rows and one of columns."""
     d, c = "d" * p.backward, conv.channels
-    source, to = images[d + p.source], images[d + p.to]
+    source, to = pixels[d + p.source], pixels[d + p.to]
     divisor = float(p.number) if kind == "average" else None
     tall, wide = row.high - row.low, column.high - column.low
 
@@ -141,7 +139,7 @@ def _part(
         how: dict[str, Any] = {"step": step, "divisor": divisor}
         if not p.backward:
             return emit_pool(*shape, ldc=to.stride("w"), **how), {}
-        x = row_of(images[p.source]) if kind == "max" else None
+        x = row_of(pixels[p.source]) if kind == "max" else None
         made = emit_pool_backward(*shape, ldb=to.stride("w"), accumulate=p.shared, x=x, **how)
         return made, {}
 
@@ -156,7 +154,7 @@ def _part(
     if p.backward:
         words = {"b": result, "c": seen(source)}
         if kind == "max":
-            words["a"] = seen(images[p.source])
+            words["a"] = seen(pixels[p.source])
         order, tasks, line_of = "NCh", conv.batch, 16
     # where there are few rows (or images), the threads share channels too
     few = tasks < 4 * conv.threads and tasks % conv.threads

@@ -16,7 +16,7 @@ from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import Step
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
-from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
+from jitgen.primitives.conv.layouts import Conv, Made, from_nhwc, images, to_nhwc
 from jitgen.primitives.conv.tiles import PLANES, Pass, of_pass, pitch, slowest
 from jitgen.primitives.conv.weights import bias_parts
 from jitgen.primitives.nest.loops import Loop
@@ -129,12 +129,12 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
                 names[name] = f"{name} NHWC"
                 scratch[names[name]] = conv.batch * channels * size[0] * size[1]
                 if name != "result":
-                    parts.append(spread(conv, name, names[name], channels, size, size, (0, 0)))
+                    parts.append(to_nhwc(conv, name, names[name], channels, size))
     parts.append(_product_part(p, names, epilogue, weights))
     scratch["v"] = conv.threads * PLANES * p.pitch(p.channels)
     scratch["m"] = conv.threads * PLANES * p.pitch(p.width)
     if not conv.nhwc:
-        parts.append(gather(conv, names["result"], "result", p.features, p.out[0] * p.out[1]))
+        parts.append(from_nhwc(conv, names["result"], "result", p.features, p.out))
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 
 
@@ -206,8 +206,8 @@ def backward_weights(conv: Conv) -> Run:
         scratch[x] = conv.batch * conv.channels * conv.size[0] * conv.size[1]
         scratch[dy] = conv.batch * conv.features * conv.out[0] * conv.out[1]
         parts = [
-            spread(conv, "image", x, conv.channels, conv.size, conv.size, (0, 0)),
-            spread(conv, "dy", dy, conv.features, conv.out, conv.out, (0, 0)),
+            to_nhwc(conv, "image", x, conv.channels, conv.size),
+            to_nhwc(conv, "dy", dy, conv.features, conv.out),
         ]
     high, wide = _block(conv)
     v, m, u = p.pitch(wide), p.pitch(high), pitch(high * wide)
@@ -254,7 +254,7 @@ def backward_weights(conv: Conv) -> Run:
     ))  # fmt: skip
     if conv.bias:
         scratch["sums"] = conv.batch * conv.features
-        parts += bias_parts(replace(conv, nhwc=True), dy)
+        parts += bias_parts(conv, images(conv, dy, conv.features, conv.out, axis="k", nhwc=True))
     tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
     return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
 

@@ -83,12 +83,15 @@ class Nest:
         a call takes whole. Panels of b ("n/16 k n") and of c, and blocks along k in a ("k/16 m k":
         a batch), are those of their layouts.
 
-        taps: the variant that says how many matrices a batch with offsets has (words "a_offsets",
-        "b_offsets"). columns: those of a call where they are not the loop's. beta: before the first
-        call of a sum. words: further ones, for the epilogue. beside: arguments of `call`.
+        taps: the variant, or loop, that says how many matrices a batch with offsets has (words
+        "a_offsets", "b_offsets"). columns: those of a call where they are not the loop's. beta:
+        before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
+        `call`.
         """
         rows, depth, wide = self._along(a, m), self._along(a, k), self._along(b, n)
-        of_b, of_c = self._along(b, k), self._along(c, m)
+        # a panel that lies still has the axis, not the loop
+        in_b = k if b.axis(k) or k in b.tensor.sizes else (a.axis(k) or (k,))[0]
+        of_b, of_c = self._along(b, in_b), self._along(c, m)
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
@@ -156,6 +159,7 @@ class Nest:
                   if axis != inner and axis in to.tensor.sizes]  # fmt: skip
         wide = [axis for axis in others if self._count(source, axis) > 1]
         wide = wide or [axis for axis in others if axis not in source.index][:1]
+        wide = wide or others[-1:]
         if len(wide) > 1:
             raise ValueError(
                 f"{source.tensor!r} to {to.tensor!r}: a call moves two axes; take loops over all "
@@ -176,9 +180,10 @@ class Nest:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
         tensor, found, loop = access.tensor, access.axis(name), name
         if found is None and name in tensor.sizes:
-            # the axis of that name, along the loop that goes there, if one does
-            loop = next((x for x in self.loops if (access.axis(x) or [""])[0] == name), "")
-            found = access.axis(loop) or (name, 1)
+            # the axis of that name, along the loop that goes there, in the smallest steps
+            steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == name}
+            loop = min(steps, key=steps.__getitem__, default="")
+            found = name, steps.get(loop, 1)
         if found is None:
             raise ValueError(f"{tensor!r}: no axis goes along loop {name!r}, or is called so")
         axis, step = found

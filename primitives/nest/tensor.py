@@ -23,6 +23,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +110,33 @@ class Tensor:
             self._places(axis)
         return Access(self, {a: x if isinstance(x, list) else [x] for a, x in index.items()})
 
+    def like(self, name: str, layout: str) -> Tensor:
+        """Another tensor of these axes, without gaps."""
+        sizes: dict[str, Any] = self.sizes
+        return Tensor(name, layout, self.element, own=self.own, **sizes)
+
+    def merged(self, *axes: str) -> Tensor | None:
+        """The same elements with all indices of these axes, outermost first, along the last one;
+        the others keep one index. None where steps along them are not even: there are gaps, or
+        blocks."""
+        if any(map(self.blocks, axes)):
+            return None
+        sizes: dict[str, Any] = dict(self.sizes)
+        strides = self.strides
+        extent, stride = 1, strides[axes[-1]]
+        for axis in reversed(axes):
+            if extent > 1 < sizes[axis] and strides[axis] != extent * stride:
+                return None
+            if extent == 1 < sizes[axis]:
+                stride = strides[axis]
+            extent *= sizes[axis]
+            sizes[axis] = 1
+        if axes[-1] == self.layout.split()[-1] and stride != strides[axes[-1]]:
+            return None  # neighbours along the last axis lie together
+        sizes[axes[-1]], strides[axes[-1]] = extent, stride
+        strides = {axis: step for axis, step in strides.items() if not self.blocks(axis)}
+        return Tensor(self.name, self.layout, self.element, own=self.own, strides=strides, **sizes)
+
     def _places(self, axis: str) -> list[tuple[int, int]]:
         places = self.places.get(axis)
         if places is None:
@@ -135,6 +163,13 @@ class Access:
                 if name == loop and isinstance(step, int):
                     return axis, step
         return None
+
+    def also(self, **index: Index) -> Access:
+        """The place with further parts of its index."""
+        more = dict(self.index)
+        for axis, terms in self.tensor.at(**index).index.items():
+            more[axis] = [*more.get(axis, []), *terms]
+        return Access(self.tensor, more)
 
     def ref(self, loops: Mapping[str, Loop]) -> Ref:
         """The place in numbers. Raises ValueError for a loop that is missing, and an index that
