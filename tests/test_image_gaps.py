@@ -20,7 +20,8 @@ from test_pooling_backward import arrays
 from test_pooling_layers import random_pool
 from tiers import TIERS, need
 
-from jitgen.primitives.conv import pooling, streams
+from jitgen import Convolution
+from jitgen.primitives.conv import pooling, streams, winograd
 from jitgen.primitives.nest.run import Run
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +60,7 @@ def compare(
         gaps[result] = Gaps(rng, shape)
     for name in rng.sample(sorted(gaps), rng.randint(0, len(gaps) - 1)):
         del gaps[name]  # dense
-    dense, apart = make(()), make(tuple((name, g.strides) for name, g in gaps.items()))
+    dense, apart = make(strides=()), make(strides=tuple((name, g.strides) for name, g in gaps.items()))
     spread = {name: gaps[name].spread(a) if name in gaps else a for name, a in given.items()}
     size = gaps[result].index.max() + 1 if result in gaps else int(np.prod(shape))
     jobs = [as_job(dense, dict(given), {result: shape}), as_job(apart, spread, {result: (size,)})]
@@ -119,3 +120,29 @@ def test_depthwise(tier: str) -> None:
         given = {name: data[name] for name in ("dy", "image")}
         conv = replace(conv, bias=False)
         compare(tier, rng, partial(streams.backward_weights, conv, None), given, "dw", (c, taps))
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_winograd(tier: str) -> None:
+    need(TIERS[tier])
+    rng = random.Random(f"{SEED} gaps of winograd {tier}")
+    for i in range(max(2, AMOUNT[tier] // 2)):
+        n, c, h, w, k = rng.randint(1, 2), *(rng.randint(1, most) for most in (20, 12, 12, 20))
+        conv = Convolution(
+            n, c, h, w, k, 3, padding="same", activation=rng.choice([None, "relu"]),
+            residual=rng.random() < 0.5, layout=rng.choice(["nchw", "nhwc"]), threads=1,
+            algorithm="winograd", target=TIERS[tier].target,
+        ).conv  # fmt: skip
+        numbers = np.random.default_rng(SEED + i)
+        x, y = ((n, h, w, size) if conv.nhwc else (n, size, h, w) for size in (c, k))
+        shapes = {"image": x, "dy": y, "w": (k, c, 3, 3), "bias": (k,), "residual": y}
+        data = {name: numbers.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+        weights = data["w"].reshape(-1)
+        given = {"image": data["image"], "w": weights}
+        given |= {step: data[step] for step, *_ in conv.epilogue if step in data}
+        compare(tier, rng, partial(winograd.forward, conv, False), given, "result", y)
+        given = {"image": data["dy"], "w": weights}
+        compare(tier, rng, partial(winograd.backward_data, conv, False), given, "result", x)
+        given = {name: data[name] for name in ("dy", "image")}
+        conv = replace(conv, bias=False)
+        compare(tier, rng, partial(winograd.backward_weights, conv), given, "dw", (k * 9 * c,))

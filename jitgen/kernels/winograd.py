@@ -62,13 +62,14 @@ class Squares(NamedTuple):
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),
+    residual: Grid | None = None,
 ) -> bytes:  # fmt: skip
     """Machine code for L x L^T of a row of squares, one after the other, in every channel.
 
     Word a is the first square's corner plus `lead` elements, word c the first result's corner;
     where elements exist is said for c if kind is "output", else for a. epilogue: steps of STEPS and
-    FUNCTIONS; word residual is addressed as c is. c overlaps no other word. Raises ValueError that
-    names argument, value and rule.
+    FUNCTIONS; word residual has the grid of c, unless one of its own is given. c overlaps no other
+    word. Raises ValueError that names argument, value and rule.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
@@ -79,7 +80,8 @@ def emit_winograd(
     for s in squares:
         if s.number < 1 or any(not 0 <= low <= high <= side for low, high in s[1:]):
             raise ValueError(f"{s} is not at least one square with a part of {side} x {side}")
-    for name, grid in (("a", a), ("c", c)):
+    of_residual = residual or c
+    for name, grid in (("a", a), ("c", c), ("residual", of_residual)):
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
         if (reach + abs(lead)) * ELEMENTS[dtype][2] >= MATRIX_BYTES:
             raise ValueError(f"{name}={grid} and lead={lead} reach 2 GiB or more")
@@ -87,7 +89,8 @@ def emit_winograd(
     for name, *_ in steps:
         if kind != "output" or (name not in STEPS and name not in FUNCTIONS):
             raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Transform(kind, channels, squares, a, c, dtype, target, lead, steps).emit()
+    grids = a, c, of_residual
+    return _Transform(kind, channels, squares, grids, dtype, target, lead, steps).emit()
 
 
 @dataclass
@@ -112,15 +115,15 @@ class _Registers:
 
 class _Transform:
     def __init__(
-        self, kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
-        target: Target, lead: int, epilogue: tuple[Step, ...],
+        self, kind: str, channels: int, squares: tuple[Squares, ...], grids: tuple[Grid, ...],
+        dtype: str, target: Target, lead: int, epilogue: tuple[Step, ...],
     ) -> None:  # fmt: skip
         self.kind, self.matrix, self.squares = kind, KINDS[kind], squares
         self.channels, self.lead, self.epilogue = channels, lead, epilogue
         self.machine: Machine = target.machine(dtype, channels)
         self.frame = Frame(self.machine)
         self.element = e = self.machine.element
-        self.a, self.c = (Grid(*(x * e for x in grid)) for grid in (a, c))
+        self.a, self.c, self.residual = (Grid(*(x * e for x in grid)) for grid in grids)
         self.vector = self.machine.lanes * e
         self.tail = channels % self.machine.lanes
         masks = self.machine.tail_vectors(self.tail) if self.tail else 0
@@ -134,7 +137,7 @@ class _Transform:
         self.steps = {"from": self.a.square, "to": self.c.square}
         for word in ("residual", "bias"):
             if (word,) in epilogue:
-                self.steps[word] = self.c.square if word == "residual" else 0
+                self.steps[word] = self.residual.square if word == "residual" else 0
 
     def emit(self) -> bytes:
         machine, frame = self.machine, self.frame
@@ -275,6 +278,6 @@ class _Transform:
                 machine.max(register, t, register)
                 continue
             if name == "residual":
-                self._move(t, "residual", self.c, at, lanes)
+                self._move(t, "residual", self.residual, at, lanes)
             machine.add(register, register, t)
         self.registers.release([t])

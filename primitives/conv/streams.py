@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,6 @@ from jitgen.primitives.conv.layouts import (
     Taps,
     check_block,
     even,
-    from_nhwc,
     images,
     most_pixels,
     pack_parts,
@@ -35,6 +33,7 @@ from jitgen.primitives.conv.layouts import (
     panels,
     to_nhwc,
 )
+from jitgen.primitives.conv.parts import Parts
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
@@ -47,33 +46,8 @@ from jitgen.run.cache import STREAMS
 MOST_PRODUCTS = 1 << 12
 
 
-class _Pass:
-    """The parts of a pass as they are found, and the scratch and the tables that they take."""
-
-    def __init__(self, conv: Conv, strides: Strides) -> None:
-        self.conv, self.thin, self.strides = conv, conv.thin, strides
-        self.parts: list[Part] = []
-        self.scratch: dict[str, int] = {}
-        self.tables: dict[str, np.ndarray] = {}
-
-    def nhwc(
-        self, name: str, to: str, channels: int, size: tuple[int, int],
-        inside: tuple[int, int] | None = None, *, axis: str = "c", copied: bool = False, **how: Any,
-    ) -> Tensor:  # fmt: skip
-        """The caller's images as NHWC images of `inside` pixels (the same): they themselves unless
-        they must be `copied`, or a copy in scratch `to`."""
-        conv, inside = self.conv, inside or size
-        if conv.nhwc and inside == size and not copied:
-            return images(conv, name, channels, size, self.strides, axis=axis)
-        self.parts.append(
-            to_nhwc(conv, name, to, channels, size, inside, strides=self.strides, **how)
-        )
-        return self.new(to, channels, inside, axis)
-
-    def new(self, name: str, channels: int, size: tuple[int, int], axis: str = "c") -> Tensor:
-        """NHWC images in scratch."""
-        self.scratch[name] = self.conv.batch * channels * prod(size)
-        return images(self.conv, name, channels, size, axis=axis, nhwc=True)
+class _Pass(Parts):
+    """The parts of a direct or depthwise pass."""
 
     def input(self, copied: bool = False) -> Tensor:
         """The input of `conv.thin`, with a border unless the kernels are depthwise."""
@@ -83,13 +57,6 @@ class _Pass:
             return self.nhwc(*how, copied=copied)
         steps = conv.stride[0] // self.thin.stride[0], 1
         return self.nhwc(*how, self.thin.padded, at=conv.padding, steps=steps, copied=copied)
-
-    def result(self, channels: int, size: tuple[int, int]) -> Tensor:
-        """Where the results go: to the caller's array or, for `finish` to copy, to scratch."""
-        conv = self.conv
-        if conv.nhwc:
-            return images(conv, "result", channels, size, self.strides)
-        return self.new("y", channels, size)
 
     def panels(self, backward: bool, packed: bool) -> str:
         """The tensor of packed weights: the caller's "w", or scratch into which that is packed."""
@@ -132,20 +99,6 @@ class _Pass:
             a, b, c, m="w", n="k", k="c", taps="taps", words=words, epilogue=epilogue,
             variants={"taps": ("h", seen)}, title=f"sum over {count} taps",
         ))  # fmt: skip
-
-    def finish(self, y: Tensor, size: tuple[int, int], *more: str) -> Run:
-        """The stream of a pass that makes images y; `more`: tensors of the caller's."""
-        if y.name != "result":
-            channels = y.sizes["c"]
-            part = from_nhwc(self.conv, y.name, "result", channels, size, self.strides)
-            self.parts.append(part)
-        return self.run("image", "w", "result", *more)
-
-    def run(self, *tensors: str) -> Run:
-        """The stream; `tensors` are the caller's."""
-        conv = self.conv
-        return Run(self.parts, tensors, conv.threads, conv.target, conv.dtype, self.scratch,
-                   self.tables)  # fmt: skip
 
 
 def _pack_parts(conv: Conv, backward: bool, scratch: dict[str, int]) -> list[Part]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 from jitgen.emit.shapes import MATRIX_BYTES
@@ -86,7 +86,7 @@ class Nest:
         taps: the variant, or loop, that says how many matrices a batch with offsets has (words
         "a_offsets", "b_offsets"). columns: those of a call where they are not the loop's. beta:
         before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
-        `call`.
+        `call`. Two names, "s t": a loop, and an axis that is whole in each of its positions.
         """
         rows, depth, wide = self._along(a, m), self._along(a, k), self._along(b, n)
         # a panel that lies still has the axis, not the loop
@@ -107,7 +107,7 @@ class Nest:
         extents = {m: rows.extent, n: columns or wide.extent, k: depth.extent}
 
         def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-            high, width, length = (sizes.get(name, x) for name, x in extents.items())
+            high, width, length = (_size(sizes, name, x) for name, x in extents.items())
             count = sizes[taps] if taps else 1
             if block and length >= block:
                 length, count = block, length // block
@@ -178,11 +178,16 @@ class Nest:
 
     def _along(self, access: Access, name: str) -> Along:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
+        if " " in name:
+            outer, inner = (self._along(access, each) for each in name.split())
+            if outer.stride != inner.extent * inner.stride:
+                raise ValueError(f"{access.tensor!r}: axes {name!r} have a gap between them")
+            return inner
         tensor, found, loop = access.tensor, access.axis(name), name
         if found is None and name in tensor.sizes:
             # the axis of that name, along the loop that goes there, in the smallest steps
             steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == name}
-            loop = min(steps, key=steps.__getitem__, default="")
+            loop = min(steps, key=steps.__getitem__, default=name if name in self.loops else "")
             found = name, steps.get(loop, 1)
         if found is None:
             raise ValueError(f"{tensor!r}: no axis goes along loop {name!r}, or is called so")
@@ -192,6 +197,12 @@ class Nest:
             tensor.strides[axis] if tensor.blocks(axis) else 0, tensor.rank(axis),
             tensor.sizes[axis], loop,
         )  # fmt: skip
+
+
+def _size(sizes: Sizes, name: str, extent: int) -> int:
+    """Positions in a call of a loop, or of an axis of that extent, in each position of a loop."""
+    *outer, inner = name.split()
+    return prod([sizes.get(inner, extent), *(sizes[loop] for loop in outer)])
 
 
 def relayout(source: Tensor, to: Tensor, dtype: str, target: Target) -> Part:

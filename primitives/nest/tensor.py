@@ -67,12 +67,13 @@ class Tensor:
         for axis, block, above in reversed(tokens):
             self.places[axis].insert(0, (block, step))
             step *= above // block if above else -(-sizes[axis] // block)
-        #: elements of one thread's, with padding
+        #: elements of one thread's, with padding and gaps
         self.elements = step
         for axis, stride in (strides or {}).items():
             if self.blocks(axis):
                 raise ValueError(f"{name}: strides[{axis!r}]: the axis is in blocks")
             self.places[axis] = [(1, stride)]
+            self.elements = max(self.elements, sizes[axis] * stride)
 
     def blocks(self, axis: str) -> int:
         """Elements of the largest block of an axis, 0 where it is in none."""
