@@ -27,7 +27,6 @@ from jitgen.primitives.nest.run import Run
 Array = np.ndarray[Any, Any]
 #: tier -> layers whose streams are replayed with gaps
 AMOUNT = {"avx2 native": 30, "avx512 native": 10, "avx512 bochs": 4, "sve256 qemu": 6}
-Strides = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Gaps:
@@ -50,32 +49,33 @@ class Gaps:
 
 
 def compare(
-    tier: str, rng: random.Random, make: Callable[[Strides], Run], given: Mapping[str, Array],
-    result: str, shape: tuple[int, ...],
+    tier: str, rng: random.Random, make: Callable[..., Run], given: Mapping[str, Array],
+    results: Mapping[str, tuple[int, ...]],
 ) -> None:  # fmt: skip
     """The stream that `make` makes for dense arrays and for arrays of 4 axes with gaps, replayed on
     a tier: the same bits."""
-    gaps = {name: Gaps(rng, a.shape) for name, a in given.items() if a.ndim == 4}
-    if len(shape) == 4:
-        gaps[result] = Gaps(rng, shape)
+    shapes = {name: a.shape for name, a in given.items()} | dict(results)
+    gaps = {name: Gaps(rng, shape) for name, shape in shapes.items() if len(shape) == 4}
     for name in rng.sample(sorted(gaps), rng.randint(0, len(gaps) - 1)):
         del gaps[name]  # dense
-    dense, apart = make(strides=()), make(strides=tuple((name, g.strides) for name, g in gaps.items()))
+    strides = tuple((name, each.strides) for name, each in gaps.items())
     spread = {name: gaps[name].spread(a) if name in gaps else a for name, a in given.items()}
-    size = gaps[result].index.max() + 1 if result in gaps else int(np.prod(shape))
-    jobs = [as_job(dense, dict(given), {result: shape}), as_job(apart, spread, {result: (size,)})]
-    outcomes = TIERS[tier].run(jobs, isa=TIERS[tier].target)
+    sizes = {name: (int(gaps[name].index.max()) + 1,) for name in results if name in gaps}
+    runs = make(strides=()), make(strides=strides)
+    jobs = [as_job(runs[0], dict(given), dict(results)),
+            as_job(runs[1], spread, {**results, **sizes})]  # fmt: skip
     made = []
-    for run, outcome in zip((dense, apart), outcomes, strict=True):
+    for run, outcome in zip(runs, TIERS[tier].run(jobs, isa=TIERS[tier].target), strict=True):
         assert outcome.ok, outcome.error
-        written = [n for n in run.stream.tensors if n == result or n in run.scratch]
-        made.append(outcome.outputs[written.index(result)])
-    wanted, found = made
-    if result in gaps:
-        between = np.delete(found, gaps[result].index.ravel())
-        assert np.isnan(between).all(), "a gap is written"
-        found = found[gaps[result].index]
-    np.testing.assert_array_equal(found.reshape(shape), wanted.reshape(shape))
+        written = [n for n in run.stream.tensors if n in results or n in run.scratch]
+        made.append(dict(zip(written, outcome.outputs, strict=True)))
+    for name, shape in results.items():
+        wanted, found = (each[name] for each in made)
+        if name in gaps:
+            between = np.delete(found, gaps[name].index.ravel())
+            assert np.isnan(between).all(), "a gap is written"
+            found = found[gaps[name].index]
+        np.testing.assert_array_equal(found.reshape(shape), wanted.reshape(shape))
 
 
 @pytest.mark.parametrize("tier", AMOUNT)
@@ -95,7 +95,7 @@ def test_pooling(tier: str) -> None:
                 del given["x"]
             compare(
                 tier, rng, partial(stream, layer.conv, layer.kind),
-                {name + suffix: array for name, array in given.items()}, result + suffix, shape,
+                {name + suffix: array for name, array in given.items()}, {result + suffix: shape},
             )  # fmt: skip
 
 
@@ -114,12 +114,12 @@ def test_depthwise(tier: str) -> None:
         given = {"image": data["image"], "w": data["w"]}
         if conv.bias:
             given["bias"] = data["bias"]
-        compare(tier, rng, partial(streams.forward, conv, None, True), given, "result", y)
+        compare(tier, rng, partial(streams.forward, conv, None, True), given, {"result": y})
         given = {"image": data["dy"], "w": data["w"]}
-        compare(tier, rng, partial(streams.backward_data, conv, None, True), given, "result", x)
+        compare(tier, rng, partial(streams.backward_data, conv, None, True), given, {"result": x})
         given = {name: data[name] for name in ("dy", "image")}
-        conv = replace(conv, bias=False)
-        compare(tier, rng, partial(streams.backward_weights, conv, None), given, "dw", (c, taps))
+        results = {"dw": (c, taps)} | ({"db": (c,)} if conv.bias else {})
+        compare(tier, rng, partial(streams.backward_weights, conv, None), given, results)
 
 
 @pytest.mark.parametrize("tier", AMOUNT)
@@ -140,9 +140,9 @@ def test_winograd(tier: str) -> None:
         weights = data["w"].reshape(-1)
         given = {"image": data["image"], "w": weights}
         given |= {step: data[step] for step, *_ in conv.epilogue if step in data}
-        compare(tier, rng, partial(winograd.forward, conv, False), given, "result", y)
+        compare(tier, rng, partial(winograd.forward, conv, False), given, {"result": y})
         given = {"image": data["dy"], "w": weights}
-        compare(tier, rng, partial(winograd.backward_data, conv, False), given, "result", x)
+        compare(tier, rng, partial(winograd.backward_data, conv, False), given, {"result": x})
         given = {name: data[name] for name in ("dy", "image")}
-        conv = replace(conv, bias=False)
-        compare(tier, rng, partial(winograd.backward_weights, conv), given, "dw", (k * 9 * c,))
+        results = {"dw": (k, 9 * c), "db": (k,)}
+        compare(tier, rng, partial(winograd.backward_weights, conv), given, results)
