@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Stream
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
@@ -40,14 +41,12 @@ def elementwise(
     def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
-    element = DTYPES[dtype].element
-    refs: dict[str, Ref] = {word: Ref(word, {"n": 1}, element) for word in words}
+    at = {word: Tensor(word, "n", dtype, n=size).at(n="n") for word in words}
     if scalars:
-        refs[scalars] = Ref(scalars, {}, element)
+        at[scalars] = Tensor(scalars, "n", dtype, n=1).at()
     used = max(1, min(threads, size // ELEMENTS_PER_THREAD))
-    loops = {"n": Loop(size, (min(size, ELEMENTS),))}
-    stream = Stream([Part(op, "N", loops, code, refs)], list(refs), used)
-    return stream.team(target)
+    nest = Nest("N", {"n": Loop(size, (min(size, ELEMENTS),))}, dtype, target)
+    return Stream([nest.call(op, code, at)], list(at), used).team(target)
 
 
 def derived_from(activation: str | None, y: Any, z: Any) -> tuple[str, Any]:
