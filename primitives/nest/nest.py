@@ -124,6 +124,9 @@ class Nest:
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
+        more = {} if words is None else doors.mapping("words", words)
+        if "residual" in more:
+            how["ldr"] = self._along(more["residual"], m, "m").stride
         if taps:
             how["batch"] = "offset"
         block = depth.block
@@ -143,7 +146,6 @@ class Nest:
             )  # fmt: skip
             return kernel.code, {"count": count}
 
-        more = {} if words is None else doors.mapping("words", words)
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
 
     def _check_sums(self, a: Access, b: Access, c: Access) -> None:
