@@ -1,5 +1,5 @@
-"""Direct convolution on images with gaps between rows, pixels and images: the results of images
-without gaps, and gaps that stay as they are; and streams of one batch on weights packed for another.
+"""Direct convolution on images with gaps between rows, pixels and images: the same results as
+without, and gaps that stay as they are; and streams for one batch on weights packed for another.
 
 Not here: the passes themselves (test_convolution).
 """
@@ -63,7 +63,7 @@ class Images:
 def passes(layer: Convolution, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
     """Pass -> arrays by tensor, of numbers where they are read; those of the results come last."""
     made = lambda shape: rng.standard_normal(shape).astype(NUMPY[layer.conv.dtype])  # noqa: E731
-    x, w, y, b = (made(s) for s in (layer.x_shape, layer.w_shape, layer.y_shape, layer.y_shape[1:2]))
+    x, w, y = (made(s) for s in (layer.x_shape, layer.w_shape, layer.y_shape))
     bias = {"bias": made(layer.conv.features)} if layer.conv.bias else {}
     more = {**bias, "residual": made(layer.y_shape)} if layer.residual else bias
     sums = {"db": np.zeros_like(made(layer.conv.features))} if layer.conv.bias else {}
@@ -122,11 +122,14 @@ def test_images_with_gaps(number: int, layout: str) -> None:
 def test_another_batch_reads_the_same_packed_weights() -> None:
     """A stream for 1 image, and for 5, on weights that a layer for 3 packed."""
     rng = np.random.default_rng(SEED)
-    for sizes, more in LAYERS[:6]:
+    seen = set()
+    small = (16, 2, 2, 100, 1), dict[str, Any]()
+    for sizes, more in (*LAYERS[:6], small):
         layer = Convolution(3, *sizes, layout="nhwc", algorithm="direct", threads=2, **more)
         w = rng.standard_normal(layer.w_shape).astype(np.float32)
         packed = layer.pack_weights(w)
         widths = layer.conv.width(False), layer.conv.width(True)
+        seen.add(widths != (replace(layer.conv, batch=1).width(False), widths[1]))
         for batch in (1, 5):
             other = Convolution(batch, *sizes, layout="nhwc", algorithm="direct", threads=2, **more)
             conv = replace(other.conv, widths=widths)
@@ -138,6 +141,7 @@ def test_another_batch_reads_the_same_packed_weights() -> None:
                 run = make(conv, _choice(conv, which), True)
                 call(run, dict(arrays, w=panels))
                 np.testing.assert_allclose(arrays[name], expected[name], rtol=1e-4, atol=1e-4)
+    assert seen == {False, True}, "no other width would have suited"
 
 
 def _choice(conv: Conv, which: str) -> Any:

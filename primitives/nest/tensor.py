@@ -194,6 +194,13 @@ class Access:
             more[axis] = [*more.get(axis, []), *terms]
         return Access(self.tensor, more)
 
+    def steps(self, axis: str) -> dict[str, int]:
+        """The loops along an axis, and the step that each makes there (by a table: the least)."""
+        return {
+            name: step if isinstance(step, int) else int(np.diff(np.unique(step)).min(initial=1))
+            for name, step in _steps(self.index.get(axis, []))
+        }
+
     def moves(self, loop: str) -> bool:
         """Whether the place depends on a loop."""
         return any(name == loop for terms in self.index.values() for name, _ in _steps(terms))
