@@ -36,21 +36,25 @@ if TYPE_CHECKING:
         Convolution,
         FullyConnected,
         Gru,
+        Loop,
         Lstm,
         MaxPool,
         Mlp,
+        Nest,
         Rnn,
         Sgd,
+        Stream,
+        Tensor,
         convolution_1d,
         fold_batch_norm,
         softmax_cross_entropy,
-    )  # fmt: skip
+    )
 
 __all__ = [
     "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
-    "Lstm", "MaxPool", "Mlp", "Plan", "Rnn", "Sgd", "Target", "brgemm", "cache_info",
-    "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm", "host", "pack_b",
-    "softmax_cross_entropy", "targets",
+    "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan", "Rnn", "Sgd", "Stream", "Target", "Tensor",
+    "brgemm", "cache_info", "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm",
+    "host", "pack_b", "softmax_cross_entropy", "targets",
 ]  # fmt: skip
 
 

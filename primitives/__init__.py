@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from jitgen.primitives.layers.fully_connected import FullyConnected
     from jitgen.primitives.layers.pooling import AveragePool, MaxPool
     from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
+    from jitgen.primitives.nest.loops import Loop
+    from jitgen.primitives.nest.nest import Nest
+    from jitgen.primitives.nest.stream import Stream
+    from jitgen.primitives.nest.tensor import Tensor
     from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
     from jitgen.primitives.train.optimizers import Adam, Sgd
 
@@ -27,11 +31,13 @@ PUBLIC = {
     "AveragePool": "layers.pooling", "Lstm": "layers.recurrent", "Gru": "layers.recurrent",
     "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
     "Adam": "train.optimizers", "softmax_cross_entropy": "train.mlp",
-    "fold_batch_norm": "conv.folding",
+    "fold_batch_norm": "conv.folding", "Tensor": "nest.tensor", "Nest": "nest.nest",
+    "Loop": "nest.loops", "Stream": "nest.stream",
 }  # fmt: skip
 __all__ = [
-    "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Lstm", "MaxPool", "Mlp", "Rnn",
-    "Sgd", "convolution_1d", "fold_batch_norm", "softmax_cross_entropy",
+    "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Loop", "Lstm", "MaxPool",
+    "Mlp", "Nest", "Rnn", "Sgd", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
+    "softmax_cross_entropy",
 ]  # fmt: skip
 
 

@@ -47,7 +47,9 @@ from jitgen.gemm import spec
 from jitgen.inspect import formats
 from jitgen.primitives.nest import curve, loops, tuning
 from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.nest import Nest, relayout
 from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run import cpu, threads
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
@@ -313,6 +315,49 @@ TEAM = Stream(
 ).team(cpu.host())  # fmt: skip
 add("the call of a Stream.team", TEAM,
     lambda: {"bases": [jitgen.run.loader.ffi.from_buffer(zeros(99)) for _ in "abc"]}, bases=nothing)
+TENSOR = Tensor("x", "n c", "f32", n=8, c=4)
+WIDE = Tensor("y", "n k", "f32", n=8, k=4)
+NEST = Nest("mnk", {"m": Loop(8, (4,)), "n": Loop(4, (4,)), "k": Loop(4, (4,))}, "f32", cpu.host(),
+            "k")  # fmt: skip
+ACCESSES = {"a": TENSOR.at(n="m", c="k"), "b": Tensor("w", "c k", "f32", c=4, k=4).at(c="k", k="n"),
+            "c": WIDE.at(n="m", k="n")}  # fmt: skip
+add("jitgen.primitives.nest.tensor.Tensor", lambda n, **given: Tensor(**given, n=n, c=4),
+    lambda: {"name": "x", "layout": "n c", "dtype": "f32", "own": False, "strides": {"n": 9},
+             "n": 8},
+    name=text, layout=text,
+    dtype=either(name("f32"), lambda v: v if size(1, 8)(v) in (1, 2, 4, 8) else NO),
+    own=flag, strides=lambda v: {} if v is None else mapping(v), n=size(0, 1 << 40))
+add("jitgen.primitives.nest.tensor.Tensor.at", lambda n: TENSOR.at(n=n).index, lambda: {"n": "m"},
+    n=either(text, size(-(1 << 40), 1 << 40), lambda v: list(v) if type(v) is list and
+             NO not in [size(-(1 << 40), 1 << 40)(x) for x in v] else NO))
+add("jitgen.primitives.nest.tensor.Tensor.offset", lambda n: TENSOR.offset(n=n), lambda: {"n": 3},
+    n=size(0, 8))
+for method in ("blocks", "rank", "run", "stride"):
+    add(f"jitgen.primitives.nest.tensor.Tensor.{method}", getattr(TENSOR, method),
+        lambda: {"axis": "n"}, axis=text)
+add("jitgen.primitives.nest.nest.Nest", Nest,
+    lambda: {"order": "mn", "loops": {"m": Loop(8, (4,)), "n": Loop(4, (4,))}, "dtype": "f32",
+             "target": cpu.host(), "sums": ""},
+    order=text, loops=mapping, dtype=name("f32"), target=nothing, sums=text)
+add("jitgen.primitives.nest.nest.Nest.call", NEST.call,
+    lambda: {"title": "t", "code": no_code, "words": ACCESSES, "before": (), "after": (),
+             "when": None, "variants": None},
+    title=text, code=function, words=mapping, before=items(nothing), after=items(nothing),
+    when=optional(nothing), variants=optional(mapping))  # fmt: skip
+add("jitgen.primitives.nest.nest.Nest.gemm", lambda **given: NEST.gemm(**given).words,
+    lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "taps": "", "columns": 0, "beta": 0.0,
+             "epilogue": (), "plan": None, "words": None, "title": "t"},
+    a=nothing, b=nothing, c=nothing, m=name("m"), n=name("n"), k=name("k"), taps=name(""),
+    columns=size(0), beta=number(), epilogue=items(nothing), plan=optional(mapping),
+    words=optional(mapping), title=text)
+add("jitgen.primitives.nest.nest.Nest.relayout", lambda **given: NEST.relayout(**given).words,
+    lambda: {"source": TENSOR.at(n="m", c="k"), "to": Tensor("z", "c n", "f32", n=8, c=4).at(
+        n="m", c="k"), "title": "t", "fill": True},
+    source=nothing, to=nothing, title=text, fill=flag)
+add("jitgen.primitives.nest.nest.relayout", lambda **given: relayout(**given).words,
+    lambda: {"source": TENSOR, "to": Tensor("z", "c n", "f32", n=8, c=4), "dtype": "f32",
+             "target": cpu.host(), "fill": True},
+    source=nothing, to=nothing, dtype=name("f32"), target=nothing, fill=flag)
 add("jitgen.primitives.nest.tuning.tuned", tuning.tuned,
     lambda: {"key": "k", "candidates": {"a": 1}, "seconds": lambda c: 1.0}, key=anything,
     candidates=nothing, seconds=anything)

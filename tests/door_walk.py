@@ -63,6 +63,10 @@ LEFT_OUT = {
     "jitgen.primitives.train.optimizers.Optimizer": "the base of Sgd and Adam",
     "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
     "jitgen.primitives.nest.stream.Calls": _INNER,
+    "jitgen.primitives.nest.tensor.Access": "made by Tensor.at, which checks",
+    "jitgen.primitives.nest.tensor.Access.axis": _INNER,
+    "jitgen.primitives.nest.tensor.Access.moves": _INNER,
+    "jitgen.primitives.nest.tensor.Access.ref": "takes the loops of a Nest, which checks them",
 }  # fmt: skip
 #: What stands for a value in a message, of which no more needs to be said
 WORDS = ("overlaps", "is read-only", "is missing", "is given", "is empty")

@@ -17,9 +17,10 @@ from random_cases import SEED
 from rig import count
 
 from jitgen import FullyConnected
+from jitgen.primitives.fc import streams
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.elementwise import ACTIVATIONS
-from jitgen.run import cpu
+from jitgen.run import cpu, loader
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
@@ -242,3 +243,28 @@ def test_bad_input(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error) as raised:
         call(LAYER)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_data", "backward_weights"])
+@pytest.mark.parametrize("batch", [1, 5, 70])
+def test_streams_of_arrays_with_gaps(which: str, batch: int) -> None:
+    """Rows that lie apart give the same numbers, and what is between them stays."""
+    c, k = 40, 90
+    layer = FullyConnected(batch, c, k, threads=2, bias=which == "forward").layer
+    shapes = {"forward": ((batch, c), (k, c), (batch, k)),
+              "backward_data": ((batch, k), (k, c), (batch, c)),
+              "backward_weights": ((batch, k), (batch, c), (k, c))}[which]  # fmt: skip
+    rng = np.random.default_rng(SEED)
+    plain = [rng.integers(-4, 5, shape).astype(np.float32) for shape in shapes]
+    bias = [np.zeros(k, np.float32)] if which == "forward" else []
+    wide = [np.full((rows, columns + 3 + i), np.nan, np.float32)
+            for i, (rows, columns) in enumerate(shapes)]  # fmt: skip
+    for array, values in zip(wide[:2], plain, strict=False):
+        array[:, : values.shape[1]] = values
+    strides = tuple((name, (array.shape[1],)) for name, array in zip("abc", wide, strict=True))
+    make = getattr(streams, which)
+    how = (0, 0) if which == "backward_weights" else (0, 0, False)
+    for arrays, gaps in ((plain, ()), (wide, strides)):
+        make(layer, *how, gaps)(tuple(loader.ffi.from_buffer(a) for a in (*arrays, *bias)))
+    np.testing.assert_array_equal(wide[2][:, : shapes[2][1]], plain[2])
+    assert np.isnan(wide[2][:, shapes[2][1] :]).all()

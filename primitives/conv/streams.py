@@ -79,8 +79,8 @@ class _Pass(Parts):
         check_block("channels", loops["c"].blocks[0], within_reach(width, conv.element))
         rows, columns = np.array(p.offsets or [(0, 0)], np.int64).T
         tables = {
-            f"x_{name}": np.asarray(x.place("h", rows) + x.place("w", columns)),
-            f"w_{name}": np.asarray(w_at.place("t", np.array(p.weights or [0], np.int64))),
+            f"x_{name}": rows * x.stride("h") + columns * x.stride("w"),
+            f"w_{name}": np.array(p.weights or [0], np.int64) * w_at.stride("t"),
         }
         self.tables |= tables
         # rows at the border leave out the taps that see zeros only

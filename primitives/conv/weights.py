@@ -125,8 +125,8 @@ def tap_part(
         check_block("channels", loops["k"].blocks[0], most_summed(conv)[1])
     images, lines = np.arange(conv.batch)[:, None], np.arange(conv.out[0])
     tables = {
-        "x_rows": (x.place("n", images) + x.place("h", lines * conv.stride[0])).reshape(-1),
-        "y_rows": (dy.place("n", images) + dy.place("h", lines)).reshape(-1),
+        "x_rows": (images * x.stride("n") + lines * conv.stride[0] * x.stride("h")).reshape(-1),
+        "y_rows": (images * dy.stride("n") + lines * dy.stride("h")).reshape(-1),
     }
     rows = {
         name: Tensor(name, "p", 8, p=len(table)).at(p=["p", ("x", loops["p"].extent)])

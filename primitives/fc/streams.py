@@ -14,7 +14,7 @@ from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.elementwise import emit_column_sums
-from jitgen.primitives.nest.gemm import Product, pack_part, product_parts
+from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Tensor
@@ -49,10 +49,12 @@ def _threads(layer: Layer) -> int:
     return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
 
 
-def _product(layer: Layer, m: int, n: int, k: int, width: int = 0, **how: Any) -> Product:
+def _product(
+    layer: Layer, m: int, n: int, k: int, width: int = 0, strides: Strides = (), **how: Any
+) -> Product:
     return Product(
         m, n, k, layer.dtype, layer.target, _threads(layer), width or panels_for(layer, m, n, k),
-        blocks=layer.blocks, order=layer.order, **how,
+        blocks=layer.blocks, order=layer.order, gaps=strides, **how,
     )  # fmt: skip
 
 
@@ -69,7 +71,9 @@ def _run(
 
 
 @STREAMS.of
-def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
+def forward(
+    layer: Layer, a_width: int, b_width: int, blocked: bool, strides: Strides = ()
+) -> Run:
     """x in rows or panels of a_width; w packed in panels of b_width or plain (0); y in rows or
     blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
@@ -77,7 +81,7 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
     if layer.activation:
         epilogue += ((layer.activation,),)
     product = _product(
-        layer, n, k, c, b_width, a=f"k/{a_width} m k" if a_width else "m k",
+        layer, n, k, c, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "n k", epilogue=epilogue,
     )  # fmt: skip
     bias = ["bias"] if layer.bias else []
@@ -85,13 +89,15 @@ def forward(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
 
 
 @STREAMS.of
-def backward_data(layer: Layer, a_width: int, b_width: int, blocked: bool) -> Run:
+def backward_data(
+    layer: Layer, a_width: int, b_width: int, blocked: bool, strides: Strides = ()
+) -> Run:
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
     far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
     product = _product(
-        layer, n, c, k, b_width, a=f"k/{a_width} m k" if a_width else "m k",
+        layer, n, c, k, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "k n", in_place=not (b_width or n >= ROWS_WORTH_PACKING or far),
     )  # fmt: skip
     return _run(layer, _blocked(product, blocked))
@@ -102,11 +108,11 @@ def _blocked(product: Product, blocked: bool) -> Product:
 
 
 @STREAMS.of
-def backward_weights(layer: Layer, a_width: int, b_width: int) -> Run:
+def backward_weights(layer: Layer, a_width: int, b_width: int, strides: Strides = ()) -> Run:
     """dz in rows or panels of a_width, x in panels of b_width or in rows (0)."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     product = _product(
-        layer, k, c, n, b_width, a=f"m/{a_width} k m" if a_width else "k m",
+        layer, k, c, n, b_width, strides, a=f"m/{a_width} k m" if a_width else "k m",
         b="" if b_width else "k n",
     )  # fmt: skip
     if not layer.bias:

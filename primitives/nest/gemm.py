@@ -40,16 +40,19 @@ MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
 CALL_COST = 2000
 
 
+#: Elements from a row to the next of plain operands "a", "b", "c" that have gaps between rows
+Strides = tuple[tuple[str, tuple[int]], ...]
+
+
 @dataclass(frozen=True)
 class Product:
     """A product, and how its operands are stored.
 
     a, b, c: layouts (`jitgen.primitives.nest.tensor`) of axes m, n and k. A is "m k", "k m", or
     panels "k/w m k" or "m/w k m"; B panels of `width` columns (""), or plain, "k n" or "n k", and
-    then packed first unless it is read `in_place`; C "m n" or panels "n/w m n". lda, ldb, ldc:
-    elements from a row of a plain one to the next (0: no gaps). `blocks` are rows and columns of a
-    kernel call, rounded to what the panels allow, `order` the order of the loops over them ("m",
-    "n").
+    then packed first unless it is read `in_place`; C "m n" or panels "n/w m n". `gaps`: of
+    plain ones whose rows do not follow one another. `blocks` are rows and columns of a kernel call,
+    rounded to what the panels allow, `order` the order of the loops over them ("m", "n").
     """
 
     m: int
@@ -63,9 +66,7 @@ class Product:
     b: str = ""
     c: str = "m n"
     in_place: bool = False
-    lda: int = 0
-    ldb: int = 0
-    ldc: int = 0
+    gaps: Strides = ()
     epilogue: tuple[Step, ...] = ()
     blocks: tuple[int, int] | None = None
     order: str | None = None
@@ -191,9 +192,10 @@ class Product:
 
     def tensor(self, operand: str, name: str = "") -> Tensor:
         """An operand, "a", "b" or "c", as a tensor."""
-        layout, apart = getattr(self, operand), getattr(self, f"ld{operand}")
+        layout = getattr(self, operand)
         axes = layout.split()
-        strides = {axes[0]: apart} if apart else None
+        (rows,) = dict(self.gaps).get(operand, (0,))
+        strides = {axes[0]: rows} if rows else None
         sizes: dict[str, Any] = {axis: getattr(self, axis) for axis in axes if len(axis) == 1}
         return Tensor(name or operand, layout, self.dtype, strides=strides, **sizes)
 

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import Any, NamedTuple
 
+from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
+from jitgen.gemm.plan import check_overrides
+from jitgen.gemm.spec import DTYPES, make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.stream import MakeCode, Part
@@ -27,7 +30,7 @@ from jitgen.target import ANY_WIDTH, Target
 Sizes = dict[str, int]
 
 
-class Along(NamedTuple):
+class _Along(NamedTuple):
     """How a call goes along an axis: elements from one position to the next; blocks of so many (0:
     none) that lie so far apart; its rank in the layout; the extent of the axis, all of which is in
     a call unless there is a loop."""
@@ -55,6 +58,16 @@ class Nest:
     target: Target
     sums: str = ""
 
+    def __post_init__(self) -> None:
+        for name, loop in doors.mapping("loops", self.loops).items():
+            doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
+        doors.instance("target", self.target, Target)
+        doors.settle(
+            self, order=doors.text("order", self.order), sums=doors.text("sums", self.sums),
+            dtype=doors.one_of("dtype", self.dtype, DTYPES),
+        )  # fmt: skip
+        check_sums(self.order, self.sums)
+
     def call(
         self, title: str, code: MakeCode, words: Mapping[str, Access], *,
         before: tuple[Part, ...] = (), after: tuple[Part, ...] = (), when: Access | None = None,
@@ -66,12 +79,13 @@ class Nest:
         Raises ValueError for a loop that is missing, an index beyond its axis, and a sum that
         threads would share.
         """
-        check_sums(self.order, self.sums)
-        return Part(
-            title, self.order, self.loops, code,
-            {word: access.ref(self.loops) for word, access in words.items()}, self.sums, before,
-            after, variants or {}, None if when is None else when.ref(self.loops),
-        )  # fmt: skip
+        refs = {
+            word: doors.instance(f"words[{doors.shown(word)}]", access, Access).ref(self.loops)
+            for word, access in doors.mapping("words", words).items()
+        }
+        flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
+        beside = (before, after, {} if variants is None else variants, flag)
+        return Part(title, self.order, self.loops, code, refs, self.sums, *beside)
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
@@ -88,10 +102,21 @@ class Nest:
         before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
         `call`. Two names, "s t": a loop, and an axis that is whole in each of its positions.
         """
-        rows, depth, wide = self._along(a, m), self._along(a, k), self._along(b, n)
-        # a panel that lies still has the axis, not the loop
+        for name, access in (("a", a), ("b", b), ("c", c)):
+            doors.instance(name, access, Access)
+        columns = doors.size("columns", columns, 0)
+        beta, epilogue = doors.number("beta", beta, dtype=self.dtype), make_epilogue(epilogue)
+        plan = None if plan is None else dict(check_overrides(plan))
+        if doors.text("taps", taps):
+            known = {**self.loops, **beside.get("variants", {})}
+            doors.one_in("taps", taps, "loops and variants", known)
+        m, n, k = doors.text("m", m), doors.text("n", n), doors.text("k", k)
+        rows, depth, wide = self._along(a, m, "m"), self._along(a, k, "k"), self._along(b, n, "n")
+        # what is own lies still: it has the axis, not the loop
         in_b = k if b.axis(k) or k in b.tensor.sizes else (a.axis(k) or (k,))[0]
-        of_b, of_c = self._along(b, in_b), self._along(c, m)
+        of_b, of_c = self._along(b, in_b, "k"), self._along(c, m, "m")
+        if beta == 0.0:
+            self._check_sums(a, b, c)
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
@@ -99,6 +124,9 @@ class Nest:
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
+        more = {} if words is None else doors.mapping("words", words)
+        if "residual" in more:
+            how["ldr"] = self._along(more["residual"], m, "m").stride
         if taps:
             how["batch"] = "offset"
         block = depth.block
@@ -118,7 +146,19 @@ class Nest:
             )  # fmt: skip
             return kernel.code, {"count": count}
 
-        return self.call(title, code, {"a": a, "b": b, "c": c, **(words or {})}, **beside)
+        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
+
+    def _check_sums(self, a: Access, b: Access, c: Access) -> None:
+        """Raise ValueError if calls would overwrite what others left in the same place."""
+        for name, loop in self.loops.items():
+            moves = a.moves(name) or b.moves(name)
+            if moves and not (c.moves(name) or c.tensor.own or name in self.sums) and (
+                loop.extent > loop.blocks[-1]
+            ):
+                raise ValueError(
+                    f"order={self.order!r}: loop {name!r} is missing in sums={self.sums!r}; a and "
+                    "b depend on it and c does not, so that each of its calls would overwrite c"
+                )
 
     def relayout(
         self, source: Access, to: Access, *, title: str, fill: bool = True, **beside: Any
@@ -126,12 +166,21 @@ class Nest:
         """`to` = `source`, in the layout that it has. A call moves two axes at the most: the one
         along which neighbours lie together in either, and one more; others are loops. fill: panels
         of the result are filled up with zeros. beside: arguments of `call`."""
-        p, q = (access.tensor.layout.split()[-1] for access in (source, to))
-        inner, transposed = self._along(source, p), p != q
+        doors.instance("source", source, Access)
+        p, q = source.tensor.inner, doors.instance("to", to, Access).tensor.inner
+        inner, transposed = self._on(source, p), p != q
         other = q if transposed else self._other(source, to, p)
-        outer = self._along(source, other) if other else Along()
-        lead = self._along(to, p if transposed else other) if other else outer
-        panel = self._panel(source, to, q, outer if transposed else inner) if fill else 0
+        outer = self._on(source, other) if other else _Along()
+        lead = self._on(to, p if transposed else other) if other else outer
+        fill = doors.flag("fill", fill)
+        panel = self._panel(source, to, p if transposed else other) if fill else 0
+        for access, axis, most in ((source, p, 0), (to, q, panel)):
+            run = access.tensor.run(axis)
+            if run and run != most and self._count(access, axis) > run:
+                raise ValueError(
+                    f"{access.tensor!r}: a call moves more of {axis} than lies together in a block "
+                    f"of {run}; take a loop over the blocks"
+                )
 
         def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
             rows, columns = outer.size(sizes), inner.size(sizes)
@@ -141,17 +190,23 @@ class Nest:
 
         return self.call(title, code, {"a": source, "c": to}, **beside)
 
-    def _panel(self, source: Access, to: Access, axis: str, along: Along) -> int:
-        """Columns of the result's panels, if it has any that may be filled up."""
-        block = self._along(to, axis).block
-        lanes = self.target.machine(self.dtype, ANY_WIDTH).lanes
-        if block % lanes and along.extent % block:
+    def _panel(self, source: Access, to: Access, depth: str) -> int:
+        """Columns of the result's panels, if it has any that are to be filled up; `depth` is the
+        other axis that a call moves."""
+        tensor, axis = to.tensor, to.tensor.inner
+        block, lanes = tensor.run(axis), self.target.machine(self.dtype, ANY_WIDTH).lanes
+        (row,) = tensor.layout.split()[-2:-1] or [""]
+        whole = block == tensor.blocks(axis) and (
+            axis not in to.index or self._count(to, axis) % (block or 1) == 0
+        )
+        panels = block and block % lanes == 0 and whole and row == depth
+        padded = {x for x, size in tensor.sizes.items() if size % (tensor.blocks(x) or 1)}
+        if padded - ({axis} if panels else set()):
             raise ValueError(
-                f"{source.tensor!r} to {to.tensor!r}: only panels of whole vectors, of {lanes} "
-                f"elements, are filled up with zeros; {axis}={along.extent} leaves one of {block} "
-                "unfilled"
+                f"{source.tensor!r} to {tensor!r}: only panels of whole vectors, of {lanes} "
+                "elements, with their rows one behind the other, are filled up with zeros"
             )
-        return 0 if block % lanes else block
+        return block if panels else 0
 
     def _other(self, source: Access, to: Access, inner: str) -> str:
         """The axis besides `inner` of which a call moves more than one position, or might."""
@@ -176,26 +231,37 @@ class Nest:
                  if not isinstance(term, int)]  # fmt: skip
         return max((self.loops[name].blocks[-1] for name in names if name in self.loops), default=1)
 
-    def _along(self, access: Access, name: str) -> Along:
+    def _along(self, access: Access, name: str, argument: str) -> _Along:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
         if " " in name:
-            outer, inner = (self._along(access, each) for each in name.split())
+            outer, inner = (self._along(access, each, argument) for each in name.split())
             if outer.stride != inner.extent * inner.stride:
-                raise ValueError(f"{access.tensor!r}: axes {name!r} have a gap between them")
+                raise ValueError(
+                    f"{argument}={doors.shown(name)}: {access.tensor!r} has gaps between them"
+                )
             return inner
-        tensor, found, loop = access.tensor, access.axis(name), name
-        if found is None and name in tensor.sizes:
-            # the axis of that name, along the loop that goes there, in the smallest steps
-            steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == name}
-            loop = min(steps, key=steps.__getitem__, default=name if name in self.loops else "")
-            found = name, steps.get(loop, 1)
-        if found is None:
-            raise ValueError(f"{tensor!r}: no axis goes along loop {name!r}, or is called so")
-        axis, step = found
-        return Along(
-            tensor.stride(axis) * step, tensor.blocks(axis),
-            tensor.strides[axis] if tensor.blocks(axis) else 0, tensor.rank(axis),
-            tensor.sizes[axis], loop,
+        found = access.axis(name)
+        if found:
+            return self._on(access, found[0], name)
+        tensor = access.tensor
+        if name in tensor.sizes and (tensor.own or name not in self.loops):
+            return self._on(access, name)
+        raise ValueError(
+            f"{argument}={doors.shown(name)}: {tensor!r} has no axis along that loop, or called so"
+        )
+
+    def _on(self, access: Access, axis: str, loop: str = "") -> _Along:
+        """How a call goes along an axis: along a loop, by default the one of the smallest steps, or
+        all of it is in a call."""
+        tensor, block = access.tensor, access.tensor.blocks(axis)
+        steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == axis}
+        # what is own lies still: no loop goes along it, but it has the axis of one
+        still = axis if tensor.own and axis in self.loops else ""
+        loop = loop or min(steps, key=steps.__getitem__, default=still)
+        step = steps.get(loop, 1)
+        return _Along(
+            tensor.stride(axis) * step, block, tensor.strides[axis] if block else 0,
+            tensor.rank(axis), tensor.sizes[axis], loop,
         )  # fmt: skip
 
 
@@ -205,22 +271,26 @@ def _size(sizes: Sizes, name: str, extent: int) -> int:
     return prod([sizes.get(inner, extent), *(sizes[loop] for loop in outer)])
 
 
-def relayout(source: Tensor, to: Tensor, dtype: str, target: Target) -> Part:
+def relayout(
+    source: Tensor, to: Tensor, dtype: str, target: Target, fill: bool = True
+) -> Part:
     """A tensor moved to the layout of another one of the same axes, whatever both are: threads
-    share the loops over all axes but the two along which neighbours lie together.
+    share the loops over all axes but the two along which neighbours lie together. fill: padding of
+    the result is zeros, else left as it is.
 
-    Raises ValueError where the tensors have other axes or extents.
+    Raises ValueError where the tensors have other axes or extents, or padding cannot be filled.
     """
-    if source.sizes != to.sizes:
+    doors.instance("source", source, Tensor)
+    if source.sizes != doors.instance("to", to, Tensor).sizes:
         raise ValueError(f"{source!r} and {to!r} differ in axes or extents")
-    ends = [tensor.layout.split()[-1] for tensor in (source, to)]
+    ends = (source.inner, to.inner)
     letters = dict(zip(source.sizes, "abcdefghijklmnopqrstuvwxyz", strict=False))
     loops, source_at, to_at = {}, {}, {}
     for axis, size in source.sizes.items():
-        block = gcd(source.blocks(axis), to.blocks(axis))
+        block = gcd(source.run(axis), to.run(axis))
         if axis not in ends or block:
             loops[letters[axis]] = Loop(size, (block if axis in ends else 1,))
             source_at[axis] = to_at[axis] = letters[axis]
     nest = Nest("".join(loops).upper(), loops, dtype, target)
     title = f"{source.layout} to {to.layout}"
-    return nest.relayout(source.at(**source_at), to.at(**to_at), title=title)
+    return nest.relayout(source.at(**source_at), to.at(**to_at), title=title, fill=fill)

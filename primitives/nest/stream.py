@@ -37,7 +37,7 @@ from jitgen.target import Target
 #: reduction
 MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
 #: Elements that no tensor has
-_FAR = 1 << 40
+FAR = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Ref:
             raise ValueError(f"element={doors.shown(self.element)} is not 1, 2, 4 or 8 bytes")
         doors.settle(
             self, element=element, tensor=doors.text("tensor", self.tensor),
-            per_thread=doors.size("per_thread", self.per_thread, 0, _FAR),
-            start=doors.size("start", self.start, -_FAR, _FAR),
+            per_thread=doors.size("per_thread", self.per_thread, 0, FAR),
+            start=doors.size("start", self.start, -FAR, FAR),
         )  # fmt: skip
         for name, step in doors.mapping("steps", self.steps).items():
-            doors.size(f"steps[{doors.shown(name)}]", step, -_FAR, _FAR)
+            doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
         for name, elements in doors.mapping("table", self.table).items():
             check_table(f"table[{doors.shown(name)}]", elements)
 

@@ -30,7 +30,8 @@ import numpy as np
 from jitgen import doors
 from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Ref
+from jitgen.primitives.nest.stream import FAR, Ref
+from jitgen.primitives.nest.tables import check_table
 from jitgen.run.cache import PLANS
 
 #: A part of a position along an axis: a number, a loop, a loop times a step, or a number for each
@@ -52,9 +53,14 @@ class Tensor:
         self, name: str, layout: str, dtype: str | int, *, own: bool = False,
         strides: Mapping[str, int] | None = None, **sizes: int,
     ) -> None:  # fmt: skip
-        self.name, self.layout, self.own = name, layout, own
-        self.sizes = sizes
-        self.element = dtype if isinstance(dtype, int) else DTYPES[dtype].element
+        self.name, self.layout = doors.text("name", name), doors.text("layout", layout)
+        self.own = doors.flag("own", own)
+        self.sizes = {
+            # a check takes half a microsecond
+            axis: x if type(x) is int and 0 <= x <= FAR else doors.size(axis, x, 0, FAR)
+            for axis, x in sizes.items()
+        }
+        self.element = _element(dtype)
         tokens = _tokens(layout)
         #: axis -> (elements of the axis in a block, elements of the tensor from block to block)
         self.places: dict[str, list[tuple[int, int]]] = {axis: [] for axis, _, _ in tokens}
@@ -66,19 +72,25 @@ class Tensor:
         step = 1
         for axis, block, above in reversed(tokens):
             self.places[axis].insert(0, (block, step))
-            step *= above // block if above else -(-sizes[axis] // block)
+            step *= above // block if above else -(-self.sizes[axis] // block)
         #: elements of one thread's, with padding and gaps
         self.elements = step
-        for axis, stride in (strides or {}).items():
+        for axis, stride in doors.mapping("strides", {} if strides is None else strides).items():
             if self.blocks(axis):
                 raise ValueError(f"{name}: strides[{axis!r}]: the axis is in blocks")
-            self.places[axis] = [(1, stride)]
-            self.elements = max(self.elements, sizes[axis] * stride)
+            self.places[axis] = [(1, doors.size(f"strides[{axis!r}]", stride, 0, FAR))]
+            self.elements = max(self.elements, self.sizes[axis] * stride)
 
     def blocks(self, axis: str) -> int:
         """Elements of the largest block of an axis, 0 where it is in none."""
         block = self._places(axis)[0][0]
         return block if block > 1 else 0
+
+    def run(self, axis: str) -> int:
+        """Elements of the smallest block of an axis, which lie a `stride` apart; 0: it is in
+        none."""
+        places = self._places(axis)
+        return places[-2][0] if len(places) > 1 else 0
 
     @property
     def strides(self) -> dict[str, int]:
@@ -89,15 +101,23 @@ class Tensor:
         """Elements from one index of an axis to the next, within its blocks."""
         return self._places(axis)[-1][1]
 
+    @property
+    def inner(self) -> str:
+        """The axis along which neighbours lie together."""
+        return self.layout.split()[-1]
+
     def rank(self, axis: str) -> int:
         """Where an axis (what is inside its blocks) stands in the layout."""
         return self.layout.split().index(axis)
 
     def offset(self, **index: int) -> int:
         """Elements to an index."""
-        return sum(int(self.place(axis, np.int64(at))) for axis, at in index.items())
+        return sum(
+            int(self._place(axis, np.int64(doors.size(axis, at, 0, self.sizes.get(axis, FAR)))))
+            for axis, at in index.items()
+        )
 
-    def place(self, axis: str, at: np.ndarray | np.int64) -> np.ndarray | np.int64:
+    def _place(self, axis: str, at: np.ndarray | np.int64) -> np.ndarray | np.int64:
         """Elements to indices of an axis."""
         above, total = None, np.zeros_like(at)
         for block, step in self._places(axis):
@@ -109,7 +129,10 @@ class Tensor:
         """The place of an index of each axis (0 where none is given)."""
         for axis in index:
             self._places(axis)
-        return Access(self, {a: x if isinstance(x, list) else [x] for a, x in index.items()})
+        return Access(self, {
+            axis: [_term(axis, term) for term in (x if isinstance(x, list) else [x])]
+            for axis, x in index.items()
+        })  # fmt: skip
 
     def like(self, name: str, layout: str) -> Tensor:
         """Another tensor of these axes, without gaps."""
@@ -132,16 +155,18 @@ class Tensor:
                 stride = strides[axis]
             extent *= sizes[axis]
             sizes[axis] = 1
-        if axes[-1] == self.layout.split()[-1] and stride != strides[axes[-1]]:
+        if axes[-1] == self.inner and stride != strides[axes[-1]]:
             return None  # neighbours along the last axis lie together
         sizes[axes[-1]], strides[axes[-1]] = extent, stride
         strides = {axis: step for axis, step in strides.items() if not self.blocks(axis)}
         return Tensor(self.name, self.layout, self.element, own=self.own, strides=strides, **sizes)
 
     def _places(self, axis: str) -> list[tuple[int, int]]:
-        places = self.places.get(axis)
+        places = self.places.get(doors.text("axis", axis))
         if places is None:
-            raise ValueError(f"{self.name} has axes {' '.join(self.places)}, not {axis!r}")
+            raise ValueError(
+                f"axis={doors.shown(axis)}: {self.name} has axes {' '.join(self.places)}"
+            )
         return places
 
     def __repr__(self) -> str:
@@ -172,6 +197,17 @@ class Access:
             more[axis] = [*more.get(axis, []), *terms]
         return Access(self.tensor, more)
 
+    def steps(self, axis: str) -> dict[str, int]:
+        """The loops along an axis, and the step that each makes there (by a table: the least)."""
+        return {
+            name: step if isinstance(step, int) else int(np.diff(np.unique(step)).min(initial=1))
+            for name, step in _steps(self.index.get(axis, []))
+        }
+
+    def moves(self, loop: str) -> bool:
+        """Whether the place depends on a loop."""
+        return any(name == loop for terms in self.index.values() for name, _ in _steps(terms))
+
     def ref(self, loops: Mapping[str, Loop]) -> Ref:
         """The place in numbers. Raises ValueError for a loop that is missing, and an index that
         some position of the loops takes beyond its axis."""
@@ -192,10 +228,10 @@ class Access:
             if len(moving) > 1 and block > 1:
                 raise ValueError(f"{t.name}: several loops along {axis}, which lies in blocks of "
                                  f"{block}; their steps are no multiples")  # fmt: skip
-            start += int(t.place(axis, np.int64(first))) if not moving or block == 1 else 0
+            start += int(t._place(axis, np.int64(first))) if not moving or block == 1 else 0
             for name, step in moving:
                 at = np.arange(loops[name].extent) * step if isinstance(step, int) else step
-                place = np.asarray(t.place(axis, at + (first if block > 1 else 0)))
+                place = np.asarray(t._place(axis, at + (first if block > 1 else 0)))
                 tables[name] = tables[name] + place if name in tables else place
         own = t.elements if t.own else 0
         return Ref(t.name, steps, t.element, own, start, tables)
@@ -224,6 +260,29 @@ class Access:
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
                 f"has {self.tensor.sizes[axis]}"
             )
+
+
+def _element(dtype: str | int) -> int:
+    """Bytes of an element."""
+    if isinstance(dtype, str):
+        return DTYPES[doors.one_of("dtype", dtype, DTYPES)].element
+    element = doors.integer("dtype", dtype)
+    if element not in (1, 2, 4, 8):
+        raise ValueError(f"dtype={doors.shown(dtype)} is neither a type nor 1, 2, 4 or 8 bytes")
+    return element
+
+
+def _term(axis: str, term: Any) -> Term:
+    """A part of an index, checked."""
+    if isinstance(term, str):
+        return doors.text(axis, term)
+    if not isinstance(term, tuple):
+        return doors.size(axis, term, -FAR, FAR)
+    loop, step = doors.items(axis, term, 2, " of a loop and a step")
+    if isinstance(step, np.ndarray):
+        check_table(f"{axis}: numbers of loop {doors.shown(loop)}", step)
+        return doors.text(f"{axis}: loop", loop), step
+    return doors.text(f"{axis}: loop", loop), doors.size(f"{axis}: step", step, -FAR, FAR)
 
 
 def _steps(terms: list[Term]) -> Iterator[tuple[str, int | np.ndarray]]:
