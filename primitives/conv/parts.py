@@ -34,9 +34,8 @@ class Parts:
         conv, inside = self.conv, inside or size
         if conv.nhwc and inside == size and not copied:
             return images(conv, name, channels, size, self.strides, axis=axis)
-        self.parts.append(
-            to_nhwc(conv, name, to, channels, size, inside, strides=self.strides, **how)
-        )
+        part = to_nhwc(conv, name, to, channels, size, inside, strides=self.strides, **how)
+        self.parts.append(part)
         return self.new(to, channels, inside, axis)
 
     def new(self, name: str, channels: int, size: tuple[int, int], axis: str = "c") -> Tensor:
@@ -54,9 +53,8 @@ class Parts:
     def finish(self, y: Tensor, size: tuple[int, int], *more: str) -> Run:
         """The stream of a pass that makes images y; `more`: tensors of the caller's."""
         if y.name != "result":
-            channels = y.sizes["c"]
-            part = from_nhwc(self.conv, y.name, "result", channels, size, self.strides)
-            self.parts.append(part)
+            how = y.name, "result", y.sizes["c"], size, self.strides
+            self.parts.append(from_nhwc(self.conv, *how))
         return self.run("image", "w", "result", *more)
 
     def run(self, *tensors: str) -> Run:

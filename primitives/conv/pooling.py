@@ -18,7 +18,8 @@ from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.kernels.strips import Axis
 from jitgen.primitives.conv.axis import Stretch, axes, stretches
-from jitgen.primitives.conv.layouts import Conv, Made, Strides, from_nhwc, images, to_nhwc
+from jitgen.primitives.conv.layouts import Conv, Made, Strides, from_nhwc, images
+from jitgen.primitives.conv.parts import Parts
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.run import Run
@@ -79,23 +80,20 @@ def _run(
     conv: Conv, kind: str, inputs: list[str], result: str, passes: Sequence[Pass], strides: Strides
 ) -> Run:
     """The passes on NHWC tensors, between copies where the caller's are NCHW."""
-    size, c = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}, conv.channels
+    c, suffix, made = conv.channels, "" if conv.nhwc else " nchw", Parts(conv, strides)
+    size = {"x": conv.size, "y": conv.out, "along": (conv.size[0], conv.out[1])}
     size |= {f"d{name}": pixels for name, pixels in size.items()}
-    between = ["d" * p.backward + p.to for p in passes if p.to != "y"]
-    pixels = {
-        name: images(conv, name, c, size[name], strides, nhwc=True)
-        for name in (*inputs, result, *between)
-    }  # fmt: skip
-    parts = [part for p in passes for part in _windows(conv, kind, p, pixels)]
-    tensors = [*inputs, result]
+    pixels = {name: made.nhwc(name + suffix, name, c, size[name]) for name in inputs}
+    for p in passes:
+        name = "d" * p.backward + (p.source if p.backward else p.to)
+        if name == result and conv.nhwc:
+            pixels[name] = images(conv, name, c, size[name], strides)
+        else:
+            pixels[name] = made.new(name, c, size[name])
+        made.parts += _windows(conv, kind, p, pixels)
     if not conv.nhwc:
-        copies = [
-            to_nhwc(conv, f"{name} nchw", name, c, size[name], strides=strides) for name in inputs
-        ]
-        back = from_nhwc(conv, result, f"{result} nchw", c, size[result], strides)
-        parts, tensors = [*copies, *parts, back], [f"{name} nchw" for name in tensors]
-    scratch = {name: tensor.elements for name, tensor in pixels.items() if name not in tensors}
-    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
+        made.parts.append(from_nhwc(conv, result, result + suffix, c, size[result], strides))
+    return made.run(*(name + suffix for name in (*inputs, result)))
 
 
 def _windows(conv: Conv, kind: str, p: Pass, pixels: dict[str, Tensor]) -> list[Part]:
