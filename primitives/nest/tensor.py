@@ -162,7 +162,7 @@ class Tensor:
         return Tensor(self.name, self.layout, self.element, own=self.own, strides=strides, **sizes)
 
     def _places(self, axis: str) -> list[tuple[int, int]]:
-        places = self.places.get(doors.text("axis", axis))
+        places = self.places.get(axis if type(axis) is str else doors.text("axis", axis))
         if places is None:
             raise ValueError(
                 f"axis={doors.shown(axis)}: {self.name} has axes {' '.join(self.places)}"
@@ -214,15 +214,17 @@ class Access:
         t = self.tensor
         start, steps, tables = 0, dict[str, int](), dict[str, np.ndarray]()
         for axis, terms in self.index.items():
-            first = sum(term for term in terms if isinstance(term, int))
-            moving = list(_steps(terms))
+            first = sum([term for term in terms if isinstance(term, int)])
+            moving: list[tuple[str, Any]] = list(_steps(terms))
             self._check(axis, first, moving, loops)
             block, stride = t.places[axis][0]
-            straight = {name: step for name, step in moving if isinstance(step, int)}
-            starts = [first, *(step * loops[name].blocks[-1] for name, step in straight.items())]
-            if len(straight) == len(moving) and all(at % block == 0 for at in starts):
+            straight = all(isinstance(step, int) for _, step in moving)
+            if straight and block > 1:
+                starts = [first, *(step * loops[name].blocks[-1] for name, step in moving)]
+                straight = all(at % block == 0 for at in starts)
+            if straight:
                 start += first // block * stride
-                for name, each in straight.items():
+                for name, each in moving:
                     steps[name] = steps.get(name, 0) + each * stride // block
                 continue
             if len(moving) > 1 and block > 1:
@@ -274,6 +276,8 @@ def _element(dtype: str | int) -> int:
 
 def _term(axis: str, term: Any) -> Term:
     """A part of an index, checked."""
+    if type(term) is str or (type(term) is int and -FAR <= term <= FAR):
+        return term
     if isinstance(term, str):
         return doors.text(axis, term)
     if not isinstance(term, tuple):
