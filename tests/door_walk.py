@@ -29,7 +29,7 @@ from jitgen import doors, primitives
 
 #: Modules of `jitgen.primitives` that only layers use, which have checked what they pass on
 INSIDE = (
-    "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.pooling",
+    "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
     "layers.arrays", "layers.elementwise", "layers.images", "nest.gemm", "nest.limits", "nest.run",
     "nest.runs", "nest.tables", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",

@@ -108,6 +108,7 @@ class Tensor:
 
     def rank(self, axis: str) -> int:
         """Where an axis (what is inside its blocks) stands in the layout."""
+        self._places(axis)
         return self.layout.split().index(axis)
 
     def offset(self, **index: int) -> int:
