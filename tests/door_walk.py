@@ -29,10 +29,10 @@ from jitgen import doors, primitives
 
 #: Modules of `jitgen.primitives` that only layers use, which have checked what they pass on
 INSIDE = (
-    "conv.cost", "conv.depthwise", "conv.layouts", "conv.streams", "conv.tiles", "conv.weights",
-    "conv.windows", "conv.winograd", "fc.streams", "layers.arrays", "layers.elementwise",
-    "layers.images", "nest.gemm", "nest.limits", "nest.run", "nest.runs", "nest.tables",
-    "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
+    "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
+    "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
+    "layers.arrays", "layers.elementwise", "layers.images", "nest.gemm", "nest.limits", "nest.run",
+    "nest.runs", "nest.tables", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
@@ -62,11 +62,6 @@ LEFT_OUT = {
     "jitgen.primitives.nest.loops.check_sums": _INNER,
     "jitgen.primitives.train.optimizers.Optimizer": "the base of Sgd and Adam",
     "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
-    "jitgen.primitives.layers.pooling.Stretch": _INNER,
-    "jitgen.primitives.layers.pooling.Pass": _INNER,
-    "jitgen.primitives.layers.pooling.stream": _INNER,
-    "jitgen.primitives.layers.pooling.backward_stream": _INNER,
-    "jitgen.primitives.layers.pooling.stretches": _INNER,
     "jitgen.primitives.nest.stream.Calls": _INNER,
     "jitgen.primitives.nest.tensor.Access": "made by Tensor.at, which checks",
     "jitgen.primitives.nest.tensor.Access.axis": _INNER,

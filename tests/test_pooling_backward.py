@@ -25,7 +25,7 @@ from tiers import TIERS, need
 from jitgen import AveragePool, MaxPool
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool_backward
-from jitgen.primitives.layers.pooling import backward_stream
+from jitgen.primitives.conv.pooling import backward_stream
 from jitgen.run import cpu
 from jitgen.target import TARGETS, Target, parse_target
 
@@ -62,9 +62,13 @@ def gradient(rng: random.Random, target: Target, kind: str) -> Call:
     wanted = before.astype(np.float64)
     if not accumulate:
         wanted[used] = 0
-    divisor, bound = None, 0.0
+    divisor, bound, x = None, 0.0, None
     if kind == "max":
         words["a"] = flat
+        if rng.random() < 0.3:  # x lies otherwise than dx: window by window
+            taps, c = len(windows.taps), windows.channels
+            words["a"] = np.ascontiguousarray(flat[index].transpose(1, 0, 2)).ravel()
+            x = tuple(c * t for t in range(taps)), taps * c
         chosen = np.take_along_axis(index, winners(flat[index])[None], 0)[0]
         np.add.at(wanted, chosen, dy)
     else:
@@ -74,9 +78,9 @@ def gradient(rng: random.Random, target: Target, kind: str) -> Call:
         bound = (len(windows.taps) * 4 + 2) * np.finfo(FLOATS[dtype]).eps * 9 * len(windows.taps)
     routine = emit_pool_backward(
         kind, *shape, windows.taps, dtype, target, step=windows.step, ldb=ldb, divisor=divisor,
-        accumulate=accumulate,
+        accumulate=accumulate, x=x,
     )  # fmt: skip
-    label = f"{kind} {windows.label} divisor {divisor} ldb {ldb} accumulate {accumulate}"
+    label = f"{kind} {windows.label} divisor {divisor} ldb {ldb} accumulate {accumulate} x {x}"
     return Call(routine, words, {"c": Wanted(wanted[None], len(wanted), bound)}, label,
                 rng.choice(("end", "start")))  # fmt: skip
 

@@ -17,6 +17,7 @@ from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
 from jitgen import Nest, Tensor
+from jitgen.kernels.layout import emit_transpose
 from jitgen.primitives.nest.loops import Loop, iterate
 from jitgen.primitives.nest.nest import relayout
 from jitgen.primitives.nest.stream import Part, Stream
@@ -99,6 +100,57 @@ def test_own_tensors_and_gaps() -> None:
     assert rows.strides == {"n": 100, "c": 1} and rows.offset(n=2, c=3) == 203
     mine = Tensor("x", "n c", 2, own=True, n=4, c=30).at().ref({})
     assert (mine.per_thread, mine.element) == (120, 2)
+    apart = Tensor("x", "p n c", "f32", own=True, strides={"p": 200}, p=3, n=4, c=30)
+    assert apart.at().ref({}).per_thread == 600
+
+
+def test_images_of_one_column_with_gaps_are_no_rows() -> None:
+    """Neighbours along the last axis lie together, or calls that move rows would be wrong."""
+    image = {"c": 2, "h": 5, "w": 1}
+    assert Tensor("x", "c h w", "f32", strides={"h": 3}, **image).merged("h", "w") is None
+    row = Tensor("x", "h w c", "f32", strides={"h": 7}, **image).merged("h", "w")
+    assert row is not None and row.stride("w") == 7
+
+
+def test_a_table_may_point_behind_the_last_place_where_nothing_is_read() -> None:
+    x, loops = Tensor("x", "n", "f32", n=4), {"n": Loop(2, (1,))}
+    assert x.at(n=("n", np.array([0, 4]))).ref(loops).table["n"].tolist() == [0, 4]
+    with pytest.raises(ValueError, match="from 0 to 5 along axis n, which has 4"):
+        x.at(n=("n", np.array([0, 5]))).ref(loops)
+    with pytest.raises(ValueError, match="from 3 to 4 along axis n, which has 4"):
+        x.at(n=["n", 3]).ref(loops)
+
+
+@pytest.mark.parametrize("tier", AMOUNT)
+def test_rows_of_a_product_are_an_axis_in_each_position_of_a_loop(tier: str) -> None:
+    """7 strips of 4 rows, 3 strips at a time."""
+    need(TIERS[tier])
+    target, loops = parse_target(TIERS[tier].target), {"s": Loop(7, (3,))}
+    rng = np.random.default_rng(SEED)
+    numbers, weights = (rng.integers(-4, 5, s).astype("f4") for s in ((7, 4, 5), (5, 10)))
+    a, c = (Tensor(x, f"s t {x}", "f32", s=7, t=4, **{x: n}) for x, n in (("k", 5), ("n", 10)))
+    b, nest = Tensor("b", "k n", "f32", k=5, n=10), Nest("s", loops, "f32", target)
+    part = nest.gemm(a.at(s="s"), b.at(), c.at(s="s"), m="s t", n="n", k="k")
+    stream = Stream([part], ["k", "b", "n"], 1)
+    made = Buffer(np.full((7, 4, 10), np.nan, "f4"), write=True)
+    buffers = Pointers([Buffer(numbers), Buffer(weights), made])
+    job = Job(emit_replay(stream.calls, target).code, [Buffer(stream.slices[0]), buffers, 0, 0])
+    (outcome,) = TIERS[tier].run([job], isa=TIERS[tier].target)
+    assert outcome.ok, outcome.error
+    np.testing.assert_array_equal(outcome.outputs[0].reshape(7, 4, 10), numbers @ weights)
+    apart = Tensor("k", "s t k", "f32", strides={"s": 21}, s=7, t=4, k=5)
+    with pytest.raises(ValueError, match=r"m='s t': .* has gaps between them"):
+        nest.gemm(apart.at(s="s"), b.at(), c.at(s="s"), m="s t", n="n", k="k")
+
+
+def test_what_is_own_has_as_much_of_an_axis_as_its_loop() -> None:
+    mine, to = Tensor("a", "t c", "f32", own=True, t=9, c=4), Tensor("c", "c t", "f32", c=7, t=9)
+    target = parse_target("avx2")
+    part = Nest("c", {"c": Loop(7, (4,))}, "f32", target).relayout(
+        mine.at(), to.at(c="c"), title="back"
+    )
+    last = emit_transpose(9, 3, "f32", target, lda=4, ldc=9)
+    assert part.code({"c": 3}, False, True)[0] == last
 
 
 @pytest.mark.parametrize(

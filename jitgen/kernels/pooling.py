@@ -45,19 +45,25 @@ def emit_pool(
 def emit_pool_backward(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldb: int, divisor: float | None = None, accumulate: bool = True,
+    x: tuple[tuple[int, ...], int] | None = None,
 ) -> Written:  # fmt: skip
     """The routine for what one row adds to the gradient of x: for each window j and channel c,
     dx[taps[t] + j step + c] += dy[j, c] for the t of the maximum, or += dy[j, c] / divisor for all.
 
-    Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which has
-    x's layout and overlaps neither; the rest as for `emit_pool`. Of equal maxima the first one
-    counts, of several NaN the last one, as PyTorch has it; windows follow one another. Without
-    `accumulate` all that windows see is overwritten: for windows that share no element. Raises
-    ValueError that names argument, value and rule.
+    Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which
+    overlaps neither; the rest as for `emit_pool`. `x`: taps and step of x if they are others. Of
+    equal maxima the first one counts, of several NaN the last one, as PyTorch has it; windows
+    follow one another. Without `accumulate` all that windows see is overwritten: for windows that
+    share no element. Raises ValueError that names argument, value and rule.
     """
     row = Row(pixels, channels, taps, step, dtype)
+    taps_of_x, step_of_x = x or (taps, step)
+    if len(taps_of_x) != len(taps):
+        raise ValueError(f"x={x} has {len(taps_of_x)} taps; a window has {len(taps)}")
+    of_x = Row(pixels, channels, taps_of_x, step_of_x, dtype)
+    of_x.check(ldb)
     factor = _factor(kind, row, ldb, divisor)
-    return _Backward(kind, row, ldb, target, factor, accumulate).write()
+    return _Backward(kind, row, of_x, ldb, target, factor, accumulate).write()
 
 
 def _factor(kind: str, row: Row, leading: int, divisor: float | None) -> float | None:
@@ -124,15 +130,17 @@ ZERO, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(9)
 
 class _Backward(Windows):
     def __init__(
-        self, kind: str, row: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
+        self, kind: str, row: Row, of_x: Row, ldb: int, target: Target, factor: float | None,
+        accumulate: bool,
     ) -> None:
         operands = {"x": Operand("a", "x at the first window", row.dtype)} if factor is None else {}
         operands["dy"] = Operand("b", "gradient of y", row.dtype)
         operands["dx"] = Operand("c", "gradient of x", row.dtype)
         super().__init__(f"{kind}_pool_backward", row, target, operands)
         self.factor, self.accumulate = factor, accumulate
-        self.steps = dict.fromkeys(operands, row.step * self.element) | {"dy": ldb * self.element}
-        self.places = [tap * self.element for tap in row.taps]
+        steps = {"x": of_x.step, "dy": ldb, "dx": row.step}
+        self.steps = {role: steps[role] * self.element for role in operands}
+        self.places, self.seen = ([t * self.element for t in r.taps] for r in (row, of_x))
 
     def loops(self) -> None:
         machine, frame = self.machine, self.frame
@@ -165,8 +173,8 @@ class _Backward(Windows):
     def _route(self, lanes: int) -> None:
         machine, frame = self.machine, self.frame
         machine.zero(INDEX)
-        machine.load(BEST, (frame["x_now"], self.places[0]), lanes)
-        for t, place in enumerate(self.places[1:], 1):
+        machine.load(BEST, (frame["x_now"], self.seen[0]), lanes)
+        for t, place in enumerate(self.seen[1:], 1):
             machine.load(X, (frame["x_now"], place), lanes)
             machine.load_const(TAP, machine.const(float(t)))
             # a NaN, which neither comparison finds, or an element above all before it

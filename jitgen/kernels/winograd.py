@@ -65,13 +65,15 @@ class Squares(NamedTuple):
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),
+    residual: Grid | None = None,
 ) -> Written:  # fmt: skip
     """The routine for L x L^T of a row of squares, one after the other, in every channel.
 
     Word a is the first square's corner plus `lead` elements, word c the first result's corner;
     where elements exist is said for c if kind is "output", else for a. epilogue: all steps but
-    relu_mask and bias_row, none but with kind "output"; word residual is addressed as c is. c
-    overlaps no other word. Raises ValueError that names argument, value and rule.
+    relu_mask and bias_row, none but with kind "output"; word residual has the grid of c, unless one
+    of its own is given. c overlaps no other word. Raises ValueError that names argument, value and
+    rule.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
@@ -82,7 +84,8 @@ def emit_winograd(
     for s in squares:
         if s.number < 1 or any(not 0 <= low <= high <= side for low, high in s[1:]):
             raise ValueError(f"{s} is not at least one square with a part of {side} x {side}")
-    for name, grid in (("a", a), ("c", c)):
+    of_residual = residual or c
+    for name, grid in (("a", a), ("c", c), ("residual", of_residual)):
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
         if (reach + abs(lead)) * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={grid} and lead={lead} reach 2 GiB or more")
@@ -90,7 +93,7 @@ def emit_winograd(
     if steps and kind != "output":
         raise ValueError(f"epilogue step {steps[0][0]!r}: kind={kind!r} has no epilogue")
     check_places(steps, PLACES, "a transform")
-    transform = _Transform(kind, channels, squares, a, c, dtype, target, lead, steps)
+    transform = _Transform(kind, channels, squares, (a, c, of_residual), dtype, target, lead, steps)
     words = {"a": "squares", "c": "transformed squares"} | {name: name for name in operands(steps)}
     signature = tuple(Operand(word, words[word], dtype) for word in words)
     name = f"winograd_{kind} {dtype} {count}x{channels}"
@@ -119,15 +122,15 @@ class _Registers:
 
 class _Transform:
     def __init__(
-        self, kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
-        target: Target, lead: int, epilogue: tuple[Step, ...],
+        self, kind: str, channels: int, squares: tuple[Squares, ...], grids: tuple[Grid, ...],
+        dtype: str, target: Target, lead: int, epilogue: tuple[Step, ...],
     ) -> None:  # fmt: skip
         self.kind, self.matrix, self.squares = kind, KINDS[kind], squares
         self.channels, self.lead, self.epilogue = channels, lead, epilogue
         self.machine: Machine = target.machine(dtype, channels)
         self.frame = Frame(self.machine)
         self.element = e = self.machine.element
-        self.a, self.c = (Grid(*(x * e for x in grid)) for grid in (a, c))
+        self.a, self.c, self.residual = (Grid(*(x * e for x in grid)) for grid in grids)
         self.vector = self.machine.lanes * e
         self.tail = channels % self.machine.lanes
         masks = self.machine.tail_vectors(self.tail) if self.tail else 0
@@ -141,7 +144,7 @@ class _Transform:
         self.steps = {"from": self.a.square, "to": self.c.square}
         for word in ("residual", "bias"):
             if (word,) in epilogue:
-                self.steps[word] = self.c.square if word == "residual" else 0
+                self.steps[word] = self.residual.square if word == "residual" else 0
 
     def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
@@ -272,7 +275,7 @@ class _Transform:
                 yield [*results.values()]
                 return
             for at, register in results.items():
-                self._move(t, which.word, self.c, at, lanes)
+                self._move(t, which.word, self.residual, at, lanes)
                 yield [register]
 
         temps = [self.registers.take() for _ in range(STEPS[step[0]].temps)]

@@ -1,12 +1,7 @@
 """Which loop order and which blocks a convolution's passes take: candidates, and what each costs.
 
-The cost is cycles of the slowest thread, the sum of
-
-    multiply     products, panels full or not; the threads' shares are whole iterations
-    far, near    bytes from beyond L2, and from L2, by what of each operand stays there
-    results      each time that a result waits in memory for the next piece of its sum
-    copies       sums in copies of their own, which are added at the end
-    calls        a constant for each kernel call
+The cost is that of the nest (`jitgen.primitives.nest.cost`), of packing where it is done more than
+once, and of sums in copies of their own, which are added at the end.
 
 Not here: the loops themselves (`jitgen.primitives.conv.streams`, `jitgen.primitives.conv.weights`),
 measuring (`jitgen.primitives.nest.tuning`).
@@ -15,20 +10,26 @@ measuring (`jitgen.primitives.nest.tuning`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from dataclasses import replace
+from math import prod
 
-from jitgen.primitives.conv.layouts import Conv, Taps, even
+from jitgen.primitives.conv.layouts import (
+    Choice,
+    Conv,
+    Taps,
+    even,
+    images,
+    most_pixels,
+    most_summed,
+    panels,
+)
+from jitgen.primitives.conv.streams import product_operands
+from jitgen.primitives.conv.weights import flat_operands, tap_operands
+from jitgen.primitives.nest.cost import FAR_BYTES, Work
 from jitgen.primitives.nest.gemm import L2_BYTES
-from jitgen.primitives.nest.limits import within_reach
+from jitgen.primitives.nest.loops import Loop
 from jitgen.run.cache import PLANS
-from jitgen.target import ANY_WIDTH
 
-#: Bytes of L2 that data may take and still be there when it is read again
-KEPT = 3 * L2_BYTES // 4
-#: Bytes a cycle from beyond L2, and cycles of a kernel call
-FAR_BYTES, CALL_CYCLES = 16, 60
 #: Numbers of threads for which blocks are chosen: they must not depend on the real one, as sums,
 #: to the last bit, depend on blocks
 TEAMS = (1, 4)
@@ -43,62 +44,9 @@ ORDERS = {
 }
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How a pass is cut.
-
-    order: the loops. pixels: results of a kernel call; in the weight update pixels that it sums.
-    channels: of the reduction in a call; in the weight update output channels of a call. copies:
-    of dw, between which the pixels are divided.
-    """
-
-    order: str
-    pixels: int
-    channels: int
-    copies: int = 1
-
-
-#: The choice of the other algorithm (`jitgen.primitives.conv.winograd`)
-WINOGRAD = Choice("winograd", 0, 0)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What cost is about: iterations by loop, multiply-adds of a call, and the operands: the loops
-    on which each depends and the bytes of it that a call reads; `again`: bytes that a call reads
-    from L2 beside them; `more`: cycles outside the loops, shared by all threads."""
-
-    counts: Mapping[str, int]
-    products: float
-    operands: Mapping[str, tuple[str, float]]
-    again: float
-    more: float = 0.0
-
-
 def letters(conv: Conv, which: str) -> str:
     """The loops of a pass."""
     return LETTERS["flat weights" if which == "backward_weights" and conv.one_sum else which]
-
-
-def most_pixels(conv: Conv, p: Taps) -> int:
-    """Results of a call of a product, at the most: what it sees spans less than 2 GiB."""
-    return within_reach(max(p.stride[1] * p.channels, p.apart[1] * p.features), conv.element)
-
-
-def most_summed(conv: Conv) -> tuple[int, int]:
-    """The same for the weight update: pixels that a call sums, if all pixels are one sum, and
-    output channels (of the other side, if x and dy change places)."""
-    pixels = 1 if conv.nhwc else conv.out[0] * conv.out[1]
-    return (
-        within_reach(max(conv.channels, conv.features), conv.element),
-        within_reach(max(pixels, *conv.group), conv.element),
-    )
-
-
-def check_block(what: str, size: int, most: int) -> None:
-    """Raise ValueError if a block that the caller chose is too large for a kernel."""
-    if size > most:
-        raise ValueError(f"blocks: {size} {what} of a call span 2 GiB or more; {most} do not")
 
 
 def candidates(
@@ -123,10 +71,10 @@ def candidates(
         copies = [n for n in (1, 2, 4)
                   if images % n == 0 and (n == 1 or n * size <= L2_BYTES // 2)]  # fmt: skip
     else:
-        sums, results = (k, c) if which == "backward_data" else (c, k)
+        sums = k if which == "backward_data" else c
         most_of = most_pixels(conv, product)
         pixels = {even(product.pixels[1], min(n, most_of)) for n in (48, 128)}
-        piece = max(1, len(product.offsets)) * conv.width(sums, results) * e
+        piece = max(1, len(product.offsets)) * conv.width(product.backward) * e
         channels = {even(sums, max(16, n // piece), 16) for n in (1 << 17, 5 << 17)}
         channels = {min(sums, n) for n in channels}
         copies = [1]
@@ -155,138 +103,56 @@ def choose(
     orders: dict[Choice, list[Choice]] = {}
     for choice in candidates(conv, which, product, blocks, order):
         orders.setdefault(replace(choice, order=""), []).append(choice)
+    works = {cut: _work(conv, product, cut) for cut in orders}
 
-    def over_teams(same: list[Choice]) -> float:
-        return sum(t * min(cost(conv, product, at, t) for at in same) for t in TEAMS)
+    def over_teams(cut: Choice) -> float:
+        same = orders[cut]
+        return sum(t * min(_cost(conv, works[cut], at, t) for at in same) for t in TEAMS)
 
-    best = min(orders.values(), key=over_teams)
-    return min(best, key=lambda at: cost(conv, product, at, conv.threads))
+    cut = min(orders, key=over_teams)
+    return min(orders[cut], key=lambda at: _cost(conv, works[cut], at, conv.threads))
 
 
 def cost(conv: Conv, product: Taps | None, choice: Choice, threads: int) -> float:
     """Cycles of the slowest thread, see above; without a product, of the weight update."""
-    if product is not None:
-        work = _product_work(conv, product, choice)
-    elif conv.one_sum:
-        work = _flat_work(conv, choice)
-    else:
-        work = _tap_work(conv, choice)
-    return _cycles(conv, work, choice.order, threads)
+    return _cost(conv, _work(conv, product, choice), choice, threads)
 
 
-def _cycles(conv: Conv, work: Work, order: str, threads: int) -> float:
-    rates = conv.target.rates
-    lanes = conv.target.machine(conv.dtype, ANY_WIDTH).lanes
-    names = re.sub(r"[\[\]|]", "", order)
-    counts, rest = [], threads
-    for name in names:
-        count = work.counts[name.lower()]
-        if name.isupper():
-            # the threads take consecutive pieces: those of the outermost loop first
-            mine = ceil(count / rest)
-            rest = ceil(rest / count)
-            count = mine
-        counts.append((name.lower(), count))
-    tasks = prod(work.counts[name.lower()] for name in names if name.isupper())
-    share = ceil(tasks / threads) / tasks
-    calls = prod(work.counts.values()) * share
-    cycles = calls * (work.products / (lanes * rates.fma) + CALL_CYCLES)
-    cycles += calls * work.again / rates.l2_bytes + work.more / threads
-    for operand, (depends, size) in work.operands.items():
-        loads = _loads(counts, work, operand)
-        unique = prod(n for name, n in counts if name in depends)
-        if operand == "result":
-            loads += 2 * (loads - unique)
-        cycles += loads * size / FAR_BYTES
+def _work(conv: Conv, p: Taps | None, choice: Choice) -> Work:
+    """What the calls of a pass touch, in any order."""
+    of = conv.dtype, conv.target
+    if p is not None:
+        x = images(conv, "x", p.channels, p.inside, nhwc=True)
+        y = images(conv, "y", p.features, p.image, nhwc=True)
+        loops, a, b, c = product_operands(conv, p, x, panels(conv, p.backward), y, choice)
+        for name, at in zip("rs", zip(*(p.offsets or ((0, 0),)), strict=True), strict=True):
+            taps = len(set(at))
+            loops[name] = Loop(taps, (taps,))
+        places = {"a": a.also(h="r", w="s"), "b": b.also(t=["r", "s"]), "c": c}
+        return Work(loops, places, *of, columns="k", windows="rs")
+    columns = "k" if conv.few else "c"
+    dy = images(conv, "dy", conv.features, conv.out, axis="k")
+    if conv.one_sum:
+        x = images(conv, "x", conv.channels, conv.size)
+        loops, a, b, c = flat_operands(conv, x, dy, "dw", choice)
+        return Work(loops, {"b": b, "a": a, "c": c}, *of, columns=columns)
+    x = images(conv, "x", conv.channels, conv.padded, nhwc=True)
+    loops, a, b, c = tap_operands(conv, x, dy, "dw", choice)
+    # rows of all images, as if they were one image
+    a, b = a.also(n="x", h=("p", conv.stride[0])), b.also(n="x", h="p")
+    places = {"a": a, "b": b, "c": c} if conv.few else {"b": a, "a": b, "c": c}
+    return Work(loops, places, *of, columns=columns, windows="rs")
+
+
+def _cost(conv: Conv, work: Work, choice: Choice, threads: int) -> float:
+    cycles, e = work.cost(choice.order, threads).cycles, conv.element
+    if choice.copies > 1:
+        size = conv.features * conv.group[0] * len(conv.taps) * e
+        cycles += (choice.copies + 1) * size / FAR_BYTES / threads
+    if "r" not in work.loops:
+        # packing reads and writes L2, again for each block of the other side outside
+        m, packed = ("c", conv.features) if conv.few else ("k", conv.channels)
+        often = 1 if re.sub(r"\W", "", choice.order).lower().endswith(m) else work.count(m)
+        size = often * 2 * conv.batch * prod(conv.out) * packed * e
+        cycles += size / conv.target.rates.l2_bytes / threads
     return cycles
-
-
-def _loads(counts: list[tuple[str, int]], work: Work, operand: str) -> int:
-    """How many pieces of an operand come from beyond L2: what the inner loops touch stays while it
-    fits, also over loops just outside on which the operand does not depend."""
-    inside = len(counts)
-    while inside:
-        touched = sum(
-            size * prod(n for name, n in counts[inside - 1 :] if name in depends)
-            for depends, size in work.operands.values()
-        )
-        if touched > KEPT:
-            break
-        inside -= 1
-    depends = work.operands[operand][0]
-    while inside and counts[inside - 1][0] not in depends:
-        inside -= 1
-    return prod(
-        n for i, (name, n) in enumerate(counts) if i < inside or name in depends
-    )
-
-
-def _product_work(conv: Conv, p: Taps, choice: Choice) -> Work:
-    c, k = p.channels // conv.groups, p.features // conv.groups
-    width, e, taps = conv.width(c, k), conv.element, max(1, len(p.offsets))
-    pixels, depth = even(p.pixels[1], choice.pixels), min(c, choice.channels)
-    seen = prod(min(s, r) for s, r in zip(p.stride, conv.kernel, strict=True))
-    counts = {
-        "n": conv.batch, "g": conv.groups, "k": ceil(k / width), "c": ceil(c / depth),
-        "h": p.pixels[0], "w": ceil(p.pixels[1] / pixels),
-    }  # fmt: skip
-    weights = taps * depth * width * e
-    operands = {
-        "image": ("ngchw", pixels * seen * depth * e), "weights": ("gkc", weights),
-        "result": ("ngkhw", pixels * width * e),
-    }  # fmt: skip
-    return Work(counts, taps * pixels * depth * width, operands, weights)
-
-
-def _tap_work(conv: Conv, choice: Choice) -> Work:
-    (c, k), e = conv.group, conv.element
-    width = conv.sum_width
-    share = conv.batch * conv.out[0] // choice.copies
-    rows = even(share, max(1, choice.pixels // conv.out[1]))
-    blocks = (c, width) if conv.few else (min(c, width), even(k, choice.channels))
-    seen = prod(min(s, r) for s, r in zip(conv.stride, conv.kernel, strict=True))
-    counts = {
-        "x": choice.copies, "g": conv.groups, "k": ceil(k / blocks[1]), "c": ceil(c / blocks[0]),
-        "r": conv.kernel[0], "s": conv.kernel[1], "p": ceil(share / rows),
-    }  # fmt: skip
-    pixels = rows * conv.out[1]
-    operands = {
-        "image": ("xgcp", pixels * seen * blocks[0] * e), "dy": ("xgkp", pixels * blocks[1] * e),
-        "result": ("xgkcrs", blocks[0] * blocks[1] * e),
-    }  # fmt: skip
-    products = pixels * prod(blocks if not conv.few else (c, width))
-    return Work(counts, products, operands, pixels * width * e, _copying(conv, choice))
-
-
-def _flat_work(conv: Conv, choice: Choice) -> Work:
-    e, width = conv.element, conv.sum_width
-    m, n = "ck" if conv.few else "kc"  # n is packed
-    sides = {"c": conv.channels, "k": conv.features}
-    total = conv.batch * conv.out[0] * conv.out[1]
-    images = 1 if conv.nhwc else conv.batch
-    share = max(1, images // choice.copies), total // images
-    if images < choice.copies:
-        share = 1, total // choice.copies
-    depth, rows = even(share[1], choice.pixels), even(sides[m], choice.channels)
-    counts = {
-        "x": choice.copies, n: ceil(sides[n] / width), "n": share[0],
-        "p": ceil(share[1] / depth), m: ceil(sides[m] / rows),
-    }  # fmt: skip
-    operands = {
-        "packed": (f"x{n}np", depth * width * e), "other": (f"x{m}np", depth * rows * e),
-        "result": ("xck", rows * width * e),
-    }  # fmt: skip
-    # packing reads and writes L2, again for each block of the other side outside
-    names = re.sub(r"[\[\]|]", "", choice.order).lower()
-    often = 1 if names.endswith(m) else counts[m]
-    more = _copying(conv, choice)
-    more += often * 2 * total * sides[n] * e / conv.target.rates.l2_bytes
-    return Work(counts, depth * rows * width, operands, depth * width * e, more)
-
-
-def _copying(conv: Conv, choice: Choice) -> float:
-    """Cycles that it takes to add copies."""
-    if choice.copies == 1:
-        return 0.0
-    size = conv.features * conv.group[0] * len(conv.taps) * conv.element
-    return (choice.copies + 1) * size / FAR_BYTES

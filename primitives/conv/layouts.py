@@ -6,17 +6,18 @@ Not here: the products (`jitgen.primitives.conv.streams`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import panel_width
-from jitgen.kernels.elementwise import emit_map
-from jitgen.kernels.layout import emit_transpose
-from jitgen.kernels.pack import emit_packer
+from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Made, Part, Ref
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import Target
 from jitgen.types import DTYPES
@@ -33,7 +34,8 @@ FEW_FEATURES, SHORT_ROW = 192, 16
 @dataclass(frozen=True)
 class Conv:
     """What a convolution's streams depend on. Pairs are (rows, columns); padding is (top, left),
-    `out` the output's height and width."""
+    `out` the output's height and width. `widths`: columns of a panel of weights, of forward and of
+    backward by data, where they are packed already (None: as suits)."""
 
     batch: int
     channels: int
@@ -51,6 +53,7 @@ class Conv:
     nhwc: bool
     threads: int
     target: Target
+    widths: tuple[int, int] | None = None
 
     @property
     def element(self) -> int:
@@ -150,9 +153,13 @@ class Conv:
         return panel_width(min(c if self.few else k, MOST_PIXELS), columns, length, self.dtype,
                            self.target)  # fmt: skip
 
-    def width(self, c: int, k: int) -> int:
-        """Columns of a panel of weights for a product over c channels with k results."""
-        row = self.batch * self.out[0] * self.out[1] if self.flat else self.out[1]
+    def width(self, backward: bool) -> int:
+        """Columns of a panel of weights: the given one, or what suits the product."""
+        if self.widths is not None:
+            return self.widths[backward]
+        c, k = reversed(self.group) if backward else self.group
+        flat = self.flat if backward else self.thin.flat
+        row = self.batch * self.out[0] * self.out[1] if flat else self.out[1]
         return panel_width(min(row, MOST_PIXELS), k, c, self.dtype, self.target)
 
 
@@ -162,7 +169,8 @@ class Taps:
     and `channels` (of all groups) whose pixel for result (h, w) and tap t begins at (h, w) *
     stride + offsets[t]. Which weights belong to it: `weights`, numbers of taps in the panels.
     Results lie `apart` (rows, columns) pixels of an image of `image` pixels, from `at` on. Rows of
-    the buffer other than `rows` (first, behind the last) hold zeros."""
+    the buffer other than `rows` (first, behind the last) hold zeros. `backward`: of backward by
+    data."""
 
     pixels: tuple[int, int]
     inside: tuple[int, int]
@@ -175,6 +183,7 @@ class Taps:
     rows: tuple[int, int]
     apart: tuple[int, int] = (1, 1)
     at: tuple[int, int] = (0, 0)
+    backward: bool = False
 
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row of results, the first tap that sees more than zeros, and how many do: they
@@ -190,6 +199,25 @@ class Taps:
         return np.where(seen > 0, first, 0), seen
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a pass is cut.
+
+    order: the loops. pixels: results of a kernel call; in the weight update pixels that it sums.
+    channels: of the reduction in a call; in the weight update output channels of a call. copies:
+    of dw, between which the pixels are divided.
+    """
+
+    order: str
+    pixels: int
+    channels: int
+    copies: int = 1
+
+
+#: The choice of the other algorithm (`jitgen.primitives.conv.winograd`)
+WINOGRAD = Choice("winograd", 0, 0)
+
+
 def even(extent: int, most: int, multiple: int = 1) -> int:
     """A block of at most about `most` that cuts `extent` evenly, a multiple."""
     blocks = -(-extent // most)
@@ -197,126 +225,120 @@ def even(extent: int, most: int, multiple: int = 1) -> int:
     return -(-block // multiple) * multiple
 
 
-def spread(
+def most_pixels(conv: Conv, p: Taps) -> int:
+    """Results of a call of a product, at the most: what it sees spans less than 2 GiB."""
+    return within_reach(max(p.stride[1] * p.channels, p.apart[1] * p.features), conv.element)
+
+
+def most_summed(conv: Conv) -> tuple[int, int]:
+    """The same for the weight update: pixels that a call sums, if all pixels are one sum, and
+    output channels (of the other side, if x and dy change places)."""
+    pixels = 1 if conv.nhwc else conv.out[0] * conv.out[1]
+    return (
+        within_reach(max(conv.channels, conv.features), conv.element),
+        within_reach(max(pixels, *conv.group), conv.element),
+    )
+
+
+def check_block(what: str, size: int, most: int) -> None:
+    """Raise ValueError if a block that the caller chose is too large for a kernel."""
+    if size > most:
+        raise ValueError(f"blocks: {size} {what} of a call span 2 GiB or more; {most} do not")
+
+
+#: Elements from one index of the outer axes of images to the next (n h w, or n c h in NCHW), by
+#: tensor, where they are not those of an array without gaps
+Strides = tuple[tuple[str, tuple[int, int, int]], ...]
+
+
+def images(
+    conv: Conv, name: str, channels: int, size: tuple[int, int], strides: Strides = (), *,
+    axis: str = "c", nhwc: bool = False,
+) -> Tensor:  # fmt: skip
+    """Images of the layer's layout, or NHWC, whose channels are `axis`."""
+    layout = f"n h w {axis}" if nhwc or conv.nhwc else f"n {axis} h w"
+    apart = dict(strides).get(name)
+    steps = dict(zip(layout.split()[:3], apart, strict=True)) if apart else None
+    sizes: dict[str, Any] = {"n": conv.batch, axis: channels, "h": size[0], "w": size[1]}
+    return Tensor(name, layout, conv.dtype, strides=steps, **sizes)
+
+
+def to_nhwc(
     conv: Conv, source: str, to: str, channels: int, size: tuple[int, int],
-    inside: tuple[int, int], at: tuple[int, int], step: int = 1,
+    inside: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0),
+    steps: tuple[int, int] = (1, 1), strides: Strides = (),
 ) -> Part:  # fmt: skip
-    """Copy images (plain, of `size` pixels) into an NHWC buffer of `inside` pixels, beginning at
-    pixel `at`; of the rows, those that lie `step` apart."""
-    (h, w), (buffer_h, buffer_w) = size, inside
-    # images without a border are one long row, where the threads share images evenly
-    whole = step == 1 and buffer_w == w and at[1] == 0 and conv.batch % conv.threads == 0
-    rows, length = (1, h * w) if whole else ((h - 1) // step + 1, w)
-
-    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        if conv.nhwc:
-            made = emit_map("copy", length, channels, conv.dtype, conv.target)
-        else:
-            made = emit_transpose(
-                channels, length, conv.dtype, conv.target, lda=h * w, ldc=channels
-            )
-        return made, {}
-
-    image = channels * h * w
-    row = step * length * (channels if conv.nhwc else 1)
-    start = (at[0] * buffer_w + at[1]) * channels
-    words = {
-        "a": Ref(source, {"n": image, "h": row}, conv.element),
-        "c": Ref(to, {"n": buffer_h * buffer_w * channels, "h": buffer_w * channels}, conv.element,
-                 start=start),
-    }  # fmt: skip
-    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(rows, (1,))}
-    return Part("images into a buffer with a border", "NH", loops, code, words)
+    """Copy images of the layer's layout, of `size` pixels, into an NHWC buffer of `inside` pixels
+    (the same), beginning at pixel `at`; of rows and columns, those that lie `steps` apart."""
+    inside = inside or size
+    x = images(conv, source, channels, size, strides)
+    y = images(conv, to, channels, inside, strides, nhwc=True)
+    high, wide = (-(-n // step) for n, step in zip(size, steps, strict=True))
+    even_shares = steps == (1, 1) and conv.batch % conv.threads == 0
+    if even_shares and inside[1] == wide and (whole := x.merged("h", "w")):
+        # images without a border are one long row, where the threads share images evenly
+        x, y, at = whole, y.merged("h", "w") or y, (0, at[0] * wide)
+        high, wide = 1, high * wide
+    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(high, (1,)), "w": Loop(wide, (wide,))}
+    return Nest("NHw", loops, conv.dtype, conv.target).relayout(
+        x.at(n="n", h=("h", steps[0]), w=("w", steps[1])),
+        y.at(n="n", h=["h", at[0]], w=["w", at[1]]), title="images to NHWC",
+    )  # fmt: skip
 
 
-def pick(conv: Conv, source: str, to: str) -> Part:
-    """Copy the pixels of NHWC images that are seen, stride by stride, to images of `conv.out`."""
-    c, (h, w) = conv.channels, conv.out
-
-    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        leading = {"a": conv.stride[1] * c, "c": c}
-        return emit_map("copy", w, c, conv.dtype, conv.target, ld=leading), {}
-
-    row = conv.size[1] * c
-    words = {
-        "a": Ref(source, {"n": conv.size[0] * row, "h": conv.stride[0] * row}, conv.element),
-        "c": Ref(to, {"n": h * w * c, "h": w * c}, conv.element),
-    }
-    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(h, (1,))}
-    return Part("pixels that are seen", "NH", loops, code, words)
-
-
-def gather(conv: Conv, source: str, to: str, channels: int, pixels: int) -> Part:
-    """Copy NHWC images to NCHW ones."""
+def from_nhwc(
+    conv: Conv, source: str, to: str, channels: int, size: tuple[int, int], strides: Strides = ()
+) -> Part:
+    """Copy NHWC images to images of the layer's layout."""
+    x = images(conv, source, channels, size, nhwc=True)
+    y = images(conv, to, channels, size, strides)
+    if whole := y.merged("h", "w"):
+        x, y = x.merged("h", "w") or x, whole
     # pieces of some channels, so that few images suffice for many threads
-    piece = min(channels, 64)
+    loops = {"n": Loop(conv.batch, (1,)), "c": Loop(channels, (min(channels, 64),)),
+             "h": Loop(y.sizes["h"], (1,))}  # fmt: skip
+    place: dict[str, Any] = {axis: axis for axis in loops}
+    nest = Nest("NCh", loops, conv.dtype, conv.target)
+    return nest.relayout(x.at(**place), y.at(**place), title="images from NHWC")
 
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_transpose(
-            pixels, size["c"], conv.dtype, conv.target, lda=channels, ldc=pixels
-        )
-        return made, {}
 
-    words = {
-        "a": Ref(source, {"n": channels * pixels, "c": 1}, conv.element),
-        "c": Ref(to, {"n": channels * pixels, "c": pixels}, conv.element),
-    }
-    loops = {"n": Loop(conv.batch, (1,)), "c": Loop(channels, (piece,))}
-    return Part("images to NCHW", "NC", loops, code, words)
+def panels(conv: Conv, backward: bool, name: str = "panels") -> Tensor:
+    """Packed weights for a product over c with k results: those of forward, or of backward by
+    data, where c and k change places."""
+    (c, k), width = conv.group, conv.width(backward)
+    c, k = (k, c) if backward else (c, k)
+    layout = f"g k/{width} t c k"
+    return Tensor(name, layout, conv.dtype, g=conv.groups, k=k, t=len(conv.taps), c=c)
 
 
 def pack_parts(conv: Conv, backward: bool, source: str, to: str) -> list[Part]:
     """Weights k x c x taps into panels, in two steps; tensor "by_tap" is scratch: [taps][k][c]."""
-    (c, k), taps, e = conv.group, len(conv.taps), conv.element
+    packed, taps = panels(conv, backward, to), len(conv.taps)
     parts = []
-    by_tap = source
     if taps > 1:
-        by_tap = "by_tap"
-
-        def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-            made = emit_transpose(
-                c, taps, conv.dtype, conv.target, lda=taps, ldc=conv.features * c
-            )
-            return made, {}
-
-        words = {"a": Ref(source, {"k": c * taps}, e), "c": Ref(by_tap, {"k": c}, e)}
-        parts.append(Part("weights by tap", "K", {"k": Loop(conv.features, (1,))}, turn, words))
-    rows, columns = (k, c) if backward else (c, k)
-    width = conv.width(rows, columns)
-
-    def pack(size: dict[str, int], first: bool, last: bool) -> Made:
-        trans = not backward
-        made = emit_packer(
-            rows, size["n"], c, 0, width, conv.dtype, trans, conv.target
-        )
-        return made, {"count": 1}
-
-    panels = -(-columns // width)
-    words = {
-        "a": Ref(by_tap, {"g": k * c, "t": conv.features * c, "n": 1 if backward else c}, e),
-        "c": Ref(to, {"g": panels * taps * rows * width, "t": rows * width, "n": taps * rows}, e),
-    }
-    loops = {
-        "g": Loop(conv.groups, (1,)), "n": Loop(columns, (width,)), "t": Loop(taps, (1,)),
-    }  # fmt: skip
-    parts.append(Part("weights in panels", "GNT", loops, pack, words))
+        nest = Nest("K", {"k": Loop(conv.features, (1,))}, conv.dtype, conv.target)
+        w = Tensor(source, "k c t", conv.dtype, k=conv.features, c=conv.group[0], t=taps)
+        source = "by_tap"
+        by_tap = w.like(source, "t k c")
+        parts.append(nest.relayout(w.at(k="k"), by_tap.at(k="k"), title="weights by tap"))
+    by_tap = packed.like(source, "t g c k" if backward else "t g k c")
+    loops = {"g": Loop(conv.groups, (1,)), "k": Loop(packed.sizes["k"], (packed.blocks("k"),)),
+             "t": Loop(taps, (1,))}  # fmt: skip
+    place: dict[str, Any] = {axis: axis for axis in loops}
+    nest = Nest("GKT", loops, conv.dtype, conv.target)
+    parts.append(nest.relayout(by_tap.at(**place), packed.at(**place), title="weights in panels"))
     return parts
 
 
 def packed_layout(conv: Conv, backward: bool) -> tuple[int, ...]:
     """What must agree between the layer that packed weights and the one that reads them."""
-    c, k = conv.group
     if conv.depthwise:
         return (conv.channels, *conv.kernel)
-    width = conv.width(k, c) if backward else conv.width(c, k)
-    return (conv.groups, c, k, *conv.kernel, width)
+    return (conv.groups, *conv.group, *conv.kernel, conv.width(backward))
 
 
 def packed_elements(conv: Conv, backward: bool) -> int:
     """Elements of the packed weights."""
     if conv.depthwise:
         return conv.channels * len(conv.taps)
-    c, k = conv.group
-    rows, columns = (k, c) if backward else (c, k)
-    width = conv.width(rows, columns)
-    return conv.groups * -(-columns // width) * width * len(conv.taps) * rows
+    return panels(conv, backward).elements

@@ -3,8 +3,9 @@
 Inside, activations are NHWC in a buffer with zeros around them, so that a row of output pixels is
 one batch-reduce product: A_i is the row of input pixels that tap i sees (its rows are `stride`
 pixels apart), B_i the weights of the tap, and the sum over taps stays in registers. Loop orders as
-in arXiv:1906.06440; weights as [groups][k / width][taps][c][width]. Not here: arrays and their
-checks (`jitgen.primitives.layers.convolution`), layouts (`jitgen.primitives.conv.layouts`).
+in arXiv:1906.06440. `strides` are those of the caller's images (`jitgen.primitives.conv.layouts`).
+Not here: arrays and their checks (`jitgen.primitives.layers.convolution`), layouts
+(`jitgen.primitives.conv.layouts`).
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ from math import prod
 
 import numpy as np
 
-from jitgen.emit.steps import Step, operands
-from jitgen.gemm.kernel import brgemm
+from jitgen.emit.steps import Step
 from jitgen.kernels.dot import possible
 from jitgen.primitives.conv import depthwise, weights
-from jitgen.primitives.conv.cost import Choice, check_block, most_pixels
 from jitgen.primitives.conv.layouts import (
+    Choice,
     Conv,
+    Strides,
     Taps,
+    check_block,
     even,
-    gather,
+    images,
+    most_pixels,
     pack_parts,
     packed_elements,
-    pick,
-    spread,
+    panels,
+    to_nhwc,
 )
+from jitgen.primitives.conv.parts import Parts
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Made, Part, Ref
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.types import NUMPY
 
@@ -40,72 +46,94 @@ from jitgen.types import NUMPY
 MOST_PRODUCTS = 1 << 12
 
 
-def _pack_parts(conv: Conv, backward: bool, source: str) -> list[Part]:
+class _Pass(Parts):
+    """The parts of a direct or depthwise pass."""
+
+    def input(self, copied: bool = False) -> Tensor:
+        """The input of `conv.thin`, with a border unless the kernels are depthwise."""
+        conv = self.conv
+        how = "image", "x", conv.channels, conv.size
+        if conv.depthwise:
+            return self.nhwc(*how, copied=copied)
+        steps = conv.stride[0] // self.thin.stride[0], 1
+        return self.nhwc(*how, self.thin.padded, at=conv.padding, steps=steps, copied=copied)
+
+    def panels(self, backward: bool, packed: bool) -> str:
+        """The tensor of packed weights: the caller's "w", or scratch into which that is packed."""
+        if packed:
+            return "w"
+        self.scratch["panels"] = packed_elements(self.conv, backward)
+        self.parts += _pack_parts(self.conv, backward, self.scratch)
+        return "panels"
+
+    def product(
+        self, conv: Conv, p: Taps, name: str, operands: tuple[Tensor, str, Tensor], choice: Choice,
+        epilogue: tuple[Step, ...] = (), residual: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """A part, and its tables of offsets."""
+        x, w, y = operands
+        width, count = conv.width(p.backward), len(p.offsets)
+        w_at = panels(conv, p.backward, w)
+        loops, a, b, c = product_operands(conv, p, x, w_at, y, choice)
+        check_block("pixels", loops["w"].blocks[0], most_pixels(conv, p))
+        check_block("channels", loops["c"].blocks[0], within_reach(width, conv.element))
+        rows, columns = np.array(p.offsets or [(0, 0)], np.int64).T
+        tables = {
+            f"x_{name}": rows * x.stride("h") + columns * x.stride("w"),
+            f"w_{name}": np.array(p.weights or [0], np.int64) * w_at.stride("t"),
+        }
+        self.tables |= tables
+        # rows at the border leave out the taps that see zeros only
+        first, seen = p.seen() if count else (np.zeros(p.pixels[0], int),) * 2
+        words = {
+            word: Tensor(table, "t", 8, t=max(1, count)).at(t=("h", first))
+            for word, table in zip(("a_offsets", "b_offsets"), tables, strict=True)
+        }
+        for step, *_ in epilogue:
+            if step == "bias":
+                bias = Tensor("bias", "c", conv.dtype, c=p.features)
+                words["bias"] = bias.at(c=c.index["c"])
+            elif step == "residual" and residual is not None:
+                words["residual"] = Access(residual, c.index)
+        self.parts.append(Nest(choice.order, loops, conv.dtype, conv.target, "c").gemm(
+            a, b, c, m="w", n="k", k="c", taps="taps", words=words, epilogue=epilogue,
+            variants={"taps": ("h", seen)}, title=f"sum over {count} taps",
+        ))  # fmt: skip
+
+
+def _pack_parts(conv: Conv, backward: bool, scratch: dict[str, int]) -> list[Part]:
+    scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
     if conv.depthwise:
-        return [depthwise.pack_part(conv, source, "panels")]
-    return pack_parts(conv, backward, source, "panels")
+        return [depthwise.pack_part(conv, "w", "panels")]
+    return pack_parts(conv, backward, "w", "panels")
 
 
 @STREAMS.of
 def pack_weights(conv: Conv, backward: bool) -> Run:
     """Tensors "w" and "panels"."""
-    scratch = {"by_tap": conv.features * conv.group[0] * len(conv.taps)}
-    parts = _pack_parts(conv, backward, "w")
+    scratch: dict[str, int] = {}
+    parts = _pack_parts(conv, backward, scratch)
     return Run(parts, ["w", "panels"], conv.threads, conv.target, conv.dtype, scratch)
 
 
-def _product(
-    conv: Conv, p: Taps, name: str, epilogue: tuple[Step, ...], choice: Choice
-) -> tuple[Part, dict[str, np.ndarray]]:  # fmt: skip
-    """The part (tensors "x", "panels", "y", "bias", "residual"), and its tables of offsets."""
-    c, k = p.channels // conv.groups, p.features // conv.groups
-    width, total, e = conv.width(c, k), len(conv.taps), conv.element
-    row = p.inside[1] * p.channels
-    tables = {
-        f"x_{name}": np.array([r * row + s * p.channels for r, s in p.offsets] or [0], np.int64),
-        f"w_{name}": np.array([t * c * width for t in p.weights] or [0], np.int64),
-    }
-    count = len(p.offsets)
-    first_tap, taps_seen = p.seen() if count else (np.zeros(p.pixels[0], int),) * 2
-    depth, columns = min(c, choice.channels), even(p.pixels[1], choice.pixels)
-    check_block("pixels", columns, most_pixels(conv, p))
-    check_block("channels", depth, within_reach(width, e))
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        kernel = brgemm(
-            size["w"], size["k"], size["c"], conv.dtype, lda=p.stride[1] * p.channels,
-            ldc=p.apart[1] * p.features, batch="offset", packed_b=width, target=conv.target,
-            beta=0.0 if first else 1.0, epilogue=epilogue if last else (),
-        )  # fmt: skip
-        return kernel, {"count": size["taps"]}
-
-    y_row = p.image[1] * p.features
-    results = {
-        "n": p.image[0] * y_row, "h": p.apart[0] * y_row, "w": p.apart[1] * p.features,
-        "g": k, "k": 1,
-    }  # fmt: skip
-    start = p.at[0] * y_row + p.at[1] * p.features
-    words = {
-        "a": Ref("x", {"n": p.inside[0] * row, "h": p.stride[0] * row,
-                       "w": p.stride[1] * p.channels, "g": c, "c": 1}, e),
-        "b": Ref("panels", {"g": -(-k // width) * width * total * c, "k": total * c,
-                            "c": width}, e),
-        "c": Ref("y", results, e, start=start),
-        "a_offsets": Ref(f"x_{name}", {}, 8, table={"h": first_tap}),
-        "b_offsets": Ref(f"w_{name}", {}, 8, table={"h": first_tap}),
-    }  # fmt: skip
-    for word in operands(epilogue):
-        words[word] = Ref("bias", {"g": k, "k": 1}, e) if word == "bias" else replace(
-            words["c"], tensor=word
-        )
+def product_operands(
+    conv: Conv, p: Taps, x: Tensor, w: Tensor, y: Tensor, choice: Choice
+) -> tuple[dict[str, Loop], Access, Access, Access]:
+    """Loops of a product, and places of what a call reads for its first tap, of the weights of tap
+    0, and of its results."""
+    c, k = w.sizes["c"], w.sizes["k"]
     loops = {
-        "n": Loop(conv.batch, (1,)), "g": Loop(conv.groups, (1,)), "k": Loop(k, (width,)),
-        "c": Loop(c, (depth,)), "h": Loop(p.pixels[0], (1,)), "w": Loop(p.pixels[1], (columns,)),
+        "n": Loop(conv.batch, (1,)), "g": Loop(conv.groups, (1,)), "k": Loop(k, (w.blocks("k"),)),
+        "c": Loop(c, (min(c, choice.channels),)), "h": Loop(p.pixels[0], (1,)),
+        "w": Loop(p.pixels[1], (even(p.pixels[1], choice.pixels),)),
     }  # fmt: skip
-    # rows at the border leave out the taps that see zeros only
-    variants = {"taps": ("h", taps_seen)}
-    title = f"sum over {count} taps"
-    return Part(title, choice.order, loops, code, words, "c", variants=variants), tables
+    return (
+        loops,
+        x.at(n="n", h=("h", p.stride[0]), w=("w", p.stride[1]), c=[("g", c), "c"]),
+        w.at(g="g", k="k", c="c"),
+        y.at(n="n", h=[("h", p.apart[0]), p.at[0]], w=[("w", p.apart[1]), p.at[1]],
+             c=[("g", k), "k"]),
+    )  # fmt: skip
 
 
 def _forward_taps(conv: Conv) -> Taps:
@@ -124,18 +152,15 @@ def _as_product(conv: Conv) -> Conv:
     return replace(conv, batch=1, size=pixels, out=pixels)
 
 
-def _input(conv: Conv, parts: list[Part], scratch: dict[str, int]) -> str:
-    """Which tensor is the NHWC input of `conv.thin`, with a border unless the kernels are
-    depthwise; where that is not the caller's "image", a part that copies it."""
-    if conv.depthwise:
-        inside, border, step = conv.size, (0, 0), 1
-    else:
-        inside, border, step = conv.thin.padded, conv.padding, conv.stride[0] // conv.thin.stride[0]
-    if conv.nhwc and inside == conv.size:
-        return "image"
-    scratch["x"] = conv.batch * conv.channels * inside[0] * inside[1]
-    parts.append(spread(conv, "image", "x", conv.channels, conv.size, inside, border, step))
-    return "x"
+def _in_rows(t: Tensor, nhwc: bool) -> Tensor | None:
+    """Images whose pixels, those of all images if they are NHWC, lie along w without gaps."""
+    return t.merged("n", "h", "w") if nhwc else t.merged("h", "w")
+
+
+def _seamless(conv: Conv, *tensors: Tensor) -> tuple[Conv, list[Tensor]]:
+    """The same where NHWC images of a flat convolution, too, are one row, without gaps."""
+    whole = [row for t in tensors if (row := _in_rows(t, True))] if conv.flat else []
+    return (_as_product(conv), whole) if len(whole) == len(tensors) else (conv, list(tensors))
 
 
 @STREAMS.of
@@ -150,41 +175,31 @@ def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
     return flat, max(_backward_taps(flat)[0], key=lambda p: prod(p.pixels) * len(p.offsets))
 
 
-def _panels(conv: Conv, backward: bool, parts: list[Part], scratch: dict[str, int]) -> str:
-    """The tensor of packed weights, and the parts that pack the caller's "w"."""
-    scratch["panels"] = packed_elements(conv, backward)
-    scratch["by_tap"] = conv.features * conv.group[0] * len(conv.taps)
-    parts += _pack_parts(conv, backward, "w")
-    return "panels"
-
-
 @STREAMS.of
-def forward(conv: Conv, choice: Choice | None, packed: bool) -> Run:
+def forward(conv: Conv, choice: Choice | None, packed: bool, strides: Strides = ()) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
-    pixels = conv.out[0] * conv.out[1]
-    parts: list[Part] = []
-    scratch: dict[str, int] = {}
-    y = "result"
-    x = _input(conv, parts, scratch)
-    if not conv.nhwc:
-        y, scratch["y"] = "y", conv.batch * conv.features * pixels
-    panels = "w" if packed else _panels(conv, False, parts, scratch)
-    tables: dict[str, np.ndarray] = {}
+    p = _Pass(conv, strides)
+    more = [step for step, *_ in conv.epilogue if step in ("bias", "residual")]
+    tensors = [p.input(), p.result(conv.features, conv.out)]
+    y = tensors[1]
+    w = p.panels(False, packed)
+    if "residual" in more:
+        residual = p.nhwc("residual", "r", conv.features, conv.out)
+        if choice is None and residual.strides != y.strides:
+            # kernels read it as they write
+            apart = y.strides["n"], y.strides["h"], y.strides["w"]
+            p.strides += (("r", apart),)
+            residual = p.nhwc("residual", "r", conv.features, conv.out, copied=True)
+        tensors.append(residual)
     if choice is None:
-        part = depthwise.product_part(conv, False, conv.epilogue)
+        p.parts.append(
+            depthwise.product_part(conv, False, conv.epilogue, tensors[0], w, *tensors[1:])
+        )
     else:
-        flat = _as_product(conv.thin)
-        part, tables = _product(flat, _forward_taps(flat), "forward", conv.epilogue, choice)
-    residual = "residual"
-    more = operands(conv.epilogue)
-    if not conv.nhwc and "residual" in more:
-        residual, scratch["r"] = "r", conv.batch * conv.features * pixels
-        parts.append(spread(conv, "residual", "r", conv.features, conv.out, conv.out, (0, 0)))
-    parts.append(_renamed(part, {"x": x, "y": y, "panels": panels, "residual": residual}))
-    if not conv.nhwc:
-        parts.append(gather(conv, "y", "result", conv.features, pixels))
-    tensors = ["image", "w", "result", *more]
-    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
+        flat, (x, to, *more_in) = _seamless(p.thin, *tensors)
+        taps = _forward_taps(flat)
+        p.product(flat, taps, "forward", (x, w, to), choice, conv.epilogue, *more_in)
+    return p.finish(y, conv.out, *more)
 
 
 # ---- backward -----------------------------------------------------------------------------------
@@ -237,107 +252,89 @@ def _backward_taps(conv: Conv) -> tuple[list[Taps], tuple[int, int], tuple[int, 
             products.append(Taps(
                 (pixels[0], pixels[1]), inside, conv.features, conv.channels, (1, 1), offsets,
                 tuple(i for i, _, _ in chosen), conv.size, (top, top + conv.out[0]), conv.stride,
-                at,
+                at, True,
             ))  # fmt: skip
     return products, inside, (top, left)
 
 
 @STREAMS.of
-def backward_data(conv: Conv, choice: Choice | None, packed: bool) -> Run:
+def backward_data(conv: Conv, choice: Choice | None, packed: bool, strides: Strides = ()) -> Run:
     """Tensors of the caller: "image" (dy), "w", "result" (dx)."""
-    scratch: dict[str, int] = {}
-    parts: list[Part] = []
-    made: list[Part] = []
-    x, y = "image", "result"
-    flat, inside, border = conv, conv.out, (0, 0)
-    if choice is not None:
-        flat = _as_product(conv)
-        found, inside, border = _backward_taps(flat)
-    if not conv.nhwc or inside != flat.out:
-        x, scratch["x"] = "x", flat.batch * conv.features * inside[0] * inside[1]
-        real = conv.out if conv.flat else inside
-        parts.append(spread(conv, "image", "x", conv.features, conv.out, real, border))
-    if not conv.nhwc:
-        y, scratch["y"] = "y", conv.batch * conv.channels * conv.size[0] * conv.size[1]
-    panels = "w" if packed else _panels(conv, True, parts, scratch)
-    tables: dict[str, np.ndarray] = {}
+    p = _Pass(conv, strides)
     if choice is None:
-        made.append(depthwise.product_part(conv, True, ()))
+        x = p.nhwc("image", "x", conv.features, conv.out)
     else:
-        for i, product in enumerate(found):
-            part, more = _product(flat, product, f"backward_{i}", (), choice)
-            made.append(part)
-            tables |= more
-    parts += [_renamed(part, {"x": x, "y": y, "panels": panels}) for part in made]
-    if not conv.nhwc:
-        parts.append(gather(conv, "y", "result", conv.channels, conv.size[0] * conv.size[1]))
-    tensors = ["image", "w", "result"]
-    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
+        products, inside, border = _backward_taps(conv)
+        x = p.nhwc("image", "x", conv.features, conv.out, inside, at=border)
+    y = p.result(conv.channels, conv.size)
+    w = p.panels(True, packed)
+    if choice is None:
+        p.parts.append(depthwise.product_part(conv, True, (), x, w, y))
+    else:
+        flat, (x, to) = _seamless(conv, x, y)
+        if flat is not conv:
+            products, *_ = _backward_taps(flat)
+        for i, product in enumerate(products):
+            p.product(flat, product, f"backward_{i}", (x, w, to), choice)
+    return p.finish(y, conv.size)
 
 
 @STREAMS.of
-def backward_weights(conv: Conv, choice: Choice | None) -> Run:
+def backward_weights(conv: Conv, choice: Choice | None, strides: Strides = ()) -> Run:
     """Tensors of the caller: "dy", "image", "dw", and "db" if there is a bias.
 
     `choice` is that for `conv.thin.dense`; None for depthwise convolutions.
     """
-    whole, thin = conv, conv.thin
-    conv = dense = thin.dense
-    scratch: dict[str, int] = {}
-    parts: list[Part] = []
-    x, dy = "image", "dy"
+    p = _Pass(conv, strides)
+    thin = p.thin
+    dense = thin.dense
+    in_row = dense.one_sum and dense is conv
+    dy = images(conv, "dy", conv.features, conv.out, strides, axis="k")
     summable = not conv.bias or possible(conv.dtype, conv.target)
-    if not conv.nhwc and (conv.depthwise or not summable or (conv.few and not conv.one_sum)):
-        dy, scratch["y"] = "y", conv.batch * conv.features * conv.out[0] * conv.out[1]
-        parts.append(spread(conv, "dy", "y", conv.features, conv.out, conv.out, (0, 0)))
-    x_plain = conv.one_sum and whole is conv and dy == "dy"
-    if not x_plain:
-        x = _input(whole, parts, scratch)
-    if dy == "y":
-        conv = replace(conv, nhwc=True)
+    copied = not conv.nhwc and (
+        conv.depthwise or not summable or (dense.few and not dense.one_sum)
+    )
+    if strides:
+        summed = dense.one_sum or conv.bias
+        copied = copied or (summed and _in_rows(dy, conv.nhwc) is None)
+    if copied:
+        dy = p.nhwc("dy", "y", conv.features, conv.out, axis="k", copied=True)
+    x = images(conv, "image", conv.channels, conv.size, strides)
+    if copied or not in_row or _in_rows(x, conv.nhwc) is None:
+        x = p.input(copied=bool(strides) and in_row)
     if dense is not thin:
-        scratch["seen"] = conv.batch * conv.channels * conv.out[0] * conv.out[1]
-        parts.append(pick(thin, x, "seen"))
-        x = "seen"
-    tables: dict[str, np.ndarray] = {}
+        part = to_nhwc(replace(thin, nhwc=True), x.name, "seen", conv.channels, thin.size, conv.out,
+                       steps=thin.stride, strides=strides)  # fmt: skip
+        p.parts.append(part)
+        x = p.new("seen", conv.channels, conv.out)
+    nhwc = conv.nhwc or copied
+    dense = replace(dense, nhwc=nhwc)
     size = conv.features * conv.group[0] * len(conv.taps)
     if choice is None:
-        scratch["by_tap"] = size
-        parts += depthwise.weights_parts(conv, x, dy)
+        p.scratch["by_tap"] = size
+        p.parts += depthwise.weights_parts(conv, x, dy)
     else:
         by_tap = copies = "dw"
-        if len(conv.taps) > 1 or conv.few:
+        if len(conv.taps) > 1 or dense.few:
             by_tap = copies = "by_tap"
-            scratch["by_tap"] = size
+            p.scratch["by_tap"] = size
         if choice.copies > 1:
-            copies, scratch["copies"] = "copies", size * choice.copies
-        if conv.one_sum:
-            part, panels = weights.flat_part(
-                conv, x, dy, copies, choice, conv.nhwc or not x_plain
-            )
-            scratch["panels"] = panels
+            copies, p.scratch["copies"] = "copies", size * choice.copies
+        if dense.one_sum:
+            part, p.scratch["panels"] = weights.flat_part(dense, x, dy, copies, choice)
         else:
-            part, tables = weights.tap_part(conv, x, dy, copies, choice)
-        parts.append(part)
+            part, p.tables = weights.tap_part(dense, x, dy, copies, choice)
+        p.parts.append(part)
         if copies != by_tap:
-            parts.append(weights.add_part(conv, choice.copies, copies, by_tap))
+            p.parts.append(weights.add_part(conv, choice.copies, copies, by_tap))
         if by_tap != "dw":
-            parts.append(weights.turn_part(conv, by_tap, "dw"))
+            p.parts.append(weights.turn_part(dense, by_tap, "dw"))
     if conv.bias:
-        parts += weights.bias_parts(conv, dy)
-        scratch["sums"] = conv.batch * conv.features
-        if not conv.nhwc:
-            tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
-    tensors = ["dy", "image", "dw", *(["db"] if conv.bias else [])]
-    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch, tables)
-
-
-def _renamed(part: Part, names: dict[str, str]) -> Part:
-    words = {
-        word: replace(ref, tensor=names.get(ref.tensor, ref.tensor))
-        for word, ref in part.words.items()
-    }
-    return replace(part, words=words)
+        p.parts += weights.bias_parts(conv, dy)
+        p.scratch["sums"] = conv.batch * conv.features
+        if not nhwc:
+            p.tables["ones"] = np.ones(conv.out[0] * conv.out[1], NUMPY[conv.dtype])
+    return p.run("dy", "image", "dw", *(["db"] if conv.bias else []))
 
 
 def seconds(conv: Conv, which: str, run: Run, packed: int) -> float:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
+from jitgen.kernels.strips import Axis
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
+from jitgen.primitives.conv.axis import seen, stretches
 from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.loops import Loop, iterate
-from jitgen.primitives.nest.stream import Made, Part, Ref
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Made, Part
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import lazy
 
 PLANES = 16
@@ -33,9 +38,9 @@ GAP, CONFLICT = 80, 1024
 #: much it must be worth it
 TRANSFORM, WEIGHTS, MARGIN = 3.5, (1.2, 4.5), 1.1
 
-Range = tuple[int, int]
-#: How far a strip's first element is from the corner of its first tile, and what exists of tiles
-Kind = tuple[int, tuple[Squares, ...]]
+#: How far (down, right) a strip's first element is from the corner of its first tile, and what
+#: exists of tiles
+Kind = tuple[int, int, tuple[Squares, ...]]
 
 
 def pitch(elements: int) -> int:
@@ -43,21 +48,15 @@ def pitch(elements: int) -> int:
     return -(-elements // CONFLICT) * CONFLICT + GAP
 
 
-def _seen(at: int, side: int, size: int) -> Range:
-    """The part of `side` places from `at` on that lies in 0 .. size - 1."""
-    low, high = max(0, -at), min(side, size - at)
-    return (low, high) if low < high else (0, 0)
+def plane_grid(planes: Tensor, square: str) -> Grid:
+    """Where elements of a square lie in planes ("p ..."), whose squares are along an axis."""
+    apart = planes.stride("p")
+    return Grid(4 * apart, apart, planes.stride(square))
 
 
-def _squares(rows: Range, columns: list[Range]) -> tuple[Squares, ...]:
-    """A row of squares of which these rows and columns exist."""
-    found: list[Squares] = []
-    for each in columns:
-        if found and found[-1].columns == each:
-            found[-1] = found[-1]._replace(number=found[-1].number + 1)
-        else:
-            found.append(Squares(1, rows, each))
-    return tuple(found)
+def pixel_grid(images: Tensor) -> Grid:
+    """Where elements of a tile lie in NHWC images, and its neighbour's."""
+    return Grid(images.stride("h"), images.stride("w"), 2 * images.stride("w"))
 
 
 def slowest(order: str, loops: Mapping[str, Loop], threads: int) -> float:
@@ -90,15 +89,12 @@ class Pass:
         conv = self.conv
         return panel_width(TILES, self.features, self.channels, conv.dtype, conv.target)
 
-    @property
-    def panel(self) -> int:
-        """Elements from a plane of weights to the next where there is only one panel."""
-        return pitch(self.width * self.channels)
-
-    @property
-    def panels(self) -> int:
-        """Elements from a plane of weights to the next."""
-        return pitch(-(-self.features // self.width) * self.width * self.channels)
+    def panels(self, name: str, own: bool = False) -> Tensor:
+        """Planes of weights; `own`: one panel for each thread."""
+        k, c, width = self.width if own else self.features, self.channels, self.width
+        apart = pitch(-(-k // width) * width * c)
+        return Tensor(name, f"p k/{width} c k", self.conv.dtype, own=own, strides={"p": apart},
+                      p=PLANES, k=k, c=c)  # fmt: skip
 
     @lazy
     def strips(self) -> Loop:
@@ -119,74 +115,59 @@ class Pass:
         """The blocks of strips."""
         return Loop(self.strips.extent, self.strips.blocks[:1])
 
-    def pitch(self, channels: int) -> int:
-        """Elements from a plane of a block of tiles to the next."""
-        return pitch(self.blocks.blocks[0] * self.grid[1] * channels)
+    def planes(self, name: str, channels: int, axis: str = "c") -> Tensor:
+        """Planes of a block of tiles, strip by strip, for each thread."""
+        sizes = {"p": PLANES, "s": self.blocks.blocks[0], "t": self.grid[1], axis: channels}
+        apart = pitch(sizes["s"] * sizes["t"] * channels)
+        return Tensor(name, f"p s t {axis}", self.conv.dtype, own=True, strides={"p": apart},
+                      **sizes)  # fmt: skip
 
-    def within(self, channels: int) -> dict[str, np.ndarray]:
-        """Where each strip begins in a plane of its block."""
-        numbers = np.arange(self.strips.extent) % self.strips.blocks[0]
-        return {"s": numbers * self.grid[1] * channels}
+    @property
+    def within(self) -> tuple[str, np.ndarray]:
+        """Where each strip stands in its block."""
+        return "s", np.arange(self.strips.extent) % self.strips.blocks[0]
 
-    def pixels(self) -> tuple[dict[str, np.ndarray], list[Kind]]:
-        """Where the first pixel that each strip sees lies; and by row of tiles, how far that is
-        from the corner of the first tile, and what exists of the tiles."""
-        row, c = self.size[1] * self.channels, self.channels
-        top, left = self.border
-        columns = [_seen(2 * i - left, 4, self.size[1]) for i in range(self.grid[1])]
-        first = min(max(0, -left), self.size[1] - 1)
-        at, kinds = [], []
-        for corner in range(-top, 2 * self.grid[0] - top, 2):
-            line = min(max(0, corner), self.size[0] - 1)
-            at.append(line * row + first * c)
-            lead = (line - corner) * row + (first + left) * c
-            kinds.append((lead, _squares(_seen(corner, 4, self.size[0]), columns)))
-        return self._places(at, self.size[0] * row), kinds
+    def tiles(self, side: int) -> tuple[dict[str, Any], dict[str, Any], list[Kind]]:
+        """Of tiles of `side` x `side` pixels (4) or results (2): the first pixel that exists of
+        each strip; variants of a part: for each strip the first row of tiles whose kind is that of
+        its own; and the kinds, by row of tiles."""
+        size, border = (self.size, self.border) if side == 4 else (self.out, (0, 0))
+        rows, columns = (
+            Axis(count, 2, tuple(range(-before, side - before)), pixels)
+            for count, before, pixels in zip(self.grid, border, size, strict=True)
+        )
+        corners = 2 * np.arange(rows.count) - border[0]
+        lines, first = np.clip(corners, 0, size[0] - 1), min(max(0, -border[1]), size[1] - 1)
+        across, leads = stretches(columns), (lines - corners).tolist()
+        kinds = [
+            (leads[i], first + border[1],
+             tuple(Squares(s.number, seen(rows, i), (s.low, s.high)) for s in across))
+            for i in range(rows.count)
+        ]  # fmt: skip
+        n, batch = np.repeat(np.arange(self.conv.batch), rows.count), self.conv.batch
+        same = np.array([kinds.index(kind) for kind in kinds])
+        at = {"n": ("s", n), "h": ("s", np.tile(lines, batch)), "w": first}
+        return at, {"row": ("s", np.tile(same, batch))}, kinds
 
-    def results(self) -> tuple[dict[str, np.ndarray], list[Kind]]:
-        """The same for the results of each strip."""
-        row = self.out[1] * self.features
-        columns = [_seen(2 * i, 2, self.out[1]) for i in range(self.grid[1])]
-        rows = range(0, self.out[0], 2)
-        kinds = [(0, _squares(_seen(i, 2, self.out[0]), columns)) for i in rows]
-        return self._places([i * row for i in rows], self.out[0] * row), kinds
-
-    def _places(self, rows: list[int], image: int) -> dict[str, np.ndarray]:
-        images = np.arange(self.conv.batch, dtype=np.int64)[:, None] * image
-        return {"s": (images + np.array(rows, np.int64)).reshape(-1)}
-
-    def row_of_tiles(self, kinds: list[Kind]) -> dict[str, tuple[str, np.ndarray]]:
-        """For each strip, the first row of tiles whose kind is that of its own."""
-        return {"row": ("s", np.tile([kinds.index(k) for k in kinds], self.conv.batch))}
-
-    def planes(self, kind: str, x: str, to: str, over: str = "", most: int = 0) -> Part:
+    def part(self, kind: str, x: Tensor, to: Tensor, over: str = "") -> Part:
         """Planes `to` of a block of images `x`, or of gradients of results (kind "gradient"); where
-        `over` names a loop over channels, `most` of them at a time."""
-        conv, e = self.conv, self.conv.element
-        if kind == "input":
-            (places, kinds), line, c = self.pixels(), self.size[1], self.channels
-        else:
-            (places, kinds), line, c = self.results(), self.out[1], self.features
-        most = most or c
-        apart = self.pitch(most)
+        `over` names a loop over channels, as many of them at a time as there are in `to`."""
+        conv, c = self.conv, x.sizes[x.layout[-1]]
+        at, variants, kinds = self.tiles(4 if kind == "input" else 2)
+        loops = {over: Loop(c, (to.sizes[over],))} if over else {}
 
         def code(size: dict[str, int], first: bool, last: bool) -> Made:
-            lead, squares = kinds[size["row"]]
+            down, right, squares = kinds[size["row"]]
+            grid = pixel_grid(x)
             made = emit_winograd(
-                kind, size.get(over, c), squares, Grid(line * c, c, 2 * c),
-                Grid(4 * apart, apart, most), conv.dtype, conv.target, lead=lead,
+                kind, size.get(over, c), squares, grid, plane_grid(to, "t"), conv.dtype,
+                conv.target, lead=down * grid.down + right * grid.right,
             )  # fmt: skip
             return made, {}
 
-        loops = {over: Loop(c, (most,))} if over else {}
-        words = {
-            "a": Ref(x, dict.fromkeys(loops, 1), e, table=places),
-            "c": Ref(to, {}, e, per_thread=PLANES * apart, table=self.within(most)),
-        }
-        return Part(
-            f"planes of {kind}", over + "ss", {**loops, "s": self.strips}, code, words,
-            variants=self.row_of_tiles(kinds),
-        )  # fmt: skip
+        nest = Nest(over + "ss", {**loops, "s": self.strips}, conv.dtype, conv.target)
+        words = {"a": x.at(**at, **{name: name for name in loops}), "c": to.at(s=self.within)}
+        return nest.call(f"planes of {kind}", code, words, variants=variants)
 
 
 def of_pass(conv: Conv, backward: bool) -> Pass:
@@ -207,8 +188,8 @@ def possible(conv: Conv) -> bool:
         return False
     rows = max(4 * p.size[1] * p.channels for p in passes)
     planes = max(pitch(2 * max(TILES, p.grid[1]) * max(p.channels, p.width)) for p in passes)
-    weights = max(p.panels for p in passes)
-    return max(rows, PLANES * max(planes, weights)) * conv.element < MATRIX_BYTES
+    weights = max(p.panels("").elements for p in passes)
+    return max(rows, PLANES * planes, weights) * conv.element < MATRIX_BYTES
 
 
 def choose_algorithm(conv: Conv, which: str, algorithm: str | None) -> str:

@@ -8,154 +8,137 @@ added at the end. Not here: the order and the blocks (`jitgen.primitives.conv.co
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
-from jitgen.gemm.kernel import brgemm
 from jitgen.kernels import dot
 from jitgen.kernels.dot import emit_dot
 from jitgen.kernels.elementwise import emit_column_sums
-from jitgen.kernels.layout import emit_transpose
-from jitgen.kernels.pack import emit_packer
-from jitgen.primitives.conv.cost import Choice, check_block, most_summed
-from jitgen.primitives.conv.layouts import Conv, even
+from jitgen.primitives.conv.layouts import Choice, Conv, check_block, even, most_summed
 from jitgen.primitives.nest.limits import check_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Made, Part, Ref
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Made, Part
+from jitgen.primitives.nest.tensor import Access, Tensor
 
 #: Elements of a call that adds copies
 ELEMENTS = 1 << 12
 
+Operands = tuple[dict[str, Loop], Access, Access, Access]
 
-def flat_part(
-    conv: Conv, x: str, dy: str, to: str, choice: Choice, x_rows: bool
-) -> tuple[Part, int]:
+
+def flat_operands(conv: Conv, x: Tensor, dy: Tensor, to: str, choice: Choice) -> Operands:
+    """Where all pixels are one sum: loops, and places of the left side, of the right one, which is
+    packed, and of the result. x and dy: no image has gaps, nor are there any between images if dy
+    is NHWC."""
+    axes = ("n", "h", "w") if dy.rank("k") == 3 else ("h", "w")
+    x_row, dy_row = x.merged(*axes), dy.merged(*axes)
+    assert x_row is not None and dy_row is not None
+    x, dy = x_row, dy_row
+    (m, left), (n, right) = (("c", x), ("k", dy)) if conv.few else (("k", dy), ("c", x))
+    images, length = dy.sizes["n"], dy.sizes["w"]
+    by_image = choice.copies <= images
+    share = (images // choice.copies, length) if by_image else (1, length // choice.copies)
+    pixels: dict[str, Any] = {"n": ["n", ("x", share[0])], "w": "p"}
+    if not by_image:
+        pixels = {"n": "n", "w": ["p", ("x", share[1])]}
+    sizes: dict[str, Any] = {"c": conv.channels, "k": conv.features}
+    loops = {
+        "x": Loop(choice.copies, (1,)), n: Loop(sizes[n], (conv.sum_width,)),
+        "n": Loop(share[0], (1,)), "p": Loop(share[1], (even(share[1], choice.pixels),)),
+        m: Loop(sizes[m], (even(sizes[m], choice.channels),)),
+    }  # fmt: skip
+    dw = Tensor(to, f"x {m} {n}", conv.dtype, x=choice.copies, **sizes)
+    a, b = left.at(**pixels, **{m: m}), right.at(**pixels, **{n: n})
+    return loops, a, b, dw.at(x="x", c="c", k="k")
+
+
+def flat_part(conv: Conv, x: Tensor, dy: Tensor, to: str, choice: Choice) -> tuple[Part, int]:
     """All pixels are one sum (1 x 1 taps): x (dy, if conv.few) is packed, piece by piece, each just
-    before it is read. x is NHWC if `x_rows`, dy if `conv.nhwc`; else they are NCHW.
+    before it is read. x and dy are those of `flat_operands`.
 
     Second result: elements of the scratch "panels".
     """
-    e, pixels, width = conv.element, conv.out[0] * conv.out[1], conv.sum_width
-    # NHWC images follow one another without a seam
-    images, length = (1, conv.batch * pixels) if conv.nhwc else (conv.batch, pixels)
-    by_image = choice.copies <= images
-    share = (images // choice.copies, length) if by_image else (1, length // choice.copies)
-    depth = even(share[1], choice.pixels)
-    sides = {"c": (x, conv.channels, x_rows), "k": (dy, conv.features, conv.nhwc)}
-    m, n = "kc" if not conv.few else "ck"
-    (left, rows, left_rows), (right, columns, right_rows) = sides[m], sides[n]
-
+    loops, a, b, c = flat_operands(conv, x, dy, to, choice)
+    m, n = "ck" if conv.few else "kc"
+    depth, width = loops["p"].blocks[0], conv.sum_width
     check_block("pixels", depth, most_summed(conv)[0])
-    check_block("channels", even(rows, choice.channels), most_summed(conv)[1])
-
-    def at(tensor: str, letter: str, channels: int, in_rows: bool) -> Ref:
-        steps = {"n": length * channels, "p": channels, letter: 1}
-        if not in_rows:
-            steps |= {"p": 1, letter: length}
-        steps["x"] = share[0] * steps["n"] if by_image else share[1] * steps["p"]
-        return Ref(tensor, steps, e)
-
-    def pack(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_packer(
-            size["p"], size[n], columns if right_rows else length, 0, width, conv.dtype,
-            not right_rows, conv.target,
-        )  # fmt: skip
-        return made, {"count": 1}
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        kernel = brgemm(
-            size[m], size[n], size["p"], conv.dtype, lda=rows if left_rows else length,
-            ldc=columns, trans_a=left_rows, packed_b=width, beta=0.0 if first else 1.0,
-            target=conv.target,
-        )  # fmt: skip
-        return kernel, {"count": 1}
-
-    panel = Ref("panels", {}, e, per_thread=width * depth)
-    loops = {
-        "x": Loop(choice.copies, (1,)), n: Loop(columns, (width,)), "n": Loop(share[0], (1,)),
-        "p": Loop(share[1], (depth,)), m: Loop(rows, (even(rows, choice.channels),)),
-    }  # fmt: skip
+    check_block("channels", loops[m].blocks[0], most_summed(conv)[1])
+    sizes: dict[str, Any] = {n: width, "w": depth}
+    panel = Tensor("panels", f"{n}/{width} w {n}", conv.dtype, own=True, **sizes)
     # a piece is packed once for all blocks of the other side inside, by the thread that reads it
     outside = re.match(rf".*[xnp{n}A-Z]({m}?\])?\|?", choice.order)
     assert outside is not None
     outer = {name: loop for name, loop in loops.items() if name in outside[0].lower()}
-    packing = Part(
-        "pack a piece of a panel", outside[0], outer, pack,
-        {"a": at(right, n, columns, right_rows), "c": panel},
-    )  # fmt: skip
-    words = {"a": at(left, m, rows, left_rows), "b": panel,
-             "c": Ref(to, {"x": rows * columns, m: columns, n: 1}, e)}  # fmt: skip
-    part = Part(
-        "weight gradient of all pixels", choice.order, loops, code, words, "np", (packing,)
+    packing = Nest(outside[0], outer, conv.dtype, conv.target).relayout(
+        b, panel.at(), title="pack a piece of a panel"
     )
-    return part, conv.threads * width * depth
+    part = Nest(choice.order, loops, conv.dtype, conv.target, "np").gemm(
+        a, panel.at(), c, m=m, n=n, k="p", before=(packing,), title="weight gradient of all pixels"
+    )
+    return part, conv.threads * panel.elements
+
+
+def tap_operands(conv: Conv, x: Tensor, dy: Tensor, to: str, choice: Choice) -> Operands:
+    """Where each tap is summed by rows of pixels (loops w and p): loops, and places of x, of dy, in
+    their first rows, and of the result."""
+    (c, k), (height, width) = conv.group, conv.kernel
+    share = conv.batch * conv.out[0] // choice.copies
+    # the columns of a result, or all of them with few input channels, are one call's
+    blocks = (c, conv.sum_width) if conv.few else (
+        min(c, conv.sum_width), even(k, choice.channels)
+    )
+    loops = {
+        "x": Loop(choice.copies, (1,)), "g": Loop(conv.groups, (1,)), "r": Loop(height, (1,)),
+        "s": Loop(width, (1,)), "k": Loop(k, blocks[1:]), "c": Loop(c, blocks[:1]),
+        "p": Loop(share, (even(share, max(1, choice.pixels // conv.out[1])),)),
+        "w": Loop(conv.out[1], conv.out[1:]),
+    }  # fmt: skip
+    layout = "x r s g c k" if conv.few else "x r s g k c"
+    dw = Tensor(to, layout, conv.dtype, x=choice.copies, r=height, s=width, g=conv.groups, k=k, c=c)
+    return (
+        loops,
+        x.at(h=("r", conv.dilation[0]), w=[("s", conv.dilation[1]), ("w", conv.stride[1])],
+             c=[("g", c), "c"]),
+        dy.at(w="w", k=[("g", k), "k"]),
+        dw.at(x="x", r="r", s="s", g="g", k="k", c="c"),
+    )  # fmt: skip
 
 
 def tap_part(
-    conv: Conv, x: str, dy: str, to: str, choice: Choice
+    conv: Conv, x: Tensor, dy: Tensor, to: str, choice: Choice
 ) -> tuple[Part, dict[str, np.ndarray]]:
     """The gradient tap by tap ([taps][k][c], with few input channels [taps][c][k]), and tables of
     the rows of output pixels that the reduction runs over.
 
-    Tensor x is NHWC with its border; dy is NCHW unless conv.nhwc, and always NHWC if conv.few.
+    x is NHWC with its border, and so is dy if conv.few.
     """
-    (c, k), taps, e, inside = conv.group, conv.taps, conv.element, conv.padded
-    row, length, pixels = inside[1] * conv.channels, conv.out[1], conv.out[0] * conv.out[1]
-    images = np.arange(conv.batch, dtype=np.int64)[:, None]
-    lines = np.arange(conv.out[0], dtype=np.int64)
-    line = length * (conv.features if conv.nhwc else 1)
-    tables = {
-        "x_rows": ((images * inside[0] + lines * conv.stride[0]) * row).reshape(-1),
-        "y_rows": (images * pixels * conv.features + lines * line).reshape(-1),
-    }
-    step = conv.stride[1] * conv.channels
-    width = conv.sum_width
-    copy = len(taps) * conv.features * c
-    n_all = k if conv.few else c
-
+    loops, of_x, of_dy, of_dw = tap_operands(conv, x, dy, to, choice)
+    (c, k), row = conv.group, x.stride("h")
     # a row of pixels is the sum of a call
     check_reach(
         conv.arguments, conv.dtype, a_row_of_x_with_its_border=row,
-        a_row_of_y=length * (conv.features if conv.nhwc else 1), the_weights_of_a_tap=n_all * (
-            c if conv.few else 1
-        ),
+        a_row_of_y=dy.stride("h"), the_weights_of_a_tap=c * k if conv.few else c,
     )  # fmt: skip
-
-    def code(size: dict[str, int], first: bool, last: bool) -> Made:
-        m, n = (size["c"], size["k"]) if conv.few else (size["k"], size["c"])
-        by_pixel = conv.features if conv.nhwc else pixels
-        kernel = brgemm(
-            m, n, length, conv.dtype, lda=step if conv.few else by_pixel, trans_a=conv.nhwc,
-            ldb=conv.features if conv.few else step, ldc=n_all, batch="offset",
-            target=conv.target, beta=0.0 if first else 1.0,
-        )  # fmt: skip
-        return kernel, {"count": size["p"]}
-
-    of_x = Ref(x, {"r": conv.dilation[0] * row, "s": conv.dilation[1] * conv.channels, "g": c,
-                   "c": 1}, e)  # fmt: skip
-    channel = 1 if conv.nhwc else pixels
-    of_dy = Ref(dy, {"g": k * channel, "k": channel}, e)
-    share = len(tables["x_rows"]) // choice.copies
-    x_rows, dy_rows = (Ref(name, {"x": share, "p": 1}, 8) for name in tables)
-    place = {"k": 1, "c": k} if conv.few else {"k": c, "c": 1}
-    words = {
-        "a": of_x if conv.few else of_dy,
-        "b": of_dy if conv.few else of_x,
-        "c": Ref(to, {"x": copy, "r": conv.kernel[1] * conv.features * c, "s": conv.features * c,
-                      "g": k * c, **place}, e),
-        "a_offsets": x_rows if conv.few else dy_rows,
-        "b_offsets": dy_rows if conv.few else x_rows,
-    }  # fmt: skip
-    blocks = (width, c) if conv.few else (even(k, choice.channels), width)
     if not conv.few:
-        check_block("channels", blocks[0], most_summed(conv)[1])
-    loops = {
-        "x": Loop(choice.copies, (1,)), "g": Loop(conv.groups, (1,)),
-        "r": Loop(conv.kernel[0], (1,)), "s": Loop(conv.kernel[1], (1,)),
-        "k": Loop(k, (blocks[0],)), "c": Loop(c, (blocks[1],)),
-        "p": Loop(share, (even(share, max(1, choice.pixels // length)),)),
-    }  # fmt: skip
-    return Part("weight gradient by tap", choice.order, loops, code, words, "p"), tables
+        check_block("channels", loops["k"].blocks[0], most_summed(conv)[1])
+    images, lines = np.arange(conv.batch)[:, None], np.arange(conv.out[0])
+    tables = {
+        "x_rows": (images * x.stride("n") + lines * conv.stride[0] * x.stride("h")).reshape(-1),
+        "y_rows": (images * dy.stride("n") + lines * dy.stride("h")).reshape(-1),
+    }
+    rows = {
+        name: Tensor(name, "p", 8, p=len(table)).at(p=["p", ("x", loops["p"].extent)])
+        for name, table in tables.items()
+    }
+    names = ("x_rows", "y_rows") if conv.few else ("y_rows", "x_rows")
+    a, b, m, n = (of_x, of_dy, "c", "k") if conv.few else (of_dy, of_x, "k", "c")
+    part = Nest(f"{choice.order}w", loops, conv.dtype, conv.target, "pw").gemm(
+        a, b, of_dw, m=m, n=n, k="w", taps="p", title="weight gradient by tap",
+        words={"a_offsets": rows[names[0]], "b_offsets": rows[names[1]]},
+    )  # fmt: skip
+    return part, tables
 
 
 def add_part(conv: Conv, copies: int, source: str, to: str) -> Part:
@@ -165,60 +148,55 @@ def add_part(conv: Conv, copies: int, source: str, to: str) -> Part:
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_column_sums(copies, size["e"], conv.dtype, conv.target, lda=elements), {}
 
-    words = {name: Ref(tensor, {"e": 1}, conv.element)
-             for name, tensor in (("a", source), ("c", to))}  # fmt: skip
-    return Part("add the copies", "E", {"e": Loop(elements, (ELEMENTS,))}, code, words)
+    words = {"a": Tensor(source, "x e", conv.dtype, x=copies, e=elements).at(e="e"),
+             "c": Tensor(to, "e", conv.dtype, e=elements).at(e="e")}  # fmt: skip
+    nest = Nest("E", {"e": Loop(elements, (ELEMENTS,))}, conv.dtype, conv.target)
+    return nest.call("add the copies", code, words)
 
 
 def turn_part(conv: Conv, source: str, to: str) -> Part:
     """The gradient by tap to k x c x taps: taps that lie far apart come together."""
-    (c, k), count, e = conv.group, len(conv.taps), conv.element
-    rows, columns, lda, ldc = count, c, conv.features * c, count
-    if conv.few and count == 1:
-        # c x k to k x c
-        rows, columns, lda, ldc = c, 0, k, c  # 0: the block of the loop over k
-        steps, to_steps = {"g": k * c, "k": 1}, {"g": k * c, "k": c}
-        loops = {"g": Loop(conv.groups, (1,)), "k": Loop(k, (min(k, 64),))}
-    elif conv.few:
-        columns, ldc = k, c * count
-        steps, to_steps = {"g": k * c, "c": k}, {"g": k * c * count, "c": count}
-        loops = {"g": Loop(conv.groups, (1,)), "c": Loop(c, (1,))}
-    else:
-        steps, to_steps = {"k": c}, {"k": c * count}
-        loops = {"k": Loop(conv.features, (1,))}
-
-    def turn(size: dict[str, int], first: bool, last: bool) -> Made:
-        made = emit_transpose(
-            rows, columns or size["k"], conv.dtype, conv.target, lda=lda, ldc=ldc
-        )
-        return made, {}
-
-    words = {"a": Ref(source, steps, e), "c": Ref(to, to_steps, e)}
-    return Part("weight gradient k x c x taps", "".join(loops).upper(), loops, turn, words)
+    (c, k), count = conv.group, len(conv.taps)
+    # one tap: c x k to k x c
+    outer, block = ("k", min(k, 64)) if count == 1 else ("c" if conv.few else "k", 1)
+    layout = "t g c k" if conv.few else "t g k c"
+    by_tap = Tensor(source, layout, conv.dtype, t=count, g=conv.groups, c=c, k=k)
+    dw = by_tap.like(to, "t g k c" if count == 1 else "g k c t")
+    loops = {"g": Loop(conv.groups, (1,)), outer: Loop(dw.sizes[outer], (block,))}
+    place: dict[str, Any] = {axis: axis for axis in loops}
+    return Nest("".join(loops).upper(), loops, conv.dtype, conv.target).relayout(
+        by_tap.at(**place), dw.at(**place), title="weight gradient k x c x taps"
+    )
 
 
-def bias_parts(conv: Conv, dy: str) -> list[Part]:
-    """The bias gradient, sums of dy by channel: image by image first, as one long sum would round
-    off too much. Tensors: scratch "sums" (batch * features) and, for a plain NCHW dy, constant
-    "ones" (the pixels of an image)."""
-    k, e, pixels = conv.features, conv.element, conv.out[0] * conv.out[1]
+def bias_parts(conv: Conv, dy: Tensor) -> list[Part]:
+    """The bias gradient, sums of dy, of which no image has gaps, by channel: image by image first,
+    as one long sum would round off too much. Tensors: scratch "sums" (batch * features) and, for an
+    NCHW dy, constant "ones" (the pixels of an image)."""
+    in_rows = dy.merged("h", "w")
+    assert in_rows is not None
+    dy, k, pixels = in_rows, conv.features, in_rows.sizes["w"]
+    rows = dy.rank("k") > dy.rank("w")
     piece = -(-k // conv.threads // 64) * 64
+    dots = min(k, 64) if dot.within_reach(k, pixels, conv.dtype) else 1
 
     def image(size: dict[str, int], first: bool, last: bool) -> Made:
-        if conv.nhwc:
-            return emit_column_sums(pixels, size["k"], conv.dtype, conv.target, lda=k), {}
-        return emit_dot(size["k"], pixels, pixels, conv.dtype, conv.target), {}
+        if rows:
+            lda = dy.stride("w")
+            return emit_column_sums(pixels, size["k"], conv.dtype, conv.target, lda=lda), {}
+        return emit_dot(size["k"], pixels, dy.stride("k"), conv.dtype, conv.target), {}
 
     def images(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_column_sums(conv.batch, size["k"], conv.dtype, conv.target, lda=k), {}
 
-    of_dy = Ref(dy, {"n": k * pixels, "k": 1 if conv.nhwc else pixels}, e)
-    words = {"a": of_dy} if conv.nhwc else {"a": Ref("ones", {}, e), "b": of_dy}
-    words["c"] = Ref("sums", {"n": k, "k": 1}, e)
-    dots = min(k, 64) if dot.within_reach(k, pixels, conv.dtype) else 1
-    loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (piece if conv.nhwc else dots,))}
-    refs = {"a": Ref("sums", {"k": 1}, e), "c": Ref("db", {"k": 1}, e)}
+    sums = Tensor("sums", "n k", conv.dtype, n=conv.batch, k=k)
+    ones, db = Tensor("ones", "w", conv.dtype, w=pixels), Tensor("db", "k", conv.dtype, k=k)
+    of_dy = dy.at(n="n", k="k")
+    words = {"a": of_dy} if rows else {"a": ones.at(), "b": of_dy}
+    loops = {"n": Loop(conv.batch, (1,)), "k": Loop(k, (piece if rows else dots,))}
+    by_image = Nest("NK", loops, conv.dtype, conv.target)
+    whole = Nest("K", {"k": Loop(k, (piece,))}, conv.dtype, conv.target)
     return [
-        Part("sums by image", "NK", loops, image, words),
-        Part("bias gradient", "K", {"k": Loop(k, (piece,))}, images, refs),
+        by_image.call("sums by image", image, {**words, "c": sums.at(n="n", k="k")}),
+        whole.call("bias gradient", images, {"a": sums.at(k="k"), "c": db.at(k="k")}),
     ]

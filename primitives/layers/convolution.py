@@ -20,8 +20,8 @@ from jitgen import doors
 from jitgen.emit.steps import Step
 from jitgen.frozen import Frozen
 from jitgen.primitives.conv import streams, winograd
-from jitgen.primitives.conv.cost import SUMS, WINOGRAD, Choice, candidates, choose, letters
-from jitgen.primitives.conv.layouts import Conv, packed_elements, packed_layout
+from jitgen.primitives.conv.cost import SUMS, candidates, choose, letters
+from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elements, packed_layout
 from jitgen.primitives.conv.tiles import choose_algorithm, possible
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check, realigned

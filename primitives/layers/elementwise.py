@@ -15,11 +15,13 @@ from jitgen.gemm.spec import make_step
 from jitgen.kernels.elementwise import emit_map
 from jitgen.primitives.layers.arrays import buffer_of
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
+from jitgen.primitives.nest.nest import Nest
+from jitgen.primitives.nest.stream import Made, Stream
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
-from jitgen.types import DTYPES, NUMPY
+from jitgen.types import NUMPY
 
 #: Activations: the steps of an epilogue that take no array, but for scaling
 ACTIVATIONS = tuple(n for n, step in STEPS.items() if step.operand is None and n != "scale")
@@ -45,14 +47,12 @@ def elementwise(
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
-    element = DTYPES[dtype].size
-    refs: dict[str, Ref] = {word: Ref(word, {"n": 1}, element) for word in words}
+    at = {word: Tensor(word, "n", dtype, n=size).at(n="n") for word in words}
     if scalars:
-        refs[scalars] = Ref(scalars, {}, element)
+        at[scalars] = Tensor(scalars, "n", dtype, n=1).at()
     used = max(1, min(threads, size // ELEMENTS_PER_THREAD))
-    loops = {"n": Loop(size, (min(size, ELEMENTS),))}
-    stream = Stream([Part(op, "N", loops, code, refs)], list(refs), used)
-    return stream.team(target)
+    nest = Nest("N", {"n": Loop(size, (min(size, ELEMENTS),))}, dtype, target)
+    return Stream([nest.call(op, code, at)], list(at), used).team(target)
 
 
 def make_activation(activation: Any, dtype: str) -> Step | None:

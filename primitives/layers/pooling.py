@@ -1,17 +1,12 @@
 """Pooling in two dimensions: the maximum or the mean of each window, channel by channel.
 
-A row of output pixels is one call of `jitgen.kernels.pooling`. Where windows reach into the
-padding, rows and columns have kernels of their own, which leave those taps out: the padding of a
-maximum is -infinity, that of a mean 0. Windows of many taps are pooled along rows, then along
-columns; their gradients go the way back. Windows may share pixels, so the rows of a gradient's
-image are added one after the other, and threads share images and channels.
-Not here: indices of maxima, dilation.
+The padding of a maximum is -infinity, that of a mean 0. Not here: the streams
+(`jitgen.primitives.conv.pooling`), indices of maxima, dilation.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,34 +14,17 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.frozen import Frozen
-from jitgen.kernels.elementwise import emit_map
-from jitgen.kernels.pooling import emit_pool, emit_pool_backward
-from jitgen.primitives.conv.layouts import Conv, gather, spread
+from jitgen.primitives.conv.layouts import Conv
+from jitgen.primitives.conv.pooling import backward_stream, stream
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.images import check_images, output_images, windows_text
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
-from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs
-from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
-from jitgen.run.cache import STREAMS
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
 from jitgen.types import DTypeLike
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Neighbouring results along one side of the image, and what they see of it: `taps` pixels
-    each, the first result from pixel `corner` on, the next ones `step` pixels further."""
-
-    first: int
-    count: int
-    corner: int
-    taps: int
-    step: int
 
 
 class _Pool(Frozen):
@@ -166,152 +144,3 @@ class AveragePool(_Pool):
     """
 
     kind = "average"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Windows over images of `size` pixels in tensor `source`, to images of `out` pixels in `to`; a
-    mean's divisor is `number`; some pixel may be `shared` by two windows."""
-
-    source: str
-    to: str
-    rows: list[Stretch]
-    columns: list[Stretch]
-    size: tuple[int, int]
-    out: tuple[int, int]
-    number: int
-    shared: bool
-
-
-def _passes(conv: Conv) -> list[Pass]:
-    """From tensor "x" to "y"."""
-    size, out = conv.size, conv.out
-    rows, columns = (
-        stretches(size[i], out[i], conv.kernel[i], conv.stride[i], conv.padding[i])
-        for i in range(2)
-    )
-    shared = [k > s and o > 1 for k, s, o in zip(conv.kernel, conv.stride, out, strict=True)]
-    if len(conv.taps) <= MOST_TAPS:
-        return [Pass("x", "y", rows, columns, size, out, len(conv.taps), any(shared))]
-    between = (size[0], out[1])
-    alone = [[Stretch(0, count, 0, 1, 1)] for count in between]
-    return [
-        Pass("x", "along", alone[0], columns, size, between, conv.kernel[1], shared[1]),
-        Pass("along", "y", rows, alone[1], between, out, conv.kernel[0], shared[0]),
-    ]
-
-
-@STREAMS.of
-def stream(conv: Conv, kind: str) -> Run:
-    """Tensors of the caller: x, y."""
-    passes = _passes(conv)
-    parts = [part for p in passes for part in _windows(conv, kind, p, False)]
-    return _run(conv, parts, ["x"], "y", {"x": conv.size} | {p.to: p.out for p in passes})
-
-
-@STREAMS.of
-def backward_stream(conv: Conv, kind: str) -> Run:
-    """Tensors of the caller: dy, for a maximum x, dx."""
-    passes, parts, inputs, pixels = _passes(conv), [], ["dy"], {"dy": conv.out}
-    if kind == "max":
-        inputs.append("x")
-        pixels["x"] = conv.size
-        for p in passes[:-1]:
-            parts += _windows(conv, kind, p, False)
-            pixels[p.to] = p.out
-    for p in reversed(passes):
-        parts += _windows(conv, kind, p, True)
-        pixels[f"d{p.source}"] = p.size
-    return _run(conv, parts, inputs, "dx", pixels)
-
-
-def _run(
-    conv: Conv, parts: list[Part], inputs: list[str], to: str, pixels: dict[str, tuple[int, int]]
-) -> Run:
-    """The parts on NHWC tensors of so many pixels, between copies where the caller's are NCHW."""
-    tensors, c = [*inputs, to], conv.channels
-    if not conv.nhwc:
-        copies = [
-            spread(conv, f"{name} nchw", name, c, pixels[name], pixels[name], (0, 0))
-            for name in inputs
-        ]
-        back = gather(conv, to, f"{to} nchw", c, math.prod(pixels[to]))
-        parts, tensors = [*copies, *parts, back], [f"{name} nchw" for name in tensors]
-    scratch = {
-        name: conv.batch * c * math.prod(size)
-        for name, size in pixels.items() if name not in tensors
-    }  # fmt: skip
-    return Run(parts, tensors, conv.threads, conv.target, conv.dtype, scratch)
-
-
-def stretches(size: int, out: int, taps: int, step: int, padding: int) -> list[Stretch]:
-    """`out` results along `size` pixels, parted where windows lose taps to the padding."""
-    # of the windows that lose no taps, one stands for all
-    whole = range(-(-padding // step), min(out, (size - taps + padding) // step + 1))
-    found: list[Stretch] = []
-    seen, o = None, 0
-    while o < out:
-        corner = o * step - padding
-        window = (max(0, -corner), min(taps, size - corner))
-        count = whole.stop - o if o in whole else 1
-        if window == seen:
-            found[-1] = replace(found[-1], count=found[-1].count + count)
-        else:
-            found.append(Stretch(o, count, corner + window[0], window[1] - window[0], step))
-        seen, o = window, o + count
-    return found
-
-
-def _windows(conv: Conv, kind: str, p: Pass, backward: bool) -> list[Part]:
-    """A pass, or from the gradient of its result ("d" and its name) that of its source."""
-    parts = [_part(conv, kind, p, row, column, backward) for row in p.rows for column in p.columns]
-    if backward:
-        c, pixels = conv.channels, math.prod(p.size)
-
-        def zeros(sizes: dict[str, int], first: bool, last: bool) -> Made:
-            return emit_map("zero", pixels, sizes["c"], conv.dtype, conv.target, ld={"c": c}), {}
-
-        image = {"n": pixels * c, "c": 1}
-        loops = {name: parts[0].loops[name] for name in "nc"}
-        word = {"c": Ref(f"d{p.source}", image, conv.element)}
-        seen = [sum(s.taps * s.count for s in side) for side in (p.rows, p.columns)]
-        if p.shared or math.prod(seen) < pixels:  # not every pixel is overwritten
-            parts[0] = replace(parts[0], before=(Part("zeros", "NC", loops, zeros, word),))
-    return parts
-
-
-def _part(
-    conv: Conv, kind: str, p: Pass, row: Stretch, column: Stretch, backward: bool
-) -> Part:
-    c, e = conv.channels, conv.element
-    line, out_line = p.size[1] * c, p.out[1] * c
-    taps = tuple(r * line + s * c for r in range(row.taps) for s in range(column.taps))
-    divisor = float(p.number) if kind == "average" else None
-
-    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
-        row_of = kind, column.count, sizes["c"], taps, conv.dtype, conv.target
-        step = column.step * c
-        if not backward:
-            return emit_pool(*row_of, step=step, ldc=c, divisor=divisor), {}
-        made = emit_pool_backward(
-            *row_of, step=step, ldb=c, divisor=divisor, accumulate=p.shared
-        )
-        return made, {}
-
-    seen = Ref(p.source, {"n": p.size[0] * line, "h": row.step * line, "c": 1}, e,
-               start=row.corner * line + column.corner * c)  # fmt: skip
-    result = Ref(p.to, {"n": p.out[0] * out_line, "h": out_line, "c": 1}, e,
-                 start=row.first * out_line + column.first * c)  # fmt: skip
-    words = {"a": seen, "c": result}
-    order, tasks, line_of = "NHC", conv.batch * row.count, 64
-    if backward:
-        words = {"b": replace(result, tensor=f"d{p.to}"), "c": replace(seen, tensor=f"d{p.source}")}
-        if kind == "max":
-            words["a"] = seen
-        order, tasks, line_of = "NCh", conv.batch, 16
-    # where there are few rows (or images), the threads share channels too
-    few = tasks < 4 * conv.threads and tasks % conv.threads
-    piece = -(-c // conv.threads // line_of) * line_of if few else c
-    loops = {"n": Loop(conv.batch, (1,)), "h": Loop(row.count, (1,)), "c": Loop(c, (piece,))}
-    name = "gradient" if backward else kind
-    return Part(f"{name} of {row.taps} x {column.taps} taps", order, loops, code, words)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 from jitgen import doors
@@ -100,10 +100,12 @@ class Nest:
 
         outer: a loop outside m, or k, of which a call takes a block too: m, or k, of each of its
         positions. Where these do not follow one another they are a batch along k, and an error
-        along m.
-        taps: the variant that says how many matrices a batch with offsets has (words "a_offsets",
-        "b_offsets"). columns: those of a call where they are not the loop's. beta: before the first
-        call of a sum. words: further ones, for the epilogue. beside: arguments of `call`.
+        along m. Two names, "s t", in m, n or k: a loop, and an axis that is whole in each of its
+        positions.
+        taps: the variant, or loop, that says how many matrices a batch with offsets has (words
+        "a_offsets", "b_offsets"). columns: those of a call where they are not the loop's. beta:
+        before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
+        `call`.
         """
         for name, access in (("a", a), ("b", b), ("c", c)):
             doors.instance(name, access, Access)
@@ -111,10 +113,13 @@ class Nest:
         beta, epilogue = doors.number("beta", beta, dtype=self.dtype), make_epilogue(epilogue)
         plan = None if plan is None else dict(check_overrides(plan))
         if doors.text("taps", taps):
-            doors.one_in("taps", taps, "variants", beside.get("variants", ()))
+            known = {**self.loops, **beside.get("variants", {})}
+            doors.one_in("taps", taps, "loops and variants", known)
         m, n, k = doors.text("m", m), doors.text("n", n), doors.text("k", k)
         rows, depth, wide = self._along(a, m, "m"), self._along(a, k, "k"), self._along(b, n, "n")
-        of_b, of_c = self._along(b, k, "k"), self._along(c, m, "m")
+        # what is own lies still: it has the axis, not the loop
+        in_b = k if b.axis(k) or k in b.tensor.sizes else (a.axis(k) or (k,))[0]
+        of_b, of_c = self._along(b, in_b, "k"), self._along(c, m, "m")
         if beta == 0.0:
             self._check_sums(a, b, c)
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
@@ -124,6 +129,9 @@ class Nest:
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
+        more = {} if words is None else doors.mapping("words", words)
+        if "residual" in more:
+            how["ldr"] = self._along(more["residual"], m, "m").stride
         if taps:
             how["batch"] = "offset"
         if doors.text("outer", outer):
@@ -144,7 +152,7 @@ class Nest:
         extents = {m: rows.extent, n: columns or wide.extent, k: depth.extent}
 
         def code(sizes: Sizes, first: bool, last: bool) -> Made:
-            high, width, length = (sizes.get(name, x) for name, x in extents.items())
+            high, width, length = (_size(sizes, name, x) for name, x in extents.items())
             count = sizes[taps] if taps else 1
             if not joined:
                 count = sizes[outer]
@@ -161,7 +169,6 @@ class Nest:
             )  # fmt: skip
             return kernel, {"count": count}
 
-        more = {} if words is None else doors.mapping("words", words)
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
 
     def _check_sums(self, a: Access, b: Access, c: Access) -> None:
@@ -241,6 +248,7 @@ class Nest:
                   if axis != inner and axis in to.tensor.sizes]  # fmt: skip
         wide = [axis for axis in others if self._count(source, axis) > 1]
         wide = wide or [axis for axis in others if axis not in source.index][:1]
+        wide = wide or others[-1:]
         if len(wide) > 1:
             raise ValueError(
                 f"{source.tensor!r} to {to.tensor!r}: a call moves two axes; take loops over all "
@@ -259,9 +267,16 @@ class Nest:
 
     def _along(self, access: Access, name: str, argument: str) -> _Along:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
+        if " " in name:
+            outer, inner = (self._along(access, each, argument) for each in name.split())
+            if outer.stride != inner.extent * inner.stride:
+                raise ValueError(
+                    f"{argument}={doors.shown(name)}: {access.tensor!r} has gaps between them"
+                )
+            return inner
         found = access.axis(name)
         if found:
-            return self._on(access, found[0])
+            return self._on(access, found[0], name)
         tensor = access.tensor
         if name in tensor.sizes and (tensor.own or name not in self.loops):
             return self._on(access, name)
@@ -269,15 +284,25 @@ class Nest:
             f"{argument}={doors.shown(name)}: {tensor!r} has no axis along that loop, or called so"
         )
 
-    def _on(self, access: Access, axis: str) -> _Along:
-        """How a call goes along an axis, whether a loop goes there or all of it is in a call."""
+    def _on(self, access: Access, axis: str, loop: str = "") -> _Along:
+        """How a call goes along an axis: along a loop, by default the one of the smallest steps, or
+        all of it is in a call."""
         tensor, block = access.tensor, access.tensor.blocks(axis)
-        loop = next((x for x in self.loops if (access.axis(x) or [""])[0] == axis), "")
-        _, step = access.axis(loop) or (axis, 1)
+        steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == axis}
+        # what is own lies still: no loop goes along it, but it has the axis of one
+        still = axis if tensor.own and axis in self.loops else ""
+        loop = loop or min(steps, key=steps.__getitem__, default=still)
+        step = steps.get(loop, 1)
         return _Along(
             tensor.stride(axis) * step, block, tensor.strides[axis] if block else 0,
             tensor.rank(axis), tensor.sizes[axis], loop,
         )  # fmt: skip
+
+
+def _size(sizes: Sizes, name: str, extent: int) -> int:
+    """Positions in a call of a loop, or of an axis of that extent, in each position of a loop."""
+    *outer, inner = name.split()
+    return prod([sizes.get(inner, extent), *(sizes[loop] for loop in outer)])
 
 
 def relayout(

@@ -73,12 +73,13 @@ class Tensor:
         for axis, block, above in reversed(tokens):
             self.places[axis].insert(0, (block, step))
             step *= above // block if above else -(-self.sizes[axis] // block)
-        #: elements of one thread's, with padding
+        #: elements of one thread's, with padding and gaps
         self.elements = step
         for axis, stride in doors.mapping("strides", {} if strides is None else strides).items():
             if self.blocks(axis):
                 raise ValueError(f"{name}: strides[{axis!r}]: the axis is in blocks")
             self.places[axis] = [(1, doors.size(f"strides[{axis!r}]", stride, 0, FAR))]
+            self.elements = max(self.elements, self.sizes[axis] * stride)
 
     def blocks(self, axis: str) -> int:
         """Elements of the largest block of an axis, 0 where it is in none."""
@@ -107,6 +108,7 @@ class Tensor:
 
     def rank(self, axis: str) -> int:
         """Where an axis (what is inside its blocks) stands in the layout."""
+        self._places(axis)
         return self.layout.split().index(axis)
 
     def offset(self, **index: int) -> int:
@@ -133,8 +135,35 @@ class Tensor:
             for axis, x in index.items()
         })  # fmt: skip
 
+    def like(self, name: str, layout: str) -> Tensor:
+        """Another tensor of these axes, without gaps."""
+        sizes: dict[str, Any] = self.sizes
+        return Tensor(name, layout, self.element, own=self.own, **sizes)
+
+    def merged(self, *axes: str) -> Tensor | None:
+        """The same elements with all indices of these axes, outermost first, along the last one;
+        the others keep one index. None where steps along them are not even: there are gaps, or
+        blocks."""
+        if any(map(self.blocks, axes)):
+            return None
+        sizes: dict[str, Any] = dict(self.sizes)
+        strides = self.strides
+        extent, stride = 1, strides[axes[-1]]
+        for axis in reversed(axes):
+            if extent > 1 < sizes[axis] and strides[axis] != extent * stride:
+                return None
+            if extent == 1 < sizes[axis]:
+                stride = strides[axis]
+            extent *= sizes[axis]
+            sizes[axis] = 1
+        if axes[-1] == self.inner and stride != strides[axes[-1]]:
+            return None  # neighbours along the last axis lie together
+        sizes[axes[-1]], strides[axes[-1]] = extent, stride
+        strides = {axis: step for axis, step in strides.items() if not self.blocks(axis)}
+        return Tensor(self.name, self.layout, self.element, own=self.own, strides=strides, **sizes)
+
     def _places(self, axis: str) -> list[tuple[int, int]]:
-        places = self.places.get(doors.text("axis", axis))
+        places = self.places.get(axis if type(axis) is str else doors.text("axis", axis))
         if places is None:
             raise ValueError(
                 f"axis={doors.shown(axis)}: {self.name} has axes {' '.join(self.places)}"
@@ -162,6 +191,20 @@ class Access:
                     return axis, step
         return None
 
+    def also(self, **index: Index) -> Access:
+        """The place with further parts of its index."""
+        more = dict(self.index)
+        for axis, terms in self.tensor.at(**index).index.items():
+            more[axis] = [*more.get(axis, []), *terms]
+        return Access(self.tensor, more)
+
+    def steps(self, axis: str) -> dict[str, int]:
+        """The loops along an axis, and the step that each makes there (by a table: the least)."""
+        return {
+            name: step if isinstance(step, int) else int(np.diff(np.unique(step)).min(initial=1))
+            for name, step in _steps(self.index.get(axis, []))
+        }
+
     def moves(self, loop: str) -> bool:
         """Whether the place depends on a loop."""
         return any(name == loop for terms in self.index.values() for name, _ in _steps(terms))
@@ -174,18 +217,15 @@ class Access:
         steps: dict[str, int] = {}
         tables: dict[str, np.ndarray] = {}
         for axis, terms in self.index.items():
-            first = 0
-            moving: list[tuple[str, Any]] = []
-            for term in terms:
-                if isinstance(term, int):
-                    first += term
-                else:
-                    moving.append((term, 1) if isinstance(term, str) else term)
-            starts = self._check(axis, first, moving, loops)
+            first = sum([term for term in terms if isinstance(term, int)])
+            moving: list[tuple[str, Any]] = list(_steps(terms))
+            self._check(axis, first, moving, loops)
             block, stride = t.places[axis][0]
-            if len(starts) == len(moving) and (
-                block == 1 or not (first % block or any(at % block for at in starts))
-            ):
+            straight = all(isinstance(step, int) for _, step in moving)
+            if straight and block > 1:
+                starts = [first, *(step * loops[name].blocks[-1] for name, step in moving)]
+                straight = all(at % block == 0 for at in starts)
+            if straight:
                 start += first // block * stride
                 for name, each in moving:
                     steps[name] = steps.get(name, 0) + each * stride // block
@@ -222,7 +262,9 @@ class Access:
                 starts.append(each)
             elif len(step):
                 low, high = low + int(step.min()), high + int(step.max())
-        if low < 0 or high >= max(self.tensor.sizes[axis], 1):
+        # a table may also point behind the last one, where a call reads nothing
+        behind = any(not isinstance(step, int) for _, step in moving)
+        if low < 0 or high >= max(self.tensor.sizes[axis], 1) + behind:
             raise ValueError(
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
                 f"has {self.tensor.sizes[axis]}"
@@ -242,6 +284,8 @@ def _element(dtype: str | int) -> int:
 
 def _term(axis: str, term: Any) -> Term:
     """A part of an index, checked."""
+    if type(term) is str or (type(term) is int and -FAR <= term <= FAR):
+        return term
     if isinstance(term, str):
         return doors.text(axis, term)
     if not isinstance(term, tuple):
