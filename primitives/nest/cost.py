@@ -25,7 +25,6 @@ and blocks there are to choose from (`jitgen.primitives.conv.cost`), measured ti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -165,8 +164,8 @@ def cost(
     for word, access in doors.mapping("accesses", accesses).items():
         doors.instance(f"accesses[{doors.shown(word)}]", access, Access).ref(loops)
     for argument, value in (("order", nest.order), ("columns", columns), ("windows", windows)):
-        for name in re.sub(r"\W", "", doors.text(argument, value)):
-            if name.lower() not in loops:
+        for name in doors.text(argument, value):
+            if name not in "[]|" and name.lower() not in loops:
                 raise ValueError(
                     f"{argument}={doors.shown(value)}: {name!r} is not in loops="
                     f"{doors.shown(dict(loops))}"
