@@ -13,6 +13,7 @@ binding of the verbs of `jitgen.isa.machine.Machine` to rows of that table.
 from __future__ import annotations
 
 import importlib
+import sys
 
 from jitgen.isa.machine import Machine
 from jitgen.isa.program import Program
@@ -27,12 +28,19 @@ FAMILIES = {
 }
 
 
-def open_machine(name: str, dtype: str, vector_bits: int = 0) -> Machine:
+def open_machine(
+    name: str, arithmetic: str, vector_bits: int = 0, storage: str | None = None
+) -> Machine:
     """A fresh `Machine` of family `name` with an empty program.
 
-    `dtype` is "f32" or "f64"; `vector_bits` is needed where the family leaves it open (SVE).
+    `arithmetic` is the type that it computes in and `storage` that of elements in memory (the same
+    if not told), names of `jitgen.isa.types.DTYPES`; `vector_bits` is needed where the family
+    leaves it open (SVE). ValueError for what the family has not.
     """
-    machine: Machine = importlib.import_module(FAMILIES[name][0]).open_machine(dtype, vector_bits)
+    path = FAMILIES[name][0]
+    # layers open several when they are made: what is imported is found without the import system
+    module = sys.modules.get(path) or importlib.import_module(path)
+    machine: Machine = module.open_machine(arithmetic, vector_bits, storage)
     return machine
 
 

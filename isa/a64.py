@@ -103,8 +103,8 @@ class A64Machine(Machine):
     gprs = (*range(1, 16), *CALLEE_SAVED)
     kept = tuple(CALLEE_SAVED)
 
-    def __init__(self, dtype: str, vector_bits: int) -> None:
-        super().__init__(dtype, vector_bits)
+    def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
+        super().__init__(arithmetic, vector_bits, storage)
         self._out = self.program.records.append
         #: (base, displacement) of the address that x17 holds
         self._near: At | None = None
@@ -319,7 +319,7 @@ class A64Machine(Machine):
         self._access("str", "x", s, at, 8)
 
     def copy_element(self, to: At, source: At, temp: int) -> None:
-        kind = "w" if self.element == 4 else "x"
+        kind = {4: "w", 8: "x"}[self.element]
         self._access("ldr", kind, temp, source, self.element)
         self._access("str", kind, temp, to, self.element)
 

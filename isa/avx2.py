@@ -6,11 +6,10 @@ mask vector (vmaskmov) and stored in two or three pieces, because masked stores 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 from jitgen.isa.form import Form
-from jitgen.isa.machine import ELEMENTS, At, Constant
+from jitgen.isa.machine import At, Constant
 from jitgen.isa.x86 import RAX
 from jitgen.isa.x86_rows import parse_table
 from jitgen.isa.x86_vector import TRANSPOSE, X86VectorMachine
@@ -82,12 +81,12 @@ class Avx2Machine(X86VectorMachine):
     vectors = 16
     table = FORMS
 
-    def __init__(self, dtype: str) -> None:
-        super().__init__(dtype, 256)
+    def __init__(self, arithmetic: str, storage: str | None = None) -> None:
+        super().__init__(arithmetic, 256, storage)
         self._mask = -1
         self._mac = FORMS[f"vfmadd231{self.p} ymm ymm ymm"]
         self._mac_load = FORMS[f"vfmadd231{self.p} ymm ymm m256"]
-        self._broadcast = FORMS[f"vbroadcast{self.s} ymm m{8 * self.element}"]
+        self._broadcast = FORMS[f"vbroadcast{self.s} ymm m{8 * self.arithmetic.size}"]
         self._load = FORMS["vmovups ymm m256"]
         self._store = FORMS["vmovups m256 ymm"]
 
@@ -107,7 +106,7 @@ class Avx2Machine(X86VectorMachine):
     def set_tail(self, lanes: int, vector: int) -> None:
         if self.tail_vectors(lanes):
             self._mask = vector
-            ones = b"\xff" * (self.element * lanes)
+            ones = b"\xff" * (self.arithmetic.size * lanes)
             offset = self.program.constant(ones + bytes(32 - len(ones)))
             self._out((self._load, (vector, (self.constant_base, None, 1, offset))))
 
@@ -167,7 +166,7 @@ class Avx2Machine(X86VectorMachine):
         self._vector("vorps", d, a, b)
 
     def shift_left(self, d: int, a: int, bits: int) -> None:
-        self._vector("vpslld" if self.element == 4 else "vpsllq", d, a, immediate=str(bits))
+        self._vector("vpslld" if self.arithmetic.size == 4 else "vpsllq", d, a, immediate=str(bits))
 
     def select_negative(self, d: int, condition: int, a: int, b: int) -> None:
         form = FORMS[f"vblendv{self.p} ymm ymm ymm ymm"]
@@ -189,20 +188,22 @@ class Avx2Machine(X86VectorMachine):
     def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
         self.move(RAX, r)
         self.shift_right(RAX, position)
-        letter, register = ("d", "r32") if self.element == 4 else ("q", "r64")
+        letter, register = ("d", "r32") if self.arithmetic.size == 4 else ("q", "r64")
         self._out((FORMS[f"vmov{letter} xmm {register}"], (d, RAX)))
         self._out((FORMS[f"vpbroadcast{letter} ymm xmm"], (d, d)))
-        top, pattern = 8 * self.element - 1, ELEMENTS[self.dtype][1]
-        shifts = b"".join(struct.pack(pattern, top - i) for i in range(self.lanes))
+        top, encode = 8 * self.arithmetic.size - 1, self.arithmetic.encode_bits
+        shifts = b"".join(encode(top - i) for i in range(self.lanes))
         constant = (-1, None, 1, self.program.constant(shifts))
         self._vector(f"vpsllv{letter}", d, d, constant)
 
 
-def open_machine(dtype: str, vector_bits: int = 0) -> Avx2Machine:
+def open_machine(
+    arithmetic: str, vector_bits: int = 0, storage: str | None = None
+) -> Avx2Machine:
     """The machine; `vector_bits` may only be 0 or 256."""
     if vector_bits not in (0, 256):
         raise ValueError(f"vector_bits={vector_bits}: AVX2 has vectors of 256 bits")
-    return Avx2Machine(dtype)
+    return Avx2Machine(arithmetic, storage)
 
 
 def tables() -> list[dict[str, Form]]:

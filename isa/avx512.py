@@ -97,8 +97,8 @@ class _LaneForms(NamedTuple):
 
 
 @cache
-def _lane_forms(dtype: str, vector_bits: int) -> tuple[_LaneForms, ...]:
-    p, element = ("ps", 32) if dtype == "f32" else ("pd", 64)
+def _lane_forms(p: str, element: int, vector_bits: int) -> tuple[_LaneForms, ...]:
+    """By number of lanes; p is the suffix of instructions on elements of so many bits."""
     found = []
     for lanes in range(vector_bits // element + 1):
         bits = next(b for b in REGISTER if b >= min(lanes * element, vector_bits))
@@ -122,16 +122,18 @@ class Avx512Machine(X86VectorMachine):
     table = FORMS
     fused_broadcast = True
 
-    def __init__(self, dtype: str, vector_bits: int) -> None:
-        super().__init__(dtype, vector_bits)
-        self.q = "d" if dtype == "f32" else "q"
-        self._lanes = _lane_forms(dtype, vector_bits)
-        broadcast = "vmovddup" if (dtype, vector_bits) == ("f64", 128) else f"vbroadcast{self.s}"
-        self._broadcast = FORMS[f"{broadcast} {self.register} m{8 * self.element}"]
+    def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
+        super().__init__(arithmetic, vector_bits, storage)
+        bits = 8 * self.arithmetic.size
+        self.q = {32: "d", 64: "q"}[bits]
+        self._lanes = _lane_forms(self.p, bits, vector_bits)
+        # there is no vbroadcastsd of two
+        broadcast = "vmovddup" if self.lanes == 2 else f"vbroadcast{self.s}"
+        self._broadcast = FORMS[f"{broadcast} {self.register} m{bits}"]
         self._zero = FORMS["vpxord xmm xmm xmm"]
 
     def _memory_kind(self) -> str:
-        return f"b{8 * self.element}"
+        return f"b{8 * self.arithmetic.size}"
 
     # ---- loads, stores, tails ---------------------------------------------------------------
 
@@ -234,11 +236,13 @@ class Avx512Machine(X86VectorMachine):
         self._out((FORMS[f"vpmovm2{self.q} {self.register} k"], (d, SCRATCH)))
 
 
-def open_machine(dtype: str, vector_bits: int = 0) -> Avx512Machine:
+def open_machine(
+    arithmetic: str, vector_bits: int = 0, storage: str | None = None
+) -> Avx512Machine:
     """The machine with registers of 512 (the default), 256 or 128 bits."""
     if vector_bits not in (0, *REGISTER):
         raise ValueError(f"vector_bits={vector_bits}: AVX-512 has 128, 256 and 512")
-    return Avx512Machine(dtype, vector_bits or 512)
+    return Avx512Machine(arithmetic, vector_bits or 512, storage)
 
 
 def tables() -> list[dict[str, Form]]:

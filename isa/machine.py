@@ -2,7 +2,8 @@
 
 Every instruction set is a machine that multiplies a (1 x ku) unit of A, broadcast, by a (ku x
 lanes) unit of B into a row of `lanes` accumulators; ku belongs to the element type
-(jitgen.gemm.spec). A `Machine` says how many lanes and registers there are and how far addresses
+(jitgen.isa.types). Elements have a storage type in memory and an arithmetic type in registers,
+mostly the same. A `Machine` says how many lanes and registers there are and how far addresses
 reach (facts), and emits the few operations an algorithm is written in (verbs). Registers are plain
 numbers. Not here: any algorithm, and any instruction: the bindings stand in one file per
 instruction set.
@@ -14,22 +15,23 @@ operand may be a constant handle from `const`, which costs no register of the ca
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from jitgen.isa import types
 from jitgen.isa.program import Program
 
 At = tuple[int, int]
 #: Handle of a constant: its address but for the base register, which `use_constants` names.
 Constant = tuple[int, None, int, int]
-
-#: dtype -> (struct format of a float, struct format of its bit pattern, bytes)
-ELEMENTS = {"f32": ("<f", "<I", 4), "f64": ("<d", "<Q", 8)}
+#: Verbs that move elements from or to memory
+_MEMORY_VERBS = (
+    "copy_element", "load", "store", "broadcast", "mac_broadcast", "mac_load", "transpose",
+)  # fmt: skip
 
 
 class Machine(ABC):
-    """Facts and verbs of one instruction set at one vector length and element type."""
+    """Facts and verbs of one instruction set at one vector length, arithmetic and storage type."""
 
     # ---- facts ----------------------------------------------------------------------------
     name: str
@@ -57,12 +59,27 @@ class Machine(ABC):
     constant_registers: int = 0
     #: bytes that the start of an inner loop is aligned to
     loop_alignment: int = 32
+    #: sizes of the floats that arithmetic verbs compute in, in bytes
+    lane_sizes: tuple[int, ...] = (4, 8)
+    #: (storage, arithmetic) types between which loads and stores convert, by name
+    converts: frozenset[tuple[str, str]] = frozenset()
 
-    def __init__(self, dtype: str, vector_bits: int) -> None:
-        self.dtype = dtype
+    def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
+        #: type of the lanes of a vector register, and of elements in memory
+        self.arithmetic = self.storage = types.find("arithmetic", arithmetic)
+        if self.arithmetic.kind != "float" or self.arithmetic.size not in self.lane_sizes:
+            sizes = " or ".join(map(str, self.lane_sizes))
+            raise ValueError(f"arithmetic={arithmetic!r} is no float of {sizes} bytes, in which "
+                             f"{self.name} computes")  # fmt: skip
+        if storage is not None and storage != arithmetic:
+            self.storage = types.find("storage", storage)
+            if (storage, arithmetic) not in self.converts:
+                for verb in _MEMORY_VERBS:
+                    setattr(self, verb, self._refuse)
         self.vector_bits = vector_bits
-        self.element = ELEMENTS[dtype][2]
-        self.lanes = vector_bits // 8 // self.element
+        #: bytes of an element in memory
+        self.element = self.storage.size
+        self.lanes = vector_bits // 8 // self.arithmetic.size
         self.program = self._new_program()
         self.constant_base = -1
         #: vector registers that verbs may clobber for constants (where constants need one)
@@ -70,6 +87,13 @@ class Machine(ABC):
 
     @abstractmethod
     def _new_program(self) -> Program: ...
+
+    def _refuse(self, *operands: object) -> None:
+        """In place of verbs that would have to convert between types, and cannot."""
+        raise NotImplementedError(
+            f"storage={self.storage.name!r}: {self.name} has no verbs yet that load and store it "
+            f"as {self.arithmetic.name}"
+        )
 
     @property
     def argument(self) -> int:
@@ -233,11 +257,11 @@ class Machine(ABC):
     # ---- arithmetic of epilogues (names as in jitgen.emit.functions.Emitter) ---------------------
     def const(self, value: float) -> Constant:
         """Handle of a constant, one value in every lane."""
-        return self._constant(struct.pack(ELEMENTS[self.dtype][0], value))
+        return self._constant(self.arithmetic.encode(value))
 
     def const_bits(self, bits: int) -> Constant:
         """Handle of a constant bit pattern, one in every lane."""
-        return self._constant(struct.pack(ELEMENTS[self.dtype][1], bits))
+        return self._constant(self.arithmetic.encode_bits(bits))
 
     @abstractmethod
     def _constant(self, element: bytes) -> Constant: ...

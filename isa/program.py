@@ -97,6 +97,11 @@ class Program:
         return offset
 
     @property
+    def constant_bytes(self) -> int:
+        """Bytes of the constant data, with which the code ends."""
+        return len(self._data)
+
+    @property
     def features(self) -> frozenset[str]:
         """CPU features that the instructions need."""
         return frozenset(form.feature for form, _ in self.records if form.feature)

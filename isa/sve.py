@@ -84,10 +84,10 @@ class SveMachine(A64Machine):
     register = "z"
     constant_registers = 1
 
-    def __init__(self, dtype: str, vector_bits: int) -> None:
-        super().__init__(dtype, vector_bits)
+    def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
+        super().__init__(arithmetic, vector_bits, storage)
         self.bytes = vector_bits // 8
-        self.t = "s" if dtype == "f32" else "d"
+        self.t = {4: "s", 8: "d"}[self.arithmetic.size]
         self.broadcast_reach = 63 * self.element
         self.vector_reach = 7 * self.bytes
         self.vector_granule = self.bytes
@@ -257,7 +257,7 @@ class SveMachine(A64Machine):
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:
         # lane i contributes 1 << i; a shift of the element's bits or more (as unsigned) gives 0
         number, bit = temps[:2]
-        width = 8 * self.element
+        width = 8 * self.arithmetic.size
         active = ALL if lanes == self.lanes else TAIL
         self._vector("fcmgt p.T p/z z.T #0.0", SCRATCH, active, v)
         self._vector("index z.T imm imm", number, 0, 1)
@@ -273,12 +273,12 @@ class SveMachine(A64Machine):
         self._vector("lsl z.T p/m z.T z.T", bit, ALL, number)
         self._vector(f"orv {self.t} p z.T", bit, SCRATCH, bit)
         self._near = None  # d may be the base of the address that x17 holds
-        self._out((FORMS["fmov w s" if self.element == 4 else "fmov x d"], (d, bit)))
+        self._out((FORMS["fmov w s" if self.arithmetic.size == 4 else "fmov x d"], (d, bit)))
 
     def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
         # lane i shifts bit i to the lowest place; a shift of all bits or more (unsigned) gives 0
         number, more = temps[:2]
-        width = 8 * self.element
+        width = 8 * self.arithmetic.size
         self._vector("index z.T imm imm", number, 0, 1)
         self._shifted(d, r, position, number)
         if self.lanes > width:
@@ -290,16 +290,16 @@ class SveMachine(A64Machine):
     def _shifted(self, d: int, r: int, position: int, number: int) -> None:
         """Every lane of d = (r >> position) >> number."""
         self._emit("lsr x x imm", X16, r, position)
-        self._out((FORMS["fmov s w" if self.element == 4 else "fmov d x"], (d, X16)))
+        self._out((FORMS["fmov s w" if self.arithmetic.size == 4 else "fmov d x"], (d, X16)))
         self._vector("dup z.T z.T[0]", d, d)
         self._vector("lsr z.T p/m z.T z.T", d, ALL, number)
 
 
-def open_machine(dtype: str, vector_bits: int) -> SveMachine:
+def open_machine(arithmetic: str, vector_bits: int, storage: str | None = None) -> SveMachine:
     """The machine for vectors of exactly `vector_bits`."""
     if vector_bits not in range(128, 2049, 128):
         raise ValueError(f"vector_bits={vector_bits}: SVE has 128 to 2048 in steps of 128")
-    return SveMachine(dtype, vector_bits)
+    return SveMachine(arithmetic, vector_bits, storage)
 
 
 def tables() -> list[dict[str, Form]]:

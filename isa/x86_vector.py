@@ -34,6 +34,8 @@ vunpckhpd   | ymm ymm ymm          | VEX.256.66.0F.WIG 15 /r     | avx
 TRANSPOSE = parse_table(TABLE)
 #: register name by width in bits
 REGISTER = {128: "xmm", 256: "ymm", 512: "zmm"}
+#: ends of the names of instructions on vectors and on single floats, by their size in bytes
+SUFFIXES = {4: ("ps", "ss"), 8: ("pd", "sd")}
 
 
 class X86VectorMachine(X86Machine):
@@ -42,10 +44,9 @@ class X86VectorMachine(X86Machine):
     table: dict[str, Form]
     fused_load = True
 
-    def __init__(self, dtype: str, vector_bits: int) -> None:
-        super().__init__(dtype, vector_bits)
-        self.p = "ps" if dtype == "f32" else "pd"
-        self.s = "ss" if dtype == "f32" else "sd"
+    def __init__(self, arithmetic: str, vector_bits: int, storage: str | None = None) -> None:
+        super().__init__(arithmetic, vector_bits, storage)
+        self.p, self.s = SUFFIXES[self.arithmetic.size]
         self.register = REGISTER[vector_bits]
         self.memory = self._memory_kind()
         self._out = self.program.records.append
@@ -161,5 +162,5 @@ class X86VectorMachine(X86Machine):
             self._vector("vmovups", d, c)
         else:
             element = (self.constant_base, None, 1, c[3])
-            form = f"vbroadcast{self.s} {self.register} m{8 * self.element}"
+            form = f"vbroadcast{self.s} {self.register} m{8 * self.arithmetic.size}"
             self._out((self.table[form], (d, element)))

@@ -9,6 +9,8 @@ since arguments become keys of caches.
 - Numbers: real (ints, floats, fractions, NumPy's, arrays of no dimension), finite unless the rule
   allows infinities, within the range told; no bool, no text, no complex number.
 - Flags: bool or `np.bool_`; 0, 1, None and text are none.
+- Element types: a name ("f32"), or NumPy's: a dtype (in native byte order), its scalar type or
+  its name.
 - Names: str, one of those told. Sequences: what can be iterated but text, bytes, mappings and sets;
   their elements are named argument[i].
 - Arrays: numpy.ndarray of the one dtype in native byte order and of the one shape, C-contiguous
@@ -33,7 +35,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-NUMPY: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+from jitgen.types import DTYPES, NUMPY, name_of
+
 #: Displacements have 32 bits
 MOST = (1 << 31) - 1
 #: Effort to tell interleaved views apart from overlapping ones; beyond it they count as overlapping
@@ -51,6 +54,8 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = LONGEST
 
 def shown(value: Any) -> str:
     """A value in a message: its repr if that is short, of a large array shape and dtype."""
+    if type(value) is str and len(value) < LONGEST // 10:  # names, of which checks show many
+        return repr(value)
     if isinstance(value, np.ndarray) and value.size > ELEMENTS:
         return f"<{type(value).__name__} {value.shape} {value.dtype}>"
     if isinstance(value, int) and value.bit_length() > BITS:
@@ -95,19 +100,20 @@ def number(
     high: float | None = None, below: float | None = None, infinite: bool = False,
     dtype: str | None = None,
 ) -> float:  # fmt: skip
-    """A real number with low <= value <= high, above < value < below, that `dtype` can hold."""
+    """A real number with low <= value <= high, above < value < below, that the type in which
+    `dtype` is computed can hold."""
     given = value
     if type(value) is not float:  # which most are, and an optimizer's step has several
         if isinstance(value, np.ndarray) and not value.ndim:
             value = plain(name, value)[()]
         if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.timedelta64)):
             raise TypeError(f"{name}={shown(given)} is no real number")
+    kind = "a float" if dtype is None else DTYPES[dtype].arithmetic
     try:
         result = float(value)
         if dtype is not None:
-            struct.pack("<f" if dtype == "f32" else "<d", result)
+            struct.pack(DTYPES[kind].packing, result)
     except OverflowError:
-        kind = "a float" if dtype is None else dtype
         raise ValueError(f"{name}={shown(given)} is too large for {kind}") from None
     if math.isnan(result) or (math.isinf(result) and not infinite):
         raise ValueError(f"{name}={result} is not finite")
@@ -148,6 +154,30 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
         return str.__str__(value)
     error = ValueError if isinstance(value, str) else TypeError
     raise error(f"{name}={shown(value)} is not one of {', '.join(allowed)}")
+
+
+def dtype(name: str, value: Any) -> str:
+    """The name of an element type, a key of DTYPES, told in its own or in NumPy's words."""
+    if type(value) is str and value in DTYPES:  # as most are
+        return value
+    if isinstance(value, str) and value in DTYPES:
+        return str.__str__(value)
+    if isinstance(value, type):
+        for known in DTYPES:
+            if value is NUMPY[known].type:
+                return known
+    elif isinstance(value, (str, np.dtype)):
+        found = None
+        with contextlib.suppress(Exception):  # whatever NumPy has against a text
+            found = np.dtype(value)
+        known_name = None if found is None else name_of(found)
+        if known_name:
+            return known_name
+        if found is not None and name_of(found.newbyteorder()):
+            raise ValueError(f"{name}={shown(value)} is byte-swapped; arrays are in native order")
+    numpys = isinstance(value, type) and issubclass(value, np.generic)
+    error = ValueError if numpys or isinstance(value, (str, np.dtype)) else TypeError
+    raise error(f"{name}={shown(value)} is not one of {', '.join(DTYPES)}, or NumPy's for them")
 
 
 def one_in(name: str, value: Any, among: str, known: Iterable[str]) -> str:
@@ -258,12 +288,13 @@ def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def floats(name: str, value: Any) -> str:
-    """The name of the element type of an array of any shape and strides: a key of NUMPY."""
+    """The name of the element type of an array of any shape and strides: a key of DTYPES."""
     found = plain(name, value).dtype
-    for dtype, kind in NUMPY.items():
-        if found == kind:
-            return dtype
-    raise TypeError(f"{name} has dtype {found}; it must be {' or '.join(map(str, NUMPY.values()))}")
+    dtype = name_of(found)
+    if dtype is None:
+        known = " or ".join(kind.numpy for kind in DTYPES.values())
+        raise TypeError(f"{name} has dtype {found}; it must be {known}")
+    return dtype
 
 
 def indices(name: str, value: Any, count: int, high: int) -> np.ndarray:

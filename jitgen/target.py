@@ -17,6 +17,7 @@ from typing import Any
 
 from jitgen import doors, isa
 from jitgen.isa.machine import Machine
+from jitgen.types import DTYPES, DTypeLike
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,19 @@ class Target:
         """Whether the vector length belongs to the thread: code for another length refuses."""
         return self.family == "sve"
 
-    def machine(self, dtype: str, n: int) -> Machine:
-        """A machine for kernels of n columns: the narrowest registers that hold them, if the
-        family has several widths. TypeError, ValueError."""
-        n, dtype = doors.size("n", n), doors.one_of("dtype", dtype, doors.NUMPY)
-        bits = self.vector_bits
+    def machine(self, dtype: DTypeLike, n: int) -> Machine:
+        """A machine for kernels of n columns of elements of `dtype` in memory: the narrowest
+        registers that hold them, if the family has several widths. TypeError, ValueError."""
+        n, dtype = doors.size("n", n), doors.dtype("dtype", dtype)
+        bits, arithmetic = self.vector_bits, DTYPES[dtype].arithmetic
         if self.family == "avx512":
-            wanted = n * (32 if dtype == "f32" else 64)
+            wanted = n * 8 * DTYPES[arithmetic].size
             bits = next((b for b in (256, 512) if b >= wanted), 512)
-        return isa.open_machine(self.family, dtype, bits)
+        return isa.open_machine(self.family, arithmetic, bits, dtype)
+
+    def scalar_machine(self) -> Machine:
+        """A machine for code that touches no vector: its type is any."""
+        return self.machine(next(iter(DTYPES)), ANY_WIDTH)
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         # a target is compared by identity: what has a name comes back as what has that name

@@ -16,6 +16,7 @@ from rig.job import Buffer, Job
 from tiers import TIERS
 
 from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.routine import Routine
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
 #: Every way to execute kernels
@@ -69,11 +70,16 @@ class Call:
     place: on which side of the buffers lies the unmapped page.
     """
 
-    code: bytes
+    routine: Routine
     words: Mapping[str, np.ndarray | int]
     wanted: Mapping[str, Wanted]
     label: str
     place: str = "end"
+
+    @property
+    def code(self) -> bytes:
+        """The kernel's machine code."""
+        return self.routine.code
 
     def job(self) -> Job:
         """The call as the rig takes it; an array that is named twice is one buffer."""

@@ -22,6 +22,7 @@ from door_values import (
     Array,
     Kind,
     anything,
+    dtype,
     either,
     flag,
     folder,
@@ -53,7 +54,11 @@ from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run import cpu, threads
 
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
+#: Those whose name says all
+ACTIVATIONS = (
+    "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "exp", "hardsigmoid", "hardswish",
+    "elu", "mish", "relu6",
+)  # fmt: skip
 PASSES = ("forward", "backward_data", "backward_weights")
 HERE = cpu.host().name
 #: Threads are not made for each case
@@ -81,7 +86,7 @@ def zeros(*shape: int) -> np.ndarray:
 
 COUNT = size(1, 8)  # sizes for which trying is quick
 SOME: dict[str, Kind] = {
-    "dtype": name("f32", "f64"), "threads": optional(size(1, 1024)),
+    "dtype": dtype, "threads": optional(size(1, 1024)),
     "target": optional(name("avx2", "avx512", "sve128")), "bias": flag, "activation": optional(
         name(*ACTIVATIONS)), "tune": flag, "layout": name("nchw", "nhwc"),
     "order": optional(text), "direction": name("forward", "reverse", "bidirectional"),
@@ -163,6 +168,7 @@ add("jitgen.Kernel.bind of offsets", OFFSET, offsets, a=ANY_SHAPE, b=ANY_SHAPE, 
 add("jitgen.Kernel.flops", KERNEL.flops, lambda: {"count": 1}, count=size(0, math.inf))
 add("jitgen.Kernel.listing", SHOWN.listing, lambda: {"format": "text", "syntax": "intel"},
     format=name("text", "asm", "json", "html"), syntax=nothing)
+add("jitgen.KernelSpec.described", lambda: list(KERNEL.spec.described()), dict)
 add("jitgen.KernelSpec.flops", KERNEL.spec.flops, lambda: {"count": 1}, count=size(0, math.inf))
 add("jitgen.pack_b", jitgen.pack_b,
     lambda: {"b": rand(2, 4, 40), "panel": PACKED, "trans": False, "out": zeros(2, 3, 4, 16)},
@@ -177,6 +183,7 @@ add("jitgen.Target", jitgen.Target,
              "features": ("sve",), "rates": target.AVX2.rates},
     name=text, family=nothing, vector_bits=nothing, architecture=nothing, features=items(text),
     rates=nothing)  # fmt: skip
+add("jitgen.Target.scalar_machine", lambda: target.AVX2.scalar_machine().lanes, dict)
 add("jitgen.Target.machine", lambda dtype, n: target.AVX2.machine(dtype, n).lanes,
     lambda: {"dtype": "f32", "n": 5}, n=size())
 add("jitgen.target.parse_target", target.parse_target, lambda: {"name": "avx2"}, name=nothing,
@@ -245,8 +252,8 @@ add("jitgen.analysis.measure.empty_kernel", measure.empty_kernel, lambda: {"kern
     kernel=nothing)
 add("jitgen.analysis.measure.peak_kernel", lambda kernel: measure.peak_kernel(kernel)[1],
     lambda: {"kernel": KERNEL}, kernel=nothing)
-add("jitgen.analysis.measure.peak_program",
-    lambda target, dtype: measure.peak_program(target, dtype)[1],
+add("jitgen.analysis.measure.emit_peak",
+    lambda target, dtype: measure.emit_peak(target, dtype)[1],
     lambda: {"target": cpu.host(), "dtype": "f32"}, target=nothing)
 
 
@@ -267,7 +274,7 @@ add("jitgen.analysis.measure.generation", lambda **given: list(measure.generatio
 
 
 def no_code(sizes: dict[str, int], first: bool, last: bool) -> Any:
-    return SHOWN.code, {"count": 1}
+    return SHOWN, {"count": 1}
 
 
 REF = Ref("A", {"n": 1})
@@ -310,7 +317,7 @@ add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(targ
     lambda: {"target": HERE})
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
 TEAM = Stream(
-    [part(code=lambda sizes, first, last: (PLAIN.code, {"count": 1}),
+    [part(code=lambda sizes, first, last: (PLAIN, {"count": 1}),
           words={word: Ref(word, {}) for word in "abc"})],
     list("abc"),
 ).team(cpu.host())  # fmt: skip

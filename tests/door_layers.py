@@ -58,8 +58,9 @@ ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empt
 FC = FullyConnected(4, 6, 5, activation="relu", **ONE)
 add("jitgen.primitives.layers.fully_connected.FullyConnected", FullyConnected,
     lambda: {"batch": 4, "in_features": 6, "out_features": 5, "bias": True, "activation": "relu",
-             "dtype": "f32", "threads": 1, "blocks": (4, 16), "order": "nm", "target": HERE},
-    blocks=optional(items(size(), 2, 2)))  # fmt: skip
+             "residual": False, "dtype": "f32", "threads": 1, "blocks": (4, 16), "order": "nm",
+             "target": HERE},
+    residual=flag, blocks=optional(items(size(), 2, 2)))  # fmt: skip
 X, W, B, Y = (lambda: rand(4, 6)), (lambda: rand(5, 6)), (lambda: rand(5)), (lambda: rand(4, 5))
 PREFIX = "jitgen.primitives.layers.fully_connected.FullyConnected."
 add(PREFIX + "stream", lambda **given: FC.stream(**given).text(), lambda: {"name": "forward",
@@ -67,8 +68,13 @@ add(PREFIX + "stream", lambda **given: FC.stream(**given).text(), lambda: {"name
 add(PREFIX + "pack_weights", FC.pack_weights, lambda: {"w": W(), "backward": True}, w=IN,
     backward=flag)
 add(PREFIX + "pack_input", FC.pack_input, lambda: {"x": X()}, x=IN)
-add(PREFIX + "forward", FC.forward, lambda: {"x": X(), "w": W(), "b": B(), "out": zeros(4, 5)},
-    x=IN, w=IN, b=IN, out=MAYBE_OUT)
+add(PREFIX + "forward", FC.forward,
+    lambda: {"x": X(), "w": W(), "b": B(), "out": zeros(4, 5), "residual": None},
+    x=IN, w=IN, b=IN, out=MAYBE_OUT, residual=MAYBE)
+add(PREFIX + "forward with a residual",
+    FullyConnected(4, 6, 5, residual=True, activation=("clip", -1, 1), **ONE).forward,
+    lambda: {"x": X(), "w": W(), "b": B(), "out": zeros(4, 5), "residual": Y()},
+    x=IN, w=IN, b=IN, out=MAYBE_OUT, residual=IN)
 add(PREFIX + "backward_data", FC.backward_data,
     lambda: {"dz": Y(), "w": W(), "out": zeros(4, 6)}, dz=IN, w=IN, out=MAYBE_OUT)
 add(PREFIX + "backward_activation", FC.backward_activation,
@@ -211,7 +217,7 @@ NET = mlp.Mlp(3, (4, 6, 3), threads=1)
 add("jitgen.primitives.train.mlp.Mlp", mlp.Mlp,
     lambda: {"batch": 3, "sizes": (4, 6, 3), "activation": "relu", "dtype": "f32", "threads": 1,
              "seed": 0},
-    sizes=items(size(), 2), activation=name("relu", "sigmoid", "tanh"),
+    sizes=items(size(), 2), activation=name("relu", "sigmoid", "tanh", "elu", "exp"),
     seed=size(0, math.inf))  # fmt: skip
 add("jitgen.primitives.train.mlp.Mlp.forward", NET.forward, lambda: {"x": rand(3, 4)}, x=IN)
 INDEX = items(size(0, 2), 3, 3)

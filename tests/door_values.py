@@ -55,6 +55,8 @@ VALUES: dict[str, Callable[[], Any]] = {
     "[]": list, "[[]]": lambda: [[]], "[1, 2]": lambda: [1, 2], "set": lambda: {1, 2},
     "object()": object, "a failing repr": Odd, "a function": lambda: _sevens, "int": lambda: int,
     "10**400": lambda: 10**400, "10**5000": lambda: 10**5000, "a long str": lambda: "x" * 10**6,
+    "=f4": lambda: "=f4", "np.float64": lambda: np.float64, "float": lambda: float,
+    "np.dtype": lambda: np.dtype(np.float32), "bytes swapped": lambda: np.dtype(">f4"),
     "surrogate": lambda: "\ud800", "NUL": lambda: "a\0b",
     "np.array(3)": lambda: np.array(3), "np.array(1.5)": lambda: np.array(1.5),
     "np.array(True)": lambda: np.array(True), "np.arange(3)": lambda: np.arange(3),
@@ -152,6 +154,15 @@ def flag(v: Any) -> Any:
 
 def name(*allowed: str) -> Kind:
     return lambda v: str(v) if isinstance(v, str) and v in allowed else NO
+
+
+def dtype(v: Any) -> Any:
+    """NumPy's words for f32 and f64, and these."""
+    for name, kind in (("f32", np.float32), ("f64", np.float64)):
+        names = isinstance(v, str) and v in (name, np.dtype(kind).str.replace("<", "="))
+        if names or v is kind or (isinstance(v, np.dtype) and v == np.dtype(kind)):
+            return name
+    return NO
 
 
 def text(v: Any) -> Any:

@@ -44,7 +44,7 @@ DOCUMENTED = (
     "jitgen.gemm.spec.make_spec", "jitgen.gemm.spec.make_epilogue", "jitgen.target.parse_target",
     "jitgen.run.threads.check_threads", "jitgen.analysis.measure.Problem",
     "jitgen.analysis.measure.empty_kernel", "jitgen.analysis.measure.peak_kernel",
-    "jitgen.analysis.measure.peak_program", "jitgen.analysis.measure.interleave",
+    "jitgen.analysis.measure.emit_peak", "jitgen.analysis.measure.interleave",
     "jitgen.analysis.measure.generation",
 )  # fmt: skip
 _INNER = "made by the module itself, which knows what it holds"

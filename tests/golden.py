@@ -20,14 +20,13 @@ from unittest import mock
 
 import numpy as np
 
-from jitgen.analysis.measure import peak_program
+from jitgen.analysis.measure import emit_peak
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import EPILOGUES
 from jitgen.kernels.cell_bodies import CELLS
 from jitgen.kernels.cells import emit_cell
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.dot import emit_dot
-from jitgen.kernels.elementwise import OPS, emit_column_sums, emit_map
+from jitgen.kernels.elementwise import emit_column_sums, emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
@@ -50,7 +49,7 @@ Replayed = list[tuple[Stream, dict[str, np.ndarray], "list[np.ndarray] | None"]]
 
 def code_of(emitted: Any) -> bytes:
     """The machine code of what `brgemm` or an emitter returned."""
-    return emitted if isinstance(emitted, bytes) else bytes(emitted.code)
+    return bytes(emitted.code)
 
 
 def streams_hash(replayed: Replayed) -> str:
@@ -114,7 +113,7 @@ def strip_of(
 def call(emitted: Any, words: dict[str, int | None], shift: int, **fixed: int) -> Call:
     """A kind of call, for a driver: word -> number of the tensor (None: a plain number)."""
     made = tuple(Word(name, base, shift if base is not None else 0) for name, base in words.items())
-    return Call(code_of(emitted), made, tuple(fixed.items()))
+    return Call(emitted, made, tuple(fixed.items()))
 
 
 # ---- what there is -----------------------------------------------------------------------------
@@ -163,9 +162,10 @@ def shown(options: dict[str, Any]) -> str:
     return "".join(c for c in text if c not in "'(){},").replace("True", "yes")
 
 
-_STEPS = {"leaky_relu": (0.25,), "clip": (-0.5, 6.0), "scale": (1.5,)}
 _EPILOGUES: tuple[tuple[Any, ...], ...] = (
-    *(((name, *_STEPS.get(name, ())),) for name in EPILOGUES),
+    ("bias",), ("bias_row",), ("residual",), ("relu",), ("relu_mask",), (("leaky_relu", 0.25),),
+    ("sigmoid",), ("tanh",), ("gelu",), ("gelu_tanh",), ("silu",), (("clip", -0.5, 6.0),),
+    (("scale", 1.5),),
     ("bias", "relu"), ("bias", "relu_mask"), ("bias", "residual", "relu"), ("bias", "gelu"),
     ("bias_row", "sigmoid"), ("bias", ("scale", 0.5), ("clip", -1.0, 1.0)), ("silu", "bias"),
 )  # fmt: skip
@@ -200,7 +200,7 @@ def _products(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
             name = draw.of(*_PLANS)
             how["plan"] = {name: draw.of(*_PLANS[name])}
         yield f"brgemm {m}x{n}x{k} {shown(how)}", _later(brgemm, m, n, k, dtype, target=at, **how)
-    yield "peak", lambda: peak_program(at, dtype)[0].encode()
+    yield "peak", lambda: emit_peak(at, dtype)[0]
 
 
 def _moves(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
@@ -216,8 +216,14 @@ def _moves(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
         yield f"transpose {k}x{n} gap {gap}", make
 
 
+_MAPS = (
+    "copy", "zero", "add_to", "relu_backward", "relu_backward_mask", "sigmoid_backward",
+    "tanh_backward", "gelu_backward", "silu_backward", "sgd", "adam",
+)  # fmt: skip
+
+
 def _rows(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
-    for op, i in product(OPS, range(4)):
+    for op, i in product(_MAPS, range(4)):
         rows, columns = draw.number(1, 5), draw.number(1, draw.of(20, 200))
         ld = {"c": columns + draw.number(1, 9)} if i % 2 else {}
         make = _later(emit_map, op, rows, columns, dtype, at, ld=ld)
@@ -284,6 +290,38 @@ def _squares(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
             yield name.strip(), make
 
 
+_STEPS: tuple[tuple[Any, ...], ...] = (
+    ("exp",), ("hardsigmoid",), ("hardsigmoid", 0.2, 0.5), ("hardswish",), ("elu",), ("elu", 0.25),
+    ("mish",), ("leaky_relu", 0.125), ("clip", 0.0, 6.0), ("scale", 0.5), ("residual",),
+)  # fmt: skip
+
+
+def _steps(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
+    """Each step in each kernel that has an epilogue, and the gradients."""
+    for step in _STEPS:
+        steps = (("bias",), step)
+        name = shown({"": steps}).strip()
+        m, n, k, c = (draw.number(1, high) for high in (20, 70, 90, 70))
+        yield f"brgemm {m}x{n}x{k} {name}", _later(brgemm, m, n, k, dtype, target=at,
+                                                   epilogue=steps)  # fmt: skip
+        yield f"dot {n}x{k} {name}", _later(emit_dot, n, k, k, dtype, at, steps)
+        rows, columns = (Axis(count, 1, (-1, 0, 1), 9) for count in (draw.number(1, 6), 20))
+        part = strip_of(rows, columns, c, dtype, at, epilogue=steps)
+        yield f"depthwise {c} rows {rows.count} {name}", _later(
+            emit_depthwise, *part, c, dtype, at, lda=(20 * c, c), ldb=c, ldc=(30 * c, c),
+            epilogue=steps,
+        )  # fmt: skip
+        row = (Squares(2, (0, 2), (0, 2)), Squares(1, (0, 2), (0, 1)))
+        yield f"winograd {c} {name}", _later(
+            emit_winograd, "output", c, row, Grid(8 * c, c, 2 * c), Grid(9 * c, c, 3 * c), dtype,
+            at, epilogue=steps,
+        )  # fmt: skip
+    for op in ("clip", "leaky_relu", "elu", "hardsigmoid", "hardswish", "exp"):
+        rows, columns = draw.number(1, 5), draw.number(1, 200)
+        make = _later(emit_map, f"{op}_backward", rows, columns, dtype, at)
+        yield f"map {op}_backward {rows}x{columns}", make
+
+
 def _cells(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
     for cell, known in CELLS.items():
         flags = [{}, {"masked": True}]
@@ -314,5 +352,5 @@ def _drivers(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
 
 KERNELS: dict[str, Callable[[Draw, str, Target], Iterator[Kernel]]] = {
     "products": _products, "moves": _moves, "rows": _rows, "windows": _windows,
-    "winograd": _squares, "cells": _cells, "drivers": _drivers,
+    "winograd": _squares, "steps": _steps, "cells": _cells, "drivers": _drivers,
 }  # fmt: skip

@@ -64,6 +64,40 @@ def _ask_connected(layer: Any, n: int, c: int, k: int, how: dict[str, Any]) -> C
     yield "backward weights blocked", layer.backward_weights(blocked, panels)
 
 
+#: Activations and residuals that came later than the other layers here
+_ACTIVATIONS: tuple[Any, ...] = (
+    "hardswish", "hardsigmoid", ("elu", 0.5), "mish", ("clip", 0, 6), ("leaky_relu", 0.125), "exp",
+)  # fmt: skip
+
+
+def _activated(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
+    for i, activation in enumerate(_ACTIVATIONS):
+        how: dict[str, Any] = {"activation": activation, "residual": i % 2 == 0}
+        how |= {"dtype": DTYPES[i % 2], "threads": draw.of(1, 2, 4)}
+        n, c, k = (draw.of(least, 3, 64, 100, 513) for least in (1, 1, 2))
+        connected = FullyConnected(n, c, k, target=target, **how)
+        name = f"fully connected {n}x{c}x{k} {shown(how)}"
+        yield name, _ask_activated(connected, ((n, c), (k, c), (n, k)), k, how)
+        for j, options in enumerate((
+            {"groups": 37}, {"groups": 37, "stride": 2}, {"algorithm": "winograd"},
+            {"algorithm": "direct"},
+        )):  # fmt: skip
+            more = how | options | {"layout": ("nchw", "nhwc")[(i + j) % 2]}
+            layer = Convolution(2, 37, 15, 12, 37, 3, padding=1, target=target, **more)
+            shapes = layer.x_shape, layer.w_shape, layer.y_shape
+            yield f"convolution {shown(more)}", _ask_activated(layer, shapes, 37, how)
+
+
+def _ask_activated(layer: Any, shapes: Any, k: int, how: dict[str, Any]) -> Calls:
+    x, w, y, b = (_zeros(s, how["dtype"]) for s in (*shapes, (k,)))
+    more = {"residual": y} if how["residual"] else {}
+    yield "forward", layer.forward(x, w, b, **more)
+    yield "forward packed", layer.forward(x, layer.pack_weights(w), b, **more)
+    if how["activation"] != "mish":
+        known = "z" if how["activation"] == "hardswish" else "y"
+        yield "backward activation", layer.backward_activation(y, **{known: y})
+
+
 #: batch, channels, size, features, kernel, options
 _CONVOLUTIONS: tuple[tuple[Any, ...], ...] = (
     (2, 16, (14, 14), 32, 3, {"padding": 1, "activation": "relu"}),
@@ -181,5 +215,5 @@ def _training(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
 
 LAYERS: dict[str, Callable[[Draw, str], Iterator[tuple[str, Calls]]]] = {
     "fully-connected": _fully_connected, "convolution": _convolutions, "pooling": _pools,
-    "recurrent": _recurrent, "training": _training,
+    "recurrent": _recurrent, "training": _training, "activated": _activated,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from cases import DTYPES, Arrays, Case
@@ -39,14 +40,50 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     return _times(x, _sigmoid(math.sqrt(8 / math.pi) * (bounded + 0.044715 * bounded**3)))
 
 
-#: name -> (function, Lipschitz constant)
-FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+def _elu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
+    return np.where(x <= 0, alpha * np.expm1(np.minimum(x, 0)), x)
+
+
+def _hardsigmoid(x: np.ndarray, alpha: float = 1 / 6, beta: float = 0.5) -> np.ndarray:
+    return np.clip(alpha * x + beta, 0, 1)
+
+
+def _hardswish(x: np.ndarray) -> np.ndarray:
+    return _times(x, np.clip(x + 3, 0, 6)) / 6
+
+
+def _mish(x: np.ndarray) -> np.ndarray:
+    return _times(x, np.tanh(np.logaddexp(0, x)))
+
+
+#: name -> (function, Lipschitz constant: a number, or a function of x, bound and parameters)
+FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], Any]] = {
     "sigmoid": (_sigmoid, 0.25),
     "tanh": (np.tanh, 1.0),
     "silu": (lambda x: _times(x, _sigmoid(x)), 1.2),
     "gelu": (_gelu, 1.2),
     "gelu_tanh": (_gelu_tanh, 1.2),
+    "exp": (np.exp, lambda x, bound: np.exp(x + bound)),
+    "hardsigmoid": (_hardsigmoid, lambda x, bound, alpha=1 / 6, beta=0.5: abs(alpha)),
+    "hardswish": (_hardswish, 1.5),
+    "elu": (_elu, lambda x, bound, alpha=1.0: max(1.0, abs(alpha))),
+    "mish": (_mish, 1.1),
 }
+
+
+def stepped(
+    step: tuple[Any, ...], value: np.ndarray, bound: np.ndarray, kind: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Value and bound behind one of FUNCTIONS with its parameters, computed in `kind`."""
+    name, *parameters = step
+    parameters = [float(np.dtype(kind).type(p)) for p in parameters]
+    function, lipschitz = FUNCTIONS[name]
+    if callable(lipschitz):
+        lipschitz = lipschitz(value, bound, *parameters)
+    value = function(value, *parameters)
+    limits = np.finfo(kind)
+    rounding = float(limits.eps) * np.abs(value) + float(limits.smallest_subnormal)
+    return value, bound * lipschitz + 8 * rounding
 
 
 @dataclass
@@ -94,9 +131,7 @@ def _oracle(case: Case, arrays: Arrays) -> Expected:
         elif name == "clip":
             value = np.clip(value, *parameters)
         elif name in FUNCTIONS:
-            function, lipschitz = FUNCTIONS[name]
-            value = function(value)
-            bound = bound * lipschitz + 8 * (eps * np.abs(value) + tiny)
+            value, bound = stepped((name, *parameters), value, bound, dtype)
             exact = np.zeros_like(exact)
         else:
             value, factor = _linear(case, arrays, name, parameters, value)

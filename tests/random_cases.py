@@ -28,7 +28,9 @@ USUAL = (
     ("residual", "tanh"),
     ("bias", ("scale", 0.5), ("clip", -1.0, 1.0)),
 )
-FUNCTIONS = ("sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
+FUNCTIONS = (
+    "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "hardswish", "hardsigmoid", "elu", "mish",
+)  # fmt: skip
 OPERANDS = ("bias", "bias_row", "residual", "relu_mask")
 
 
@@ -102,7 +104,8 @@ def _epilogue(rng: random.Random) -> tuple[Any, ...]:
             *OPERANDS, "relu", *FUNCTIONS,
             ("leaky_relu", rng.choice((0.25, 0.01, -2.0, 0.0))),
             ("clip", *rng.choice(((-2.0, 2.0), (0.0, 6.0), (float("-inf"), 0.5), (1.0, 1.0)))),
-            ("scale", rng.choice((0.5, -2.0, 1.3))),
+            ("scale", rng.choice((0.5, -2.0, 1.3))), ("elu", rng.choice((0.3, -1.0, 2.0))),
+            ("hardsigmoid", *rng.choice(((0.2, 0.5), (-1.0, 0.0)))),
         ))  # fmt: skip
         if step not in OPERANDS or step not in steps:
             steps.append(step)

@@ -26,7 +26,7 @@ REQUESTS: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ({"k": 1 << 30, "m": 2}, ValueError, ("A spans", "2147483647")),
     ({"m": 1 << 10, "ldr": 1 << 20, "epilogue": ("residual",)}, ValueError, ("residual spans",)),
     ({"dtype": "f16"}, ValueError, ("dtype='f16'", "f32, f64")),
-    ({"dtype": np.float32}, TypeError, ("dtype=",)),
+    ({"dtype": float}, TypeError, ("dtype=",)),
     ({"dtype": []}, (TypeError, ValueError), ("dtype=[]",)),
     *(({name: bad}, ValueError, (f"{name}={bad}", f"smaller than {least}"))
       for name, bad, least in (("lda", 3, 4), ("ldb", 4, 5), ("ldc", 4, 5), ("ldr", 4, 5))),

@@ -353,7 +353,7 @@ def make(cell: str, rng: random.Random, target: Target) -> Call:
         wanted[word] = Wanted(
             value.reshape(flat2), 0, bound.reshape(flat2), np.ascontiguousarray(at).reshape(flat2)
         )
-    code = emit_cell(
+    routine = emit_cell(
         cell, shape.rows, shape.units, dtype, target, width=shape.width, panel=shape.panel,
         hidden=shape.hidden, ld=shape.ld, masked=masked, peephole=peephole, save=save,
     )  # fmt: skip
@@ -361,7 +361,7 @@ def make(cell: str, rng: random.Random, target: Target) -> Call:
         f"{cell} {dtype} {shape.rows} x {shape.units}, width {shape.width}, hidden {shape.hidden}, "
         f"masked {masked}, save {save}, peephole {peephole}, panel {shape.panel}, ld {shape.ld}"
     )
-    return Call(code, words, wanted, label, rng.choice(("end", "start")))
+    return Call(routine, words, wanted, label, rng.choice(("end", "start")))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -394,8 +394,8 @@ def test_wrong_kernels_are_noticed() -> None:
         state = (1 - z) * n + z
         state[1] = 1.0
         wanted = {"residual": Wanted(state, 5, 1e-6), "a": Wanted(n, 0, 1e-6, at + 16)}
-        code = emit_cell("gru_before_output", dtype="f32", target=target, **{**right, **change})
-        return "\n".join(execute("avx2 native", [Call(code, words, wanted, "changed")]))
+        routine = emit_cell("gru_before_output", dtype="f32", target=target, **{**right, **change})
+        return "\n".join(execute("avx2 native", [Call(routine, words, wanted, "changed")]))
 
     assert not failures()
     assert "residual: 5 of 10 elements are wrong" in failures(masked=False)
@@ -426,9 +426,9 @@ def test_limits(tier: str, dtype: str) -> None:
     h[0, 8] = np.tanh(1) / 2
     words = {"a": a.ravel(), "b": c0, "c": c0 * nan, "residual": c0 * nan}
     bound = 8 * np.finfo(FLOATS[dtype]).eps
-    code = emit_cell("lstm", 1, 9, dtype, target, width=width)
+    routine = emit_cell("lstm", 1, 9, dtype, target, width=width)
     wanted = {"c": Wanted(c, 9, bound), "residual": Wanted(h, 9, bound)}
-    assert not execute(tier, [Call(code, words, wanted, "limits")])
+    assert not execute(tier, [Call(routine, words, wanted, "limits")])
 
 
 def test_every_target_has_short_code() -> None:
@@ -438,10 +438,10 @@ def test_every_target_has_short_code() -> None:
             lanes = target.machine(dtype, ANY_WIDTH).lanes
             for name, cell in CELLS.items():
                 options = {"masked": True, "save": cell.saves, "peephole": cell.peephole}
-                code = emit_cell(
+                routine = emit_cell(
                     name, 64, 7 * lanes - 1, dtype, target, width=2 * lanes, **options
                 )
-                assert len(code) < 8192
+                assert len(routine.code) < 8192
 
 
 @pytest.mark.parametrize(

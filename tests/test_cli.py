@@ -494,8 +494,8 @@ def test_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peak_is_made_of_independent_chains(isa: str, dtype: str) -> None:
     """The peak's loop has as many operations as it says, each chain on a register of its own."""
     kernel = jitgen.brgemm(4, 4, 4, dtype, target=isa)
-    program, flops = measure.peak_program(kernel.target, dtype)
-    texts = [x.text for x in program.lines() if x.kind == "instruction"]
+    routine, flops = measure.emit_peak(kernel.target, dtype)
+    texts = [x.text for x in routine.program.lines() if x.kind == "instruction"]
     macs = [x for x in texts if x.startswith(("vfmadd", "fmla"))]
     machine = kernel.target.machine(dtype, 1 << 20)
     assert flops == 2 * len(macs) * machine.lanes * measure.PEAK_PASSES

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activations import activated
 from random_cases import SEED
 from rig import count
 from rig.job import Buffer, Job, Pointers
@@ -24,6 +25,8 @@ from jitgen.run.replay import emit_replay
 HERE = [name for name, why in cpu.targets().items() if not why]
 KINDS = {"f32": np.float32, "f64": np.float64}
 EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
+#: Of slope 1.5 at the most
+ACTIVATIONS = [None, None, "relu", "relu", "relu6", ("leaky_relu", 0.25), "hardswish", "elu"]
 #: tier -> configurations of each pass
 AMOUNT = {"avx512 bochs": 24, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10}
 
@@ -44,7 +47,7 @@ def random_layer(rng: random.Random, target: str, most: int) -> Convolution:
                 rng.randint(1, 3), c, height, width, k, taps,
                 stride=rng.choice([1, 1, 2, pair(1, 3)]), padding=padding,
                 dilation=rng.choice([1, 1, pair(1, 2)]), groups=groups, bias=rng.random() < 0.7,
-                activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
+                activation=rng.choice(ACTIVATIONS), residual=rng.random() < 0.3,
                 dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
                 threads=rng.randint(1, 3), algorithm="direct", target=target,
             )  # fmt: skip
@@ -65,7 +68,8 @@ def random_depthwise(rng: random.Random, target: str, most: int) -> Convolution:
                 (side(), side()), stride=rng.choice([1, 1, 2, (2, 1), (1, 3), 4]),
                 padding=rng.choice(["same", 0, (pair(2), pair(2)), (pair(7), pair(7))]),
                 dilation=rng.choice([1, 1, 2, (1, 3)]), groups=c, bias=rng.random() < 0.7,
-                activation=rng.choice([None, "relu"]), dtype=rng.choice(["f32", "f32", "f64"]),
+                activation=rng.choice(ACTIVATIONS), residual=rng.random() < 0.3,
+                dtype=rng.choice(["f32", "f32", "f64"]),
                 layout=rng.choice(["nchw", "nhwc", "nhwc"]), threads=rng.randint(1, 3),
                 target=target,
             )  # fmt: skip
@@ -112,8 +116,7 @@ class Reference:
             y += b[:, None, None]
         if layer.residual:
             y += residual
-        if conv.epilogue and conv.epilogue[-1] == ("relu",):
-            y = np.maximum(y, 0)
+        y = activated(layer.activation, y)
         self.y, self.dx, self.dw, self.db = y, dwhole[inside], dw, dy.sum((0, 2, 3))
         terms = max(len(conv.taps) * max(c, k), n * conv.out[0] * conv.out[1])
         #: how far off a result may be: a sum of `terms` products of standard normal numbers
@@ -226,7 +229,7 @@ def as_job(run: Run, given: dict[str, np.ndarray], result: dict[str, tuple[int, 
             buffers.append(Buffer(np.zeros(run.scratch[name], kind), write=True))
         else:
             buffers.append(Buffer(run.constants[name]))
-    code = emit_replay(run.stream.calls, run._target)
+    code = emit_replay(run.stream.calls, run._target).code
     return Job(code, [Buffer(run.stream.slices[0]), Pointers(buffers), 0, 0])
 
 

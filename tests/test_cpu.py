@@ -14,7 +14,7 @@ import cpuinfo
 import pytest
 
 import jitgen
-from jitgen.gemm.spec import EPILOGUES
+from jitgen.emit.steps import STEPS
 from jitgen.run import cpu
 from jitgen.target import TARGETS
 
@@ -45,7 +45,7 @@ def test_kernels_need_no_more_than_their_target_has(target: str) -> None:
     steps = [
         ("leaky_relu", 0.1) if name == "leaky_relu" else ("clip", 0, 6) if name == "clip"
         else ("scale", 2) if name == "scale" else name
-        for name in EPILOGUES if name != "relu_mask" or target not in ("sve384", "sve2048")
+        for name in STEPS if name != "relu_mask" or target not in ("sve384", "sve2048")
     ]  # fmt: skip
     promised = set(jitgen.target.parse_target(target).features)
     for feature, implied in IMPLIED.items():

@@ -39,9 +39,8 @@ def names(path):
 
 def test_off_means_off() -> None:
     run_child(RUN + """
-from jitgen.gemm import kernel as module
 from jitgen.run import loader
-assert module.on_load is None and loader.share
+assert loader.on_load is None and loader.share
 assert right(jitgen.brgemm(4, 8, 4))
 assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
 """, JITGEN_DEBUG="")
@@ -58,7 +57,7 @@ assert not os.path.exists(f"/tmp/perf-{os.getpid()}.map")
 def test_wrong_requests_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         eval(f"enable({arguments})", {"enable": jitgen.debug.enable})
-    assert jitgen.gemm.kernel.on_load is None
+    assert jitgen.run.loader.on_load is None
 
 
 def test_wrong_names_in_the_environment_are_warned_of() -> None:
@@ -96,7 +95,6 @@ def test_wrong_names_in_the_environment_are_warned_of() -> None:
 def test_a_tool_that_fails_warns_once_and_kernels_run(tool: str, spoil: str, reason: str) -> None:
     run_child(RUN + f"""
 import resource, tempfile
-from jitgen.gemm import kernel as module
 from jitgen.run import loader
 folder = tempfile.mkdtemp()
 jitgen.debug.enable({tool!r}, directory=folder)
@@ -107,7 +105,7 @@ with warnings.catch_warnings(record=True) as caught:
 assert len(caught) == 1, [str(x.message) for x in caught]
 said = str(caught[0].message)
 assert said.startswith("jitgen.debug: {tool} is turned off: ") and {reason!r} in said, said
-assert module.on_load is None and loader.share
+assert loader.on_load is None and loader.share
 """, JITGEN_DEBUG="")
 
 
@@ -175,6 +173,90 @@ with tempfile.TemporaryDirectory() as folder:
     assert good and sorted(os.listdir(folder))[:2] == sorted(
         [f"jit-{os.getpid()}.dump", f"jit-{child}.dump"]
     )
+""", JITGEN_DEBUG="")
+
+
+#: Two layers, and what their functions are called: patterns in the order in which they are loaded
+LAYERS = """
+import tempfile
+from jitgen import FullyConnected, MaxPool
+
+def use(layer, *arrays):
+    return layer.forward(*arrays)
+
+dense = FullyConnected(6, 40, 24, threads=1)
+packed = dense.pack_weights(np.ones((24, 40), "f"))
+pool = MaxPool(1, 20, 6, 6, 2, stride=2, threads=1)
+
+def run():
+    y = use(dense, np.ones((6, 40), "f"), packed, np.ones(24, "f"))
+    assert (y == 41).all() and (use(pool, np.ones((1, 20, 6, 6), "f")) == 1).all()
+
+WANTED = ("replay_T_FullyConnected_pack_weights_6_40_24", "pack_T", "pack_transposed_T",
+          "replay_T_FullyConnected_forward_6_40_24", "brgemm_T", "replay_T_MaxPool_stream_1_20_6_6",
+          "transpose_T", "max_pool_T")
+WANTED = [f"jitgen_{each}_".replace("_T", f"_{jitgen.host().name}") for each in WANTED]
+
+def missing(found):
+    return [each for each in WANTED if not any(name.startswith(each) for name in found)]
+"""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["from the start", "later"])
+def test_layers_show_kernels_packers_and_drivers(late: bool) -> None:
+    """In order of their addresses within a driver's piece, one after the other, none over another;
+    also to tools that are turned on when all have been loaded."""
+    run_child(RUN + LAYERS + f"""
+with tempfile.TemporaryDirectory() as folder:
+    if {late}:
+        run()
+    jitgen.debug.enable("perf", "jitdump", "gdb", directory=folder)
+    if not {late}:
+        dense = FullyConnected(6, 40, 24, threads=1)
+        packed = dense.pack_weights(np.ones((24, 40), "f"))
+    run()
+    path = f"/tmp/perf-{{os.getpid()}}.map"
+    lines = [line.split() for line in open(path)]
+    os.unlink(path)
+    assert not missing([name for _, _, name in lines]), (missing(x[2] for x in lines), lines)
+    places = sorted((int(at, 16), int(size, 16)) for at, size, _ in lines)
+    assert all(a + n <= b for (a, n), (b, _) in zip(places, places[1:])), lines
+    listed = [name.removesuffix(".lst") for name in os.listdir(folder) if name.endswith(".lst")]
+    assert set(listed) == {{name for _, _, name in lines}}
+    dump = open(f"{{folder}}/jit-{{os.getpid()}}.dump", "rb").read()
+    assert all(dump.count(name.encode() + bytes(1)) for _, _, name in lines)
+    (driver,) = (name for name in listed if "FullyConnected_forward" in name)
+    text = open(f"{{folder}}/{{driver}}.lst").read()
+    assert "; behind it, at these offsets" in text and "brgemm f32" in text, text
+    (packer,) = (name for name in listed if name.startswith("jitgen_max_pool"))
+    assert "y" in open(f"{{folder}}/{{packer}}.lst").read()
+    run()
+""", JITGEN_DEBUG="", PYTHONWARNINGS="error")
+
+
+def test_threads_of_a_crew_have_names() -> None:
+    run_child(RUN + """
+from jitgen.run.team import Team
+jitgen.debug.enable("perf")
+path = f"/tmp/perf-{os.getpid()}.map"
+layer = jitgen.FullyConnected(256, 256, 256, threads=2, bias=False)
+layer.forward(np.ones((256, 256), "f"), np.ones((256, 256), "f"))
+kinds = {name.split("_")[1] for name in names(path)}
+os.unlink(path)
+assert kinds >= {"member", "crew", "helper", "replay", "brgemm"}, kinds
+""", JITGEN_DEBUG="")
+
+
+def test_a_layer_that_is_gone_is_not_announced() -> None:
+    """What no tool was told of goes with its layer."""
+    run_child(RUN + LAYERS + """
+from jitgen.run import loader
+run()
+count = len(loader.loaded)
+assert count >= 3
+del dense, pool
+jitgen.clear_caches()
+assert not loader.loaded, list(loader.loaded)
 """, JITGEN_DEBUG="")
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,9 +19,12 @@ from needs import need
 
 import jitgen
 from jitgen.debug import gdb
-from jitgen.debug.image import Image
+from jitgen.debug.image import Image, images
 from jitgen.inspect.listing import listing
 from jitgen.inspect.names import symbol_name
+from jitgen.kernels.cells import emit_cell
+from jitgen.run.replay import Call, Word, emit_replay
+from jitgen.target import parse_target
 
 HOST = next((name for name, reason in jitgen.targets().items() if not reason), None)
 
@@ -238,6 +241,48 @@ def test_gdb_finds_the_caller_at_every_instruction(arguments: str, tmp_path: Pat
     assert match and int(match[1]) > 100, shown
 
 
+#: A layer, whose driver calls its kernels; the first call is made before gdb looks
+LAYER = """
+import numpy as np
+import jitgen
+layer = jitgen.FullyConnected(64, 40, 24, threads=1, bias=False)
+print("y is", layer.forward(np.ones((64, 40), "f"), np.ones((24, 40), "f"))[0, 0], flush=True)
+"""
+#: Its driver is the first to be registered; when it is called, all are
+INTO_DRIVER = INTO_KERNEL.replace("^jitgen_brgemm", "^jitgen_replay")
+INTO_LAYER = {
+    "replay": INTO_DRIVER,
+    **{x: f"{INTO_DRIVER}delete\nrbreak ^jitgen_{x}\ncontinue\n" for x in ("brgemm", "pack")},
+}
+
+
+@pytest.mark.parametrize("kind", ["brgemm", "pack"])
+def test_gdb_stops_in_a_layers_kernel_with_its_driver_behind(kind: str, tmp_path: Path) -> None:
+    """Kernel, driver and Python in the backtrace, and the kernel's argument; all goes on."""
+    script = INTO_LAYER[kind] + "backtrace 12\nprint *args\nfinish\ndelete\ncontinue\n"
+    shown = _gdb(tmp_path, script, LAYER)
+    assert re.search(
+        rf"^#0 +(jitgen_{kind}\w+) \(args=0x[0-9a-f]+\) at \1\.lst:\d+$", shown, re.M
+    ), shown
+    driver = r"jitgen_replay_\w+_FullyConnected_forward_64_40_24_\w+"
+    assert re.search(rf"^#1 +0x[0-9a-f]+ in {driver} \(args=.*\) at {driver}\.lst:\d+$", shown,
+                     re.M), shown  # fmt: skip
+    assert re.search(r"^#\d+ .* cdata_call ", shown, re.M), shown
+    assert re.search(r"^#\d+ .*Py", shown, re.M), shown
+    assert "count = " in shown and "y is 40.0" in shown and "exited normally" in shown, shown
+
+
+@pytest.mark.parametrize("kind", ["replay", "brgemm", "pack"])
+def test_gdb_finds_the_caller_at_every_instruction_of_a_layer(kind: str, tmp_path: Path) -> None:
+    """Of its driver too, over the calls that it makes."""
+    other = None if "avx" in str(HOST) else "written for x86-64 (test_unwind has both)"
+    need(other, installable=False)
+    step = STEP_ALL.replace('gdb.execute("stepi"', 'gdb.execute("nexti"')
+    shown = _gdb(tmp_path, INTO_LAYER[kind] + step, LAYER)
+    match = re.search(r"^steps (\d+)$", shown, re.M)
+    assert match and int(match[1]) > 30, shown
+
+
 def test_gdb_names_the_kernel_that_crashed(tmp_path: Path) -> None:
     """A wrong address in the argument struct of a kernel that was loaded before gdb was asked."""
     program = """
@@ -289,16 +334,26 @@ for alpha in (1.0, 2.0):
     assert counts == [1, 0, 2, 0], shown
 
 
+def _some_images() -> Iterator[Image]:
+    """Of kernels, and of a driver with those behind it."""
+    for name in ("avx2", "sve256"):
+        target = parse_target(name)
+        kernel = jitgen.brgemm(12, 24, 8, trans_b=True, batch="address", target=name)
+        cell = emit_cell("gru_backward", 3, 20, "f64", target, width=16, masked=True)
+        calls = [Call(kernel, (Word("a", 0, 2),)), Call(cell, (Word("c", 1, 3),), (("count", 3),))]
+        for routine in (kernel, emit_replay(calls, target, "two")):
+            place = SimpleNamespace(address=0x7F00_0000_1000, room=1 << 15)
+            yield from images(routine, cast("Any", place))
+
+
 def test_images_of_the_other_architecture_can_be_read(tmp_path: Path) -> None:
     """readelf and llvm's dwarfdump have nothing to complain about."""
     if not shutil.which("readelf"):
         need("readelf is not installed (Debian, Ubuntu: binutils)")
-    for target in ("avx2", "sve256"):
-        kernel = jitgen.brgemm(12, 24, 8, trans_b=True, batch="address", target=target)
-        place = cast("Any", SimpleNamespace(address=0x7F00_0000_1000, room=4096))
-        image = Image(kernel, place)
+    for image in _some_images():
         details = image.details()
-        instructions = [x for x in kernel.program.lines() if x.kind == "instruction"]
+        lines = image.routine.program.lines()
+        instructions = [x for x in lines if x.kind == "instruction"]
         assert [offset for offset, _ in details.lines] == [x.offset for x in instructions]
         path = tmp_path / "image"
         path.write_bytes(gdb.elf_image(image, details, tmp_path / "x.lst"))
@@ -310,7 +365,7 @@ def test_images_of_the_other_architecture_can_be_read(tmp_path: Path) -> None:
         rows = re.findall(r"^x\.lst +(\d+) +0x([0-9a-f]+)", done.stdout, re.M)
         read = [(int(at, 16) - image.address, int(line)) for line, at in rows]
         assert read[: len(details.lines)] == details.lines
-        (tmp_path / "hook.so").write_bytes(gdb.hook(kernel.target.architecture))
+        (tmp_path / "hook.so").write_bytes(gdb.hook(image.architecture))
         done = subprocess.run(
             ["readelf", "--wide", "--all", tmp_path / "hook.so"],
             capture_output=True, text=True, check=True,

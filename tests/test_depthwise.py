@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blocks import EVERYWHERE, FLOATS, POISON, Call, Wanted, block, execute, poison
-from oracle import FUNCTIONS
+from oracle import FUNCTIONS, stepped
 from random_cases import SEED
 from tiers import TIERS, need
 
@@ -28,6 +28,10 @@ EPILOGUES: tuple[tuple[tuple[Any, ...], ...], ...] = (
     (), (), (("bias",),), (("bias",), ("relu",)), (("relu",),), (("clip", -0.5, 2.0),),
     (("bias",), ("clip", 0.0, 6.0)), (("bias",), ("silu",)), (("gelu_tanh",), ("bias",)),
     (("sigmoid",), ("clip", 0.25, 0.75)), (("gelu",),), (("bias",), ("tanh",), ("relu",)),
+    (("bias",), ("residual",), ("relu",)), (("residual",),), (("bias",), ("hardswish",)),
+    (("bias",), ("residual",), ("clip", 0.0, 6.0)), (("elu", 0.5), ("residual",)), (("mish",),),
+    (("bias",), ("leaky_relu", 0.25)), (("hardsigmoid", 0.2, 0.5),), (("scale", 0.5), ("bias",)),
+    (("clip", -2.0, 2.0), ("exp",)),
 )  # fmt: skip
 #: Bytes of a kernel, at most; twice as many with a tail of channels
 CODE_BYTES = 8192
@@ -113,19 +117,23 @@ class Images:
         return Wanted(whole, row, bounds)
 
 
-def finish(y: Array, bound: Array, bias: Array, epilogue: Any, eps: float) -> tuple[Array, Array]:
+def finish(
+    y: Array, bound: Array, operands: dict[str, Array], epilogue: Any, kind: Any
+) -> tuple[Array, Array]:
+    """Result behind the epilogue, and how far off it may be."""
+    eps = float(np.finfo(kind).eps)
     for name, *parameters in epilogue:
-        if name == "bias":
-            y = y + bias
-            bound = bound + 10 * eps * np.abs(bias)
+        if name in operands:
+            y = y + operands[name]
+            bound = bound + 10 * eps * np.abs(operands[name])
         elif name == "clip":
             y = np.clip(y, *parameters)
         elif name == "relu":
             y = np.maximum(y, 0)
+        elif name in ("leaky_relu", "scale"):
+            y = np.where((y < 0) | (name == "scale"), y * parameters[0], y)
         else:
-            function, lipschitz = FUNCTIONS[name]
-            y = function(y)
-            bound = bound * lipschitz + 8 * eps * np.abs(y)
+            y, bound = stepped((name, *parameters), y, bound, kind)
         bound = bound + eps * (np.abs(y) + 1)
     return y, bound
 
@@ -135,14 +143,18 @@ def forward(rng: random.Random, target: Target) -> Call:
     images = Images(rng, target, epilogue, False)
     taps, c = len(images.seen), images.channels
     w, bias = images.normal(taps, c), images.normal(c)
+    residual = images.normal(*images.seen.shape[1:])
     mine = w.astype(np.float64)[:, None, None]
     eps = float(np.finfo(FLOATS[images.dtype]).eps)
     bound = (taps + 1) * eps * (np.abs(images.seen) * np.abs(mine)).sum(0)
-    value, bound = finish((images.seen * mine).sum(0), bound, bias, epilogue, eps)
-    if images.exact and all(name in ("bias", "relu", "clip") for name, *_ in epilogue):
+    operands = {"bias": bias, "residual": residual}
+    value, bound = finish(
+        (images.seen * mine).sum(0), bound, operands, epilogue, FLOATS[images.dtype]
+    )
+    if images.exact and not any(name in FUNCTIONS for name, *_ in epilogue):
         bound = np.zeros(value.shape)
     ldb = c + rng.choice((0, 0, 3, 8))
-    code = emit_depthwise(
+    routine = emit_depthwise(
         images.rows, images.columns, c, images.dtype, target, lda=images.x, ldb=ldb, ldc=images.y,
         epilogue=epilogue, ahead=rng.choice((0, 3)),
     )  # fmt: skip
@@ -150,9 +162,11 @@ def forward(rng: random.Random, target: Target) -> Call:
     words = {"a": images.x_flat, "b": block(w, ldb), "c": images.spread(before, images.y)}
     if ("bias",) in epilogue:
         words["bias"] = bias
+    if ("residual",) in epilogue:
+        words["residual"] = images.spread(residual, images.y)
     label = f"{images.label} {epilogue} ldb {ldb}"
     place = rng.choice(("end", "start"))
-    return Call(code, words, {"c": images.wanted(value, bound)}, label, place)
+    return Call(routine, words, {"c": images.wanted(value, bound)}, label, place)
 
 
 def gradient(rng: random.Random, target: Target) -> Call:
@@ -164,7 +178,7 @@ def gradient(rng: random.Random, target: Target) -> Call:
     value = start + (images.seen * dy).sum((1, 2))
     size = np.abs(start) + (np.abs(images.seen) * np.abs(dy)).sum((1, 2))
     eps = 0.0 if images.exact else float(np.finfo(FLOATS[images.dtype]).eps)
-    code = emit_depthwise_weights(
+    routine = emit_depthwise_weights(
         images.rows, images.columns, c, images.dtype, target, lda=images.x, ldb=images.y, ldc=ldc,
         accumulate=accumulate, ahead=rng.choice((0, 2)),
     )  # fmt: skip
@@ -172,7 +186,8 @@ def gradient(rng: random.Random, target: Target) -> Call:
     words = {"a": images.x_flat, "b": images.spread(dy, images.y), "c": block(before, ldc)}
     bound = (rows * pixels + 2) * eps * size
     label = f"weights {images.label} accumulate {accumulate} ldc {ldc}"
-    return Call(code, words, {"c": Wanted(value, ldc, bound)}, label, rng.choice(("end", "start")))
+    place = rng.choice(("end", "start"))
+    return Call(routine, words, {"c": Wanted(value, ldc, bound)}, label, place)
 
 
 @pytest.mark.parametrize("make", [forward, gradient])
@@ -194,13 +209,14 @@ def test_a_wrong_tap_is_found() -> None:
     x = np.arange(8, dtype=np.float32)
     found = []
     for first in (0, 1):
-        code = emit_depthwise(
+        routine = emit_depthwise(
             Axis(1, 1, (0,), 1), Axis(4, 1, (first, first + 1), 8), 1, "f32", TARGETS["avx2"],
             lda=(8, 1), ldb=1, ldc=(4, 1),
         )  # fmt: skip
         words = {"a": x, "b": np.ones(2, np.float32), "c": poison(1, 4, "f32")[0]}
         value = (x[:4] + x[1:5])[None]
-        found.append(execute("avx2 native", [Call(code, words, {"c": Wanted(value, 4)}, "taps")]))
+        call = Call(routine, words, {"c": Wanted(value, 4)}, "taps")
+        found.append(execute("avx2 native", [call]))
     assert not found[0] and found[1]
 
 
@@ -211,21 +227,21 @@ def test_code_is_small(name: str) -> None:
         rows, columns = (Axis(112, step, (-1, 0, 1), 112 * step) for _ in range(2))
         for epilogue in ((("bias",), ("clip", 0.0, 6.0)), (("bias",), ("gelu_tanh",))):
             strip = plan_strip(rows, columns, channels, "f32", TARGETS[name], epilogue)
-            code = emit_depthwise(
+            routine = emit_depthwise(
                 rows if strip.rolling else replace(rows, count=1),
                 replace(columns, count=strip.pixels), channels, "f32", TARGETS[name],
                 lda=(112 * channels, channels), ldb=channels, ldc=(112 * channels, channels),
                 epilogue=epilogue,
             )  # fmt: skip
-            assert len(code) < CODE_BYTES
+            assert len(routine.code) < CODE_BYTES
     rows, columns = Axis(1, 1, tuple(range(9)), 9), Axis(100, 1, tuple(range(9)), 108)
     assert len(rows.taps) * len(columns.taps) == MOST_TAPS
     strip = plan_strip(rows, columns, 67, "f32", TARGETS[name])
-    code = emit_depthwise(
+    routine = emit_depthwise(
         rows, replace(columns, count=strip.pixels), 67, "f32", TARGETS[name], lda=(108 * 67, 67),
         ldb=67, ldc=(6700, 67),
     )  # fmt: skip
-    assert len(code) < CODE_BYTES
+    assert len(routine.code) < CODE_BYTES
 
 
 def test_strips_of_mobilenet() -> None:
@@ -244,12 +260,12 @@ def test_nan_passes_relu_and_clip(tier: str) -> None:
     one = Axis(1, 1, (0,), 1)
     calls = []
     for step, low, high in ((("relu",), 0.0, np.inf), (("clip", 0.0, 6.0), 0.0, 6.0)):
-        code = emit_depthwise(
+        routine = emit_depthwise(
             one, one, 5, "f32", parse_target(TIERS[tier].target), lda=(5, 5), ldb=5, ldc=(5, 5),
             epilogue=(step,),
         )  # fmt: skip
         words = {"a": x, "b": np.ones(5, np.float32), "c": poison(1, 5, "f32")[0]}
-        calls.append(Call(code, words, {"c": Wanted(np.clip(x, low, high)[None], 5)}, str(step)))
+        calls.append(Call(routine, words, {"c": Wanted(np.clip(x, low, high)[None], 5)}, str(step)))
     assert not execute(tier, calls)
 
 
@@ -265,7 +281,8 @@ def test_nan_passes_relu_and_clip(tier: str) -> None:
         ({"rows": Axis(9, 1, tuple(range(40)), 1)}, "registers"), ({"ldc": (9, 3)}, "dimension 3"),
         ({"ahead": -1}, "ahead=-1"), ({"lda": (-1, 4)}, "reach up"),
         ({"lda": (1 << 29, 4)}, "2 GiB"),
-        ({"epilogue": (("residual",),)}, "residual"), ({"epilogue": (("clip", 2, 1),)}, "clip"),
+        ({"epilogue": (("relu_mask",),)}, "'relu_mask': its operand lies by bit"),
+        ({"epilogue": (("clip", 2, 1),)}, "clip"),
     ],
 )  # fmt: skip
 def test_bad_input(change: dict[str, Any], words: str) -> None:

@@ -75,6 +75,22 @@ def _gradient(name: str) -> Callable[[Array, Array, Array], tuple[Array, Array |
     return wanted
 
 
+def _straight(
+    slope: Callable[[Array], Array],
+) -> Callable[[Array, Array, Array], tuple[Array, Array | float]]:
+    def wanted(c: Array, a: Array, b: Array) -> tuple[Array, Array | float]:
+        value = a.astype(np.longdouble) * slope(b)
+        # relative to the terms of a sum
+        return value, 2 * np.finfo(a.dtype).eps * np.abs(a) * (1 + np.abs(b))
+
+    return wanted
+
+
+#: What the scalars of operations are here
+SCALARS = {
+    "clip_backward": (-0.75, 1.5), "leaky_relu_backward": (0.25,), "elu_backward": (0.5,),
+    "hardsigmoid_backward": (0.25, 0.5),
+}  # fmt: skip
 #: op -> (c, a, b before) -> (c after, how far off it may be)
 EXPECTED: dict[str, Callable[[Array, Array, Array], tuple[Array, Array | float]]] = {
     "copy": lambda c, a, b: (a, 0.0),
@@ -82,6 +98,14 @@ EXPECTED: dict[str, Callable[[Array, Array, Array], tuple[Array, Array | float]]
     "relu_backward": _relu,
     "sigmoid_backward": _sigmoid,
     "tanh_backward": _tanh,
+    "clip_backward": _straight(lambda b: np.where((b > -0.75) & (b < 1.5), 1.0, 0.0)),
+    "leaky_relu_backward": _straight(lambda b: np.where(b > 0, 1.0, 0.25)),
+    "elu_backward": _straight(lambda b: np.where(b > 0, 1.0, b + 0.5)),
+    "hardsigmoid_backward": _straight(lambda b: np.where((b > 0) & (b < 1), 0.25, 0.0)),
+    "hardswish_backward": _straight(
+        lambda b: np.where(b > 3, 1.0, np.where(b < -3, 0.0, b.astype(np.longdouble) / 3 + 0.5))
+    ),
+    "exp_backward": _straight(lambda b: b),
     "gelu_backward": _gradient("gelu"),
     "silu_backward": _gradient("silu"),
 }
@@ -115,15 +139,18 @@ def test_blocks(tier: str, dtype: str, op: str) -> None:
         ld = {n: leading(rng, columns) for n in {*OPS[op].reads, *OPS[op].writes}}
         value, bound = EXPECTED[op](c, a, b)
         words = {n: block({"a": a, "b": b, "c": c}[n], lead) for n, lead in ld.items()}
+        more = {}
+        if OPS[op].scalars:
+            more = {"bias": np.array(SCALARS[op], FLOATS[dtype])}
         label = f"{op} {rows} x {columns} {dtype}, {ld}"
-        code = emit_map(op, rows, columns, dtype, target, ld=ld)
+        routine = emit_map(op, rows, columns, dtype, target, ld=ld)
         wanted = {"c": Wanted(value, ld["c"], bound)}
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words | more, wanted, label, rng.choice(("end", "start"))))
         if op not in ("copy", "add_to"):  # c may be a
-            code = emit_map(op, rows, columns, dtype, target, ld={**ld, "c": ld["a"]})
+            routine = emit_map(op, rows, columns, dtype, target, ld={**ld, "c": ld["a"]})
             wanted = {"c": Wanted(value, ld["a"], bound)}
-            words = {"a": words["a"], "b": words["b"], "c": words["a"]}
-            calls.append(Call(code, words, wanted, f"in place: {label}"))
+            words = {"a": words["a"], "b": words["b"], "c": words["a"], **more}
+            calls.append(Call(routine, words, wanted, f"in place: {label}"))
     run(tier, calls)
 
 
@@ -143,6 +170,12 @@ def test_special_numbers(tier: str, dtype: str) -> None:
         ("relu_backward", ones, b, b),
         ("relu_backward", -ones, b, ones * 0),
         *((op, b, ones, limits) for op in ("gelu_backward", "silu_backward")),
+        ("hardswish_backward", b, ones, np.array(
+            [[nan, nan, 0.5, 0.5, 0.5, 0.5, 1, 0, nan, nan, 1, 0]])),
+        ("clip_backward", b, ones, np.array([[0, 0, 1, 1, 1, 1, 0, 0, nan, nan, 0, 0]])),
+        ("leaky_relu_backward", b, ones, np.where(b > 0, 1.0, 0.25)),
+        ("elu_backward", b[:, :6], ones[:, :6], np.array([[nan, nan, 0.5, 0.5, 1, 0.5]])),
+        ("hardsigmoid_backward", b[:, :6], ones[:, :6], np.array([[0, 0, 0, 0, 0.25, 0]])),
     ]
     calls = []
     for op, y, dy, value in cases:
@@ -150,8 +183,10 @@ def test_special_numbers(tier: str, dtype: str) -> None:
         chosen = ~np.isin(y[0], (1.0, -1.0)) | (op == "relu_backward")
         a, z, want = (x.astype(FLOATS[dtype])[:, chosen] for x in (dy, y, value))
         words = {"a": a[0], "b": z[0], "c": poison(1, a.size, dtype)[0]}
-        code = emit_map(op, 1, a.size, dtype, target)
-        calls.append(Call(code, words, {"c": Wanted(want, a.size)}, f"{op} {z} {a}"))
+        if OPS[op].scalars:
+            words["bias"] = np.array(SCALARS[op], FLOATS[dtype])
+        routine = emit_map(op, 1, a.size, dtype, target)
+        calls.append(Call(routine, words, {"c": Wanted(want, a.size)}, f"{op} {z} {a}"))
     run(tier, calls)
 
 
@@ -176,10 +211,10 @@ def test_relu_mask(tier: str, dtype: str) -> None:
         words = {
             "a": block(a, ld["a"]), "c": block(poison(rows, columns, dtype), ld["c"]), "mask": mask
         }  # fmt: skip
-        code = emit_map("relu_backward_mask", rows, columns, dtype, target, ld=ld)
+        routine = emit_map("relu_backward_mask", rows, columns, dtype, target, ld=ld)
         wanted = {"c": Wanted(np.where(bits, a, 0), ld["c"])}
         label = f"relu_backward_mask {rows} x {columns} {dtype}, {ld}"
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -240,8 +275,8 @@ def test_optimizers(tier: str, dtype: str, op: str) -> None:
         result = sgd(*exact, wide) if op == "sgd" else adam(*exact, wide)
         wanted = {n: Wanted(value, ld[n], eps * bound) for n, (value, bound) in result.items()}
         label = f"{op} {rows} x {columns} {dtype}, {ld}"
-        code = emit_map(op, rows, columns, dtype, target, ld=ld)
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        routine = emit_map(op, rows, columns, dtype, target, ld=ld)
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -273,11 +308,11 @@ def test_column_sums(tier: str, dtype: str, accumulate: bool) -> None:
         total = c.copy() if accumulate else np.zeros_like(c)
         for row in a:
             total += row
-        code = emit_column_sums(rows, columns, dtype, target, lda=lda, accumulate=accumulate)
+        routine = emit_column_sums(rows, columns, dtype, target, lda=lda, accumulate=accumulate)
         label = f"sums of {rows} x {columns} {dtype}, lda={lda}, accumulate={accumulate}"
         words = {"a": block(a, lda), "c": c}
         wanted = {"c": Wanted(total[None, :], columns)}
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     run(tier, calls)
 
 
@@ -292,16 +327,16 @@ def test_wrong_kernels_are_noticed() -> None:
 
     def failures(op: str, columns: int, ld: int) -> str:
         words = {"a": block(a, 12), "c": block(a + 1, 12)}
-        code = emit_map(op, 3, columns, "f32", target, ld={"a": ld, "c": ld})
-        return "\n".join(execute("avx2 native", [Call(code, words, {"c": Wanted(a, 12)}, op)]))
+        routine = emit_map(op, 3, columns, "f32", target, ld={"a": ld, "c": ld})
+        return "\n".join(execute("avx2 native", [Call(routine, words, {"c": Wanted(a, 12)}, op)]))
 
     assert not failures("copy", 10, 12)
     assert "30 of 30 elements are wrong" in failures("add_to", 10, 12)
     assert "3 of 30 elements are wrong" in failures("copy", 9, 12)
     assert "SIGSEGV" in failures("copy", 11, 12)
     words = {"a": block(a, 12), "c": block(a, 13)}
-    code = emit_map("copy", 1, 36 - 2, "f32", target)
-    gap = execute("avx2 native", [Call(code, words, {"c": Wanted(a[:1], 12)}, "gap")])
+    routine = emit_map("copy", 1, 36 - 2, "f32", target)
+    gap = execute("avx2 native", [Call(routine, words, {"c": Wanted(a[:1], 12)}, "gap")])
     assert "between the rows were changed" in gap[0]
 
 
@@ -312,8 +347,8 @@ def test_every_target_has_short_code() -> None:
         for dtype in FLOATS:
             for op in OPS:
                 for columns in (1, 100, 12345678):
-                    assert len(emit_map(op, 1, columns, dtype, target)) < 4096
-            assert len(emit_column_sums(9, 4321, dtype, target)) < 4096
+                    assert len(emit_map(op, 1, columns, dtype, target).code) < 4096
+            assert len(emit_column_sums(9, 4321, dtype, target).code) < 4096
 
 
 @pytest.mark.parametrize(

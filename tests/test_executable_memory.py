@@ -60,20 +60,20 @@ def test_a_handler_loads_code_in_the_midst_of_loading() -> None:
     """Each gets a place of its own."""
     run_child(COMMON + """
 import builtins, signal
-first, hole, last = (loader.load(b"\\xc3" * 64) for _ in range(3))
+first, hole, last = (loader.place(b"\\xc3" * 64) for _ in range(3))
 del hole
 inside = []
-signal.signal(signal.SIGALRM, lambda *_: inside.append(loader.load(b"\\x90" * 64)))
+signal.signal(signal.SIGALRM, lambda *_: inside.append(loader.place(b"\\x90" * 64)))
 def interrupted(slots):
     for i, slot in enumerate(builtins.sorted(slots)):
         if i == 1 and not inside:
             signal.raise_signal(signal.SIGALRM)
         yield slot
 loader.sorted = interrupted
-placed = loader.load(b"\\xcc" * 64)
+placed = loader.place(b"\\xcc" * 64)
 del loader.sorted
 assert inside, "the handler did not come in between"
-more = [loader.load(b"\\xcc" * 64) for _ in range(3)]
+more = [loader.place(b"\\xcc" * 64) for _ in range(3)]
 places = [code.address for code in (first, last, placed, *inside, *more)]
 assert len({*places}) == len(places), places
 assert bytes(loader.ffi.buffer(loader.ffi.cast("char *", inside[0].address), 64)) == b"\\x90" * 64

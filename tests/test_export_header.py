@@ -12,9 +12,9 @@ from libraries import ARCHITECTURES, need_x86
 from toolchain import STRICT, run, tool
 
 import jitgen
-from jitgen.gemm.spec import DTYPES
 from jitgen.objects.table import FEATURES, flag_bits, flags
 from jitgen.run import cpu
+from jitgen.types import DTYPES
 
 BEST = "avx512" if not jitgen.targets()["avx512"] else "avx2"
 

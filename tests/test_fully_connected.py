@@ -8,18 +8,18 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from oracle import FUNCTIONS
+from activations import EXAMPLES, activated
 from random_cases import SEED
 from rig import count
 
 from jitgen import FullyConnected
 from jitgen.primitives.fc import streams
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
-from jitgen.primitives.layers.elementwise import ACTIVATIONS
 from jitgen.run import cpu, loader
 
 HERE = [name for name, why in cpu.targets().items() if not why]
@@ -95,11 +95,11 @@ def test_random_configurations(target: str, part: int) -> None:
         count.count(target, "fully connected layers", 10)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "known"), EXAMPLES)
 @pytest.mark.parametrize("dtype", KINDS)
-def test_activations_and_their_gradients(activation: str, dtype: str) -> None:
+def test_activations_and_their_gradients(activation: Any, known: str, dtype: str) -> None:
     """The gradient is checked against central differences of the activation in float64."""
-    function = FUNCTIONS[activation][0] if activation in FUNCTIONS else lambda v: np.maximum(v, 0)
+    function = partial(activated, activation)
     rng = np.random.default_rng(SEED)
     layer = FullyConnected(9, 21, 37, activation=activation, dtype=dtype, threads=2)
     linear = FullyConnected(9, 21, 37, dtype=dtype)
@@ -109,18 +109,92 @@ def test_activations_and_their_gradients(activation: str, dtype: str) -> None:
     z = linear.forward(x, w, b)
     y = layer.forward(x, w, b)
     np.testing.assert_allclose(y, function(z.astype(np.float64)), rtol=1e-5, atol=1e-6)
-    name, needed = ("z", z) if activation in ("gelu", "silu") else ("y", y)
+    if not known:
+        for given in ({"y": y}, {"z": z}, {}):
+            with pytest.raises(ValueError, match=f"'{activation}' has no backward pass"):
+                layer.backward_activation(dy, **given)
+        return
+    name, needed = known, {"y": y, "z": z}[known]
     dz = layer.backward_activation(dy, **{name: needed})
     h, z64 = 1e-6, z.astype(np.float64)
-    slope = (function(z64 + h) - function(z64 - h)) / (2 * h)
-    if activation == "relu":
-        slope = (z64 > 0).astype(np.float64)
+    high, middle, low = (function(z64 + s * h) for s in (1, 0, -1))
+    slope = (high - low) / (2 * h)
+    # where straight parts meet there is no slope
+    parts = np.abs(high + low - 2 * middle) > 1e-8 * (1 + np.abs(middle))
+    assert parts.mean() < 0.01
+    slope[parts], dz[parts], dy[parts] = 0, 0, 0
     np.testing.assert_allclose(dz, dy * slope, rtol=2e-5, atol=1e-6)
     in_place = dy.copy()
     assert layer.backward_activation(in_place, out=in_place, **{name: needed}) is in_place
     np.testing.assert_array_equal(in_place, dz)
     both = layer.backward_activation(blocked(dy, 16), **{name: blocked(needed, 16)})
     np.testing.assert_array_equal(both.plain(), dz)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_residuals(target: str) -> None:
+    """Of every way to multiply: few rows in place, packed pieces, panels, blocked; and in place."""
+    rng = np.random.default_rng(SEED)
+    for i, (batch, c, k) in enumerate(((1, 40, 70), (7, 33, 20), (20, 50, 70), (65, 1100, 600))):
+        dtype, bias = ("f32", "f64")[i % 2], i % 3 > 0
+        layer = FullyConnected(
+            batch, c, k, bias=bias, residual=True, activation=("clip", -9, 30), dtype=dtype,
+            threads=2, target=target,
+        )  # fmt: skip
+        x, w, b, residual = (
+            rng.integers(-3, 4, s).astype(KINDS[dtype]) for s in ((batch, c), (k, c), k, (batch, k))
+        )
+        expected = np.clip(x @ w.T + b * bias + residual, -9, 30)
+        packed = layer.pack_weights(w)
+        given = b if bias else None
+        for weights in (w, packed):
+            out = np.full_like(residual, np.nan)
+            assert layer.forward(x, weights, given, out, residual=residual) is out
+            np.testing.assert_array_equal(out, expected)
+            place = residual.copy()
+            assert layer.forward(x, weights, given, place, residual=place) is place
+            np.testing.assert_array_equal(place, expected)
+        y = layer.forward(layer.pack_input(x), packed, given, residual=blocked(
+            residual, packed.forward.width))  # fmt: skip
+        np.testing.assert_array_equal(y.plain(), expected)
+        count.count(target, "fully connected layers", 5)
+
+
+def test_the_residual_must_fit() -> None:
+    layer = FullyConnected(4, 6, 5, residual=True)
+    packed, x = layer.pack_weights(W), layer.pack_input(X)
+    other = blocked(Y, packed.forward.width + 1)
+    for call, error, words in (
+        (lambda: layer.forward(X, W, B), TypeError, "residual is NoneType"),
+        (lambda: layer.forward(X, W, B, residual=X), ValueError, "residual has shape (4, 6)"),
+        (lambda: layer.forward(X, W, B, BOTH[:20].reshape(4, 5),
+                               residual=BOTH[9:29].reshape(4, 5)), ValueError, "overlaps residual"),
+        (lambda: layer.forward(x, packed, B, residual=Y), ValueError, "residual has panels of 0"),
+        (lambda: layer.forward(x, packed, B, residual=other), ValueError, "residual has panels of"),
+        (lambda: layer.forward(X, W, B, residual=other), ValueError, "residual has panels of"),
+        (lambda: LAYER.forward(X, W, B, residual=Y), ValueError, "residual is given"),
+        (lambda: FullyConnected(4, 6, 5, residual=1), TypeError, "residual=1 is no bool"),
+    ):  # fmt: skip
+        with pytest.raises(error) as raised:
+            call()
+        assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(("activation", "error", "words"), [
+    (("leaky_relu", -0.5), ValueError, "activation=('leaky_relu', -0.5) has no backward pass"),
+    (("elu", -1), ValueError, "activation=('elu', -1.0) has no backward pass"),
+])  # fmt: skip
+def test_gradients_that_the_output_does_not_tell(activation: Any, error: Any, words: str) -> None:
+    layer = FullyConnected(4, 6, 5, activation=activation)
+    y = layer.forward(X, W, B)
+    with pytest.raises(error) as raised:
+        layer.backward_activation(Y, y)
+    assert words in str(raised.value)
+
+
+def test_any_panels_fit_the_registers() -> None:
+    """Eight vectors a panel and few rows: as many accumulator sets as fit, and no more."""
+    assert FullyConnected(1, 513, 513, dtype="f64", target="sve512").stream().calls
 
 
 def test_a_chain_stays_blocked() -> None:
@@ -198,7 +272,16 @@ def narrow(packed: PackedWeights, name: str) -> PackedWeights:
         (lambda x: FullyConnected(0, 6, 5), ValueError, "batch=0"),
         (lambda x: FullyConnected(4, 2.0, 5), TypeError, "in_features=2.0"),
         (lambda x: FullyConnected(4, 6, -1), ValueError, "out_features=-1"),
-        (lambda x: FullyConnected(4, 6, 5, activation="softmax"), ValueError, "softmax"),
+        (lambda x: FullyConnected(4, 6, 5, activation="softmax"), ValueError,
+         "activation='softmax' is not one of relu, "),
+        (lambda x: FullyConnected(4, 6, 5, activation="bias"), ValueError, "activation='bias' is"),
+        (lambda x: FullyConnected(4, 6, 5, activation="clip"), ValueError,
+         "activation='clip' takes low, high; got []"),
+        (lambda x: FullyConnected(4, 6, 5, activation=("clip", 6, 0)), ValueError,
+         "activation=clip: low=6.0 is above 0.0"),
+        (lambda x: FullyConnected(4, 6, 5, activation=("elu", "1")), TypeError,
+         "activation=elu alpha='1' is no real number"),
+        (lambda x: FullyConnected(4, 6, 5, activation=3), TypeError, "activation=3 is neither"),
         (lambda x: FullyConnected(4, 6, 5, dtype="bf16"), ValueError, "bf16"),
         (lambda x: FullyConnected(4, 6, 5, threads=0), ValueError, "threads=0"),
         (lambda x: FullyConnected(4, 6, 5, blocks=(0, 16)), ValueError, "blocks[0]=0"),

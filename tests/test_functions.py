@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from jitgen.emit import functions
+from jitgen.emit.steps import STEPS
+from jitgen.types import DTYPES
 
 FUNCTIONS = {
     "exp": functions.exp,
@@ -100,7 +102,7 @@ class Model:
     """functions.Emitter that computes on arrays instead of emitting instructions."""
 
     def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+        self.arithmetic = DTYPES[dtype]
         self.float = np.dtype(dtype[0] + str(int(dtype[1:]) // 8))
         self.bits = np.dtype("u" + str(self.float.itemsize))
         self.registers: dict[int, Array] = {}
@@ -176,7 +178,7 @@ class Model:
 
 
 def _apply(name: str, dtype: str, x: Array) -> Array:
-    return Model(dtype).run(FUNCTIONS[name], x, functions.TEMPS[name])
+    return Model(dtype).run(FUNCTIONS[name], x, STEPS[name].temps)
 
 
 def _sigmoid(x: Array) -> Array:

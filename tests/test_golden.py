@@ -18,6 +18,7 @@ import pytest
 from golden import KERNELS
 from golden_layers import LAYERS, FullyConnected
 
+from jitgen.emit.routine import Routine
 from jitgen.run import cpu
 from jitgen.target import parse_target
 
@@ -142,8 +143,9 @@ def test_one_changed_record_or_word_of_a_stream_is_told(monkeypatch: Any) -> Non
     records[0][2] ^= 1
     seen = {whole, golden.streams_hash([(stream, {}, records)])}
     first, *others = stream.calls
+    changed = first.code[:-1] + bytes([first.code[-1] ^ 1])
     for call in (
-        first._replace(code=first.code[:-1] + bytes([first.code[-1] ^ 1])),
+        first._replace(routine=Routine("changed", (), first.routine.target, changed)),
         first._replace(words=(first.words[0]._replace(shift=1), *first.words[1:])),
         first._replace(words=(first.words[0]._replace(base=1), *first.words[1:])),
         first._replace(fixed=(("count", 77),)),

@@ -15,6 +15,7 @@ from spans import check_run, recorded
 
 from jitgen import FullyConnected
 from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.routine import Routine
 from jitgen.kernels.dot import emit_dot, possible
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.kernels.layout import emit_transpose
@@ -92,10 +93,10 @@ def sparse(elements: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, 4 * elements, flags=flags), np.float32)
 
 
-def call(code: bytes, **words: np.ndarray | int) -> None:
-    """Run machine code."""
+def call(routine: Routine, **words: np.ndarray | int) -> None:
+    """Run a routine."""
     with shared.lock:
-        loaded = loader.load(code)
+        loaded = loader.load(routine)
     struct = loader.ffi.new("uint64_t[]", len(ARGUMENTS))
     for name, value in words.items():
         at = value if isinstance(value, int) else value.__array_interface__["data"][0]

@@ -43,12 +43,12 @@ def test_transpose(tier: str, dtype: str) -> None:
     for rows, columns in [*SHAPES, *((rng.randint(1, 80), rng.randint(1, 80)) for _ in range(12))]:
         lda, ldc = leading(rng, columns), leading(rng, rows)
         a = matrix(rng.randrange(1 << 30), rows, columns, dtype=dtype)
-        code = emit_transpose(rows, columns, dtype, target, lda=lda, ldc=ldc)
-        assert len(code) < 4096
+        routine = emit_transpose(rows, columns, dtype, target, lda=lda, ldc=ldc)
+        assert len(routine.code) < 4096
         words = {"a": block(a, lda), "c": block(poison(columns, rows, dtype), ldc)}
         label = f"{rows} x {columns}, lda={lda}, ldc={ldc}, JITGEN_SEED={SEED}"
         wanted = {"c": Wanted(a.T, ldc)}
-        calls.append(Call(code, words, wanted, label, rng.choice(("end", "start"))))
+        calls.append(Call(routine, words, wanted, label, rng.choice(("end", "start"))))
     failures = execute(tier, calls)
     assert not failures, "\n".join(failures)
 

@@ -13,9 +13,11 @@ import pytest
 from child import run_child
 
 from jitgen import Convolution, FullyConnected, brgemm
+from jitgen.emit.routine import Routine
 from jitgen.primitives.nest.loops import Loop, check_order, iterate
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tables import MOST_CALLS, TooLarge
+from jitgen.target import AVX2
 
 #: Runs each case: a constructor's call, and the passes of the layer; prints what became of it. A
 #: case that is refused must say so in words of the arguments named
@@ -166,8 +168,8 @@ def test_large_kernels_are_made_or_refused(size: int) -> None:
                 assert len(kernel.code) < 1 << 16
 
 
-def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-    return b"\xc3", {}
+def code(size: dict[str, int], first: bool, last: bool) -> Any:
+    return Routine("nothing", (), AVX2, b"\xc3"), {}
 
 
 def part(order: str, reduction: str = "k", **steps: int) -> Part:

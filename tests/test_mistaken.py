@@ -10,30 +10,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activations import DIFFERENTIABLE, name_of
 from copied import numbers
 from random_cases import SEED
 
 from jitgen import Adam, AveragePool, Convolution, FullyConnected, Gru, Lstm, Mlp, Rnn, Sgd
-from jitgen.primitives.layers.elementwise import ACTIVATIONS
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
 pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "right"), DIFFERENTIABLE)
 @pytest.mark.parametrize("make", [
     lambda a: FullyConnected(4, 4, 4, activation=a),
     lambda a: Convolution(1, 4, 4, 4, 4, 1, activation=a),
 ])  # fmt: skip
-def test_outputs_and_inputs_of_activations(make: Any, activation: str) -> None:
+def test_outputs_and_inputs_of_activations(make: Any, activation: Any, right: str) -> None:
     layer = make(activation)
     shape = (4, 4) if isinstance(layer, FullyConnected) else layer.y_shape
     dy, value = numbers(shape), numbers(shape, 1)
-    right, wrong = ("z", "y") if activation in ("gelu", "silu") else ("y", "z")
+    wrong = {"y": "z", "z": "y"}[right]
     gradient = layer.backward_activation(dy, **{right: value})
     assert gradient.shape == shape
-    takes = f"the gradient of {activation} takes {right}"
+    takes = f"the gradient of {name_of(activation)} takes {right}"
     for given, words in (
         ({wrong: value}, f"{wrong} is given"), ({}, f"{right} is missing"),
         ({wrong: value, right: value}, f"{wrong} is given"),

@@ -25,15 +25,18 @@ pytestmark = pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 
 
 def reference(
-    network: Mlp, x: np.ndarray, labels: np.ndarray, activation: str
+    network: Mlp, x: np.ndarray, labels: np.ndarray, activation: Any
 ) -> tuple[float, list[np.ndarray]]:
     """Loss and gradients of a network in float64, layer by layer."""
     functions: dict[str, tuple[Any, Any]] = {
         "relu": (lambda v: np.maximum(v, 0), lambda y: y > 0),
         "tanh": (np.tanh, lambda y: 1 - y * y),
         "sigmoid": (lambda v: 1 / (1 + np.exp(-v)), lambda y: y * (1 - y)),
-    }
-    function, slope = functions[activation]
+        "leaky_relu": (lambda v: np.where(v > 0, v, v / 4), lambda y: np.where(y > 0, 1, 0.25)),
+        "elu": (lambda v: np.where(v > 0, v, np.expm1(np.minimum(v, 0))),
+                lambda y: np.where(y > 0, 1, y + 1)),
+    }  # fmt: skip
+    function, slope = functions[activation if isinstance(activation, str) else activation[0]]
     outputs = [x.astype(np.float64)]
     for i, (w, b) in enumerate(zip(network.weights, network.biases, strict=True)):
         z = outputs[-1] @ w.astype(np.float64).T + b
@@ -53,9 +56,9 @@ def reference(
     return loss, gradients
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "elu", ("leaky_relu", 0.25)])
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_gradients(activation: str, dtype: str) -> None:
+def test_gradients(activation: Any, dtype: str) -> None:
     rng = np.random.default_rng(SEED)
     network = Mlp(13, (21, 34, 55, 7), activation=activation, dtype=dtype, threads=2, seed=SEED)
     x = rng.standard_normal((13, 21)).astype(network.weights[0].dtype)
@@ -145,7 +148,9 @@ FROZEN.flags.writeable = False
     [
         (lambda n: Mlp(3, (4,)), ValueError, "sizes="),
         (lambda n: Mlp(3, (4, 0)), ValueError, "sizes[1]=0"),
-        (lambda n: Mlp(3, (4, 2), activation="gelu"), ValueError, "gelu"),
+        (lambda n: Mlp(3, (4, 2), activation="gelu"), ValueError,
+         "activation='gelu': the gradient of a network's activation is made from its output"),
+        (lambda n: Mlp(3, (4, 2), activation=None), ValueError, "activation=None"),
         (lambda n: n.gradients(X, LABELS[:2]), ValueError, "labels has shape (2,)"),
         (lambda n: n.gradients(X, LABELS + 2), ValueError, "each must be 0 .. 1"),
         (lambda n: n.gradients(X, LABELS * 0.5), TypeError, "float64"),

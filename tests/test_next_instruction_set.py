@@ -28,7 +28,9 @@ from tools import check
 class Pretend(ModuleType):
     """The module of a family with vectors of 128 bits only, as NEON's are."""
 
-    def open_machine(self, dtype: str, vector_bits: int = 0) -> Machine:
+    def open_machine(
+        self, arithmetic: str, vector_bits: int = 0, storage: str | None = None
+    ) -> Machine:
         """None of its kernels is asked for here."""
         raise ValueError(f"vector_bits={vector_bits}: the pretend family has 128")
 

@@ -86,13 +86,14 @@ def pool(rng: random.Random, target: Target, kind: str) -> Call:
         value = seen.sum(axis=0) / number
         eps = np.finfo(FLOATS[dtype]).eps
         bound = (len(windows.taps) + 1) * eps * np.abs(seen).sum(axis=0) / abs(number)
-    code = emit_pool(
+    routine = emit_pool(
         kind, windows.pixels, windows.channels, windows.taps, dtype, target, step=windows.step,
         ldc=ldc, divisor=divisor,
     )  # fmt: skip
     words = {"a": windows.flat, "c": block(poison(*windows.shape, dtype), ldc)}
     label = f"{kind} {windows.label} divisor {divisor} ldc {ldc}"
-    return Call(code, words, {"c": Wanted(value, ldc, bound)}, label, rng.choice(("end", "start")))
+    place = rng.choice(("end", "start"))
+    return Call(routine, words, {"c": Wanted(value, ldc, bound)}, label, place)
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])
@@ -118,18 +119,18 @@ def test_nan_wins_at_every_tap(tier: str, dtype: str) -> None:
     x[np.arange(4), np.arange(4), 1] = -np.nan
     x[np.arange(4), np.arange(4) - 1, 1] = np.inf
     target = parse_target(TIERS[tier].target)
-    code = emit_pool("max", 4, 3, (0, 3, 6, 9), dtype, target, step=12, ldc=3)
+    routine = emit_pool("max", 4, 3, (0, 3, 6, 9), dtype, target, step=12, ldc=3)
     value = np.array([[np.nan, np.nan, 1.0]] * 4)
     words = {"a": x.ravel(), "c": poison(4, 3, dtype).ravel()}
-    assert not execute(tier, [Call(code, words, {"c": Wanted(value, 3)}, "NaN")])
+    assert not execute(tier, [Call(routine, words, {"c": Wanted(value, 3)}, "NaN")])
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_code_is_small(name: str) -> None:
     taps = tuple(r * 112 * 67 + s * 67 for r in range(3) for s in range(3))
     for kind in ("max", "average"):
-        code = emit_pool(kind, 56, 67, taps, "f32", TARGETS[name], step=134, ldc=67)
-        assert len(code) < 4096
+        routine = emit_pool(kind, 56, 67, taps, "f32", TARGETS[name], step=134, ldc=67)
+        assert len(routine.code) < 4096
 
 
 @pytest.mark.parametrize(

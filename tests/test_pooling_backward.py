@@ -72,12 +72,12 @@ def gradient(rng: random.Random, target: Target, kind: str) -> Call:
         each = dy / float(divisor or len(windows.taps))
         np.add.at(wanted, index, each[None])
         bound = (len(windows.taps) * 4 + 2) * np.finfo(FLOATS[dtype]).eps * 9 * len(windows.taps)
-    code = emit_pool_backward(
+    routine = emit_pool_backward(
         kind, *shape, windows.taps, dtype, target, step=windows.step, ldb=ldb, divisor=divisor,
         accumulate=accumulate,
     )  # fmt: skip
     label = f"{kind} {windows.label} divisor {divisor} ldb {ldb} accumulate {accumulate}"
-    return Call(code, words, {"c": Wanted(wanted[None], len(wanted), bound)}, label,
+    return Call(routine, words, {"c": Wanted(wanted[None], len(wanted), bound)}, label,
                 rng.choice(("end", "start")))  # fmt: skip
 
 
@@ -105,8 +105,8 @@ def test_every_window_of_three(tier: str, dtype: str) -> None:
     taps = (0, channels, 2 * channels)
     words = {"a": x.ravel(), "b": dy, "c": np.zeros_like(x).ravel()}
     options: dict[str, Any] = {"step": 0, "ldb": channels}
-    code = emit_pool_backward("max", 1, channels, taps, dtype, target, **options)
-    call = Call(code, words, {"c": Wanted(value, channels)}, "triples")
+    routine = emit_pool_backward("max", 1, channels, taps, dtype, target, **options)
+    call = Call(routine, words, {"c": Wanted(value, channels)}, "triples")
     assert not execute(tier, [call])
     # the comparison sees a kernel that takes the last of equal maxima
     wrong = emit_pool_backward("max", 1, channels, taps[::-1], dtype, target, **options)
@@ -122,10 +122,10 @@ def test_zeros_leave_gaps_alone(tier: str) -> None:
     for rows, columns, ld in ((1, 1, 1), (3, 16, 40), (5, 67, 70), (4, 130, 130)):
         for dtype in FLOATS:
             target = parse_target(TIERS[tier].target)
-            code = emit_map("zero", rows, columns, dtype, target, ld={"c": ld})
+            routine = emit_map("zero", rows, columns, dtype, target, ld={"c": ld})
             words = {"c": block(poison(rows, columns, dtype), ld)}
             wanted = {"c": Wanted(np.zeros((rows, columns)), ld)}
-            calls.append(Call(code, words, wanted, f"{rows} x {columns} zeros, {dtype}"))
+            calls.append(Call(routine, words, wanted, f"{rows} x {columns} zeros, {dtype}"))
     assert not execute(tier, calls)
 
 
@@ -133,8 +133,8 @@ def test_zeros_leave_gaps_alone(tier: str) -> None:
 def test_code_is_small(name: str) -> None:
     taps = tuple(r * 112 * 67 + s * 67 for r in range(3) for s in range(3))
     for kind in ("max", "average"):
-        code = emit_pool_backward(kind, 56, 67, taps, "f32", TARGETS[name], step=134, ldb=67)
-        assert len(code) < 4096
+        routine = emit_pool_backward(kind, 56, 67, taps, "f32", TARGETS[name], step=134, ldb=67)
+        assert len(routine.code) < 4096
 
 
 @pytest.mark.parametrize(

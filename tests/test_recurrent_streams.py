@@ -88,7 +88,7 @@ class Elsewhere:
         copies += [Buffer(np.zeros(n, kind), write=True) for n in run.scratch.values()]
         copies += [Buffer(array) for array in run.constants.values()]
         assert len(copies) == len(run.stream.tensors)
-        code = emit_replay(run.stream.calls, run._target)
+        code = emit_replay(run.stream.calls, run._target).code
         results: list[Result] = []
         with self._changed:
             job = Job(code, [Buffer(words), Pointers(copies), 0, 0])

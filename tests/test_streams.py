@@ -18,8 +18,8 @@ from random_cases import SEED
 from rig.job import Buffer, Job, Pointers
 from tiers import TIERS, need
 
+from jitgen.emit.routine import Routine
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest import gemm
 from jitgen.primitives.nest.gemm import (
     Product,
@@ -29,10 +29,11 @@ from jitgen.primitives.nest.gemm import (
     product_part,
 )
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
 from jitgen.run import cpu, loader
 from jitgen.run.replay import BARRIER, END, FIRST_KIND, emit_replay
-from jitgen.target import parse_target
+from jitgen.target import AVX2, parse_target
+from jitgen.types import DTYPES
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
 #: tier -> (streams, largest size)
@@ -87,14 +88,14 @@ def build(product: Product, seed: int) -> tuple[Stream, dict[str, np.ndarray], n
     packed = p.to_pack
     if packed and p.a in ("m k", "k m") and p.c == "m n" and seed % 2:
         tensors["panels"] = np.full(p.threads * p.panel_depth * p.width, np.nan, kind)
-        parts.append(fused_part(p, "a", "b", "panels", "c", "bias" if p.epilogue else ""))
+        parts.append(fused_part(p, "a", "b", "panels", "c"))
         tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
         return Stream(parts, list(tensors), p.threads), tensors, expected
     if packed:
         parts.append(pack_part(p, "b", "panels"))
         tensors["panels"] = np.full(p.packed_elements, np.nan, kind)
     source = "panels" if packed else "b"
-    parts.append(product_part(p, "a", source, "c", "bias" if p.epilogue else ""))
+    parts.append(product_part(p, "a", source, "c"))
     tensors = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     return Stream(parts, list(tensors), p.threads), tensors, expected
 
@@ -126,7 +127,7 @@ def test_replay(tier: str) -> None:
         stream, tensors, expected = build(product, SEED + i)
         written = ("c", "panels")
         buffers = [Buffer(t, write=name in written) for name, t in tensors.items()]
-        code = emit_replay(stream.calls, product.target)
+        code = emit_replay(stream.calls, product.target).code
         words = [Buffer(stream.slices[0]), Pointers(buffers), 0, 0]
         jobs.append(Job(code, words, label=str(product)))
         cases.append((product, [n for n in tensors if n in written], expected))
@@ -209,8 +210,8 @@ def test_the_text_tells_who_does_what() -> None:
 
 
 def test_offsets_beyond_32_bits_are_refused() -> None:
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
-        return b"\xc3", {}
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
+        return Routine("nothing", (), AVX2, b"\xc3"), {}
 
     loops = {"n": Loop(4, (2,))}
     part = Part("far", "n", loops, code, {"a": Ref("a", {"n": 1 << 31})})
@@ -231,9 +232,9 @@ def test_the_driver_reports_a_refusal() -> None:
         program = Program(nops)
         program.emit(FORMS["mov r32 uimm32"], (RAX, value))
         program.emit(FORMS["ret"], ())
-        codes.append(program.encode())
+        codes.append(Routine(f"returns {value}", (), target, program.encode()))
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return codes[first], {}
 
     part = Part("refuse", "n", {"n": Loop(2, (1,))}, code, {"a": Ref("a", {"n": 1})}, "n")

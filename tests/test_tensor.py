@@ -172,7 +172,7 @@ def test_any_tensor_goes_to_any_layout(tier: str) -> None:
         part, before, after, label = moves(rng, TIERS[tier].target)
         stream = Stream([part], ["a", "c"], 1)
         c = Buffer(np.full_like(after, np.nan), write=True)
-        code = emit_replay(stream.calls, parse_target(TIERS[tier].target))
+        code = emit_replay(stream.calls, parse_target(TIERS[tier].target)).code
         words = [Buffer(stream.slices[0]), Pointers([Buffer(before), c]), 0, 0]
         jobs.append(Job(code, words, label=label))
         cases.append((after, label))

@@ -21,11 +21,15 @@ from jitgen.isa.avx2 import FORMS, Avx2Machine
 from jitgen.isa.machine import At
 from jitgen.isa.x86_rows import parse_table
 from jitgen.target import AVX2
+from jitgen.types import DTYPES, DType
 
 ROWS = parse_table("""
 vpmaddwd | ymm ymm ymm/m256 | VEX.256.66.0F.WIG F5 /r | avx2
 vpaddd   | ymm ymm ymm/m256 | VEX.256.66.0F.WIG FE /r | avx2
 """)
+
+#: 32-bit accumulators are as wide as f32's, and nothing here looks at more
+PAIRS = DType("s16", "signed", 2, 16, 0, "f32", "", "int16", "short", ku=2)
 
 
 class PairMachine(Avx2Machine):
@@ -56,7 +60,7 @@ def interleave(b: np.ndarray, ku: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(1, 1, 2), (5, 7, 6), (13, 16, 64), (6, 29, 34), (64, 40, 66)])
 def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], trans_b: bool) -> None:
     needs.need(jitgen.targets()["avx2"] or native.available(), installable=False)
-    monkeypatch.setitem(spec.DTYPES, "s16", spec.DType(element=2, result=4, ku=2))
+    monkeypatch.setitem(DTYPES, "s16", PAIRS)
     m, n, k = shape
     jobs, wanted = [], []
     for count in (0, 1, 5):
@@ -80,7 +84,7 @@ def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], trans_b:
 
 
 def test_odd_reduction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(spec.DTYPES, "s16", spec.DType(element=2, result=4, ku=2))
+    monkeypatch.setitem(DTYPES, "s16", PAIRS)
     with pytest.raises(ValueError, match=r"k=7.*multiple of 2"):
         spec.make_spec(4, 4, 7, "s16")
     with pytest.raises(ValueError, match="trans_a=True"):

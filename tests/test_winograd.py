@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blocks import EVERYWHERE, FLOATS, Call, Wanted, block, execute, poison
-from oracle import FUNCTIONS
+from oracle import FUNCTIONS, stepped
 from random_cases import SEED
 from rig import count
 from test_convolution import EPS, HERE, KINDS, Reference, as_job, stored
@@ -28,9 +28,12 @@ from jitgen.target import TARGETS, Target, parse_target
 Array = np.ndarray[Any, Any]
 B, A, G = (np.array(TRANSFORMS[kind]) for kind in ("input", "output", "weights"))
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 64, 67)
-EPILOGUES: tuple[tuple[tuple[str], ...], ...] = (
+EPILOGUES: tuple[tuple[tuple[Any, ...], ...], ...] = (
     (), (("bias",),), (("bias",), ("relu",)), (("bias",), ("residual",), ("relu",)),
     (("residual",),), (("bias",), ("silu",)), (("residual",), ("gelu_tanh",)), (("tanh",),),
+    (("bias",), ("clip", 0.0, 6.0)), (("residual",), ("leaky_relu", 0.25)), (("scale", 0.5),),
+    (("bias",), ("hardswish",)), (("elu", 0.5), ("residual",)), (("mish",),), (("hardsigmoid",),),
+    (("clip", -2.0, 2.0), ("exp",)),
 )  # fmt: skip
 #: (target, part): 40 configurations each
 PARTS = [(target, i) for target in HERE for i in range(6 if target == "avx2" else 2)]
@@ -140,13 +143,15 @@ class Case:
         for q, i in np.argwhere(index >= 0):
             wanted[index[q, i]], bound[index[q, i]] = flat[q, :, i], 8 * eps * sizes[q, :, i]
         words = {"a": a, "c": block(poison(rows, self.channels, self.dtype), self.pitch[1])}
-        for step, *_ in self.epilogue:
+        for step, *parameters in self.epilogue:
             if step in FUNCTIONS:
-                function, lipschitz = FUNCTIONS[step]
-                wanted = function(wanted)
-                bound = bound * lipschitz + 8 * eps * np.abs(wanted)
-            elif step == "relu":
-                wanted = np.maximum(wanted, 0)
+                kind = FLOATS[self.dtype]
+                wanted, bound = stepped((step, *parameters), wanted, bound, kind)
+            elif step in ("relu", "clip"):
+                wanted = np.clip(wanted, *(parameters or (0, np.inf)))
+            elif step in ("leaky_relu", "scale"):
+                small = (wanted < 0) | (step == "scale")
+                wanted = np.where(small, wanted * parameters[0], wanted)
             else:
                 added = self.data(*((self.channels,) if step == "bias" else wanted.shape))
                 words[step] = added if step == "bias" else block(added, self.pitch[1])
@@ -159,14 +164,14 @@ class Case:
                 parts[-1] = Squares(parts[-1].number + number, r, c)
             else:
                 parts.append(Squares(number, r, c))
-        code = emit_winograd(
+        routine = emit_winograd(
             self.kind, self.channels, tuple(parts), grid_a, grid_c, self.dtype, target,
             lead=self.lead, epilogue=self.epilogue,
         )  # fmt: skip
         result = Wanted(wanted, self.pitch[1], 0.0 if self.exact else bound)
         label = f"{self.kind} {self.channels} channels {self.dtype} {parts} {self.epilogue}"
         place = self.rng.choice(("end", "start"))
-        self.call = Call(code, words, {"c": result}, label, place)
+        self.call = Call(routine, words, {"c": result}, label, place)
 
 
 @pytest.mark.parametrize("tier", EVERYWHERE)
@@ -203,9 +208,9 @@ def test_a_wrong_transform_is_found() -> None:
         ({"squares": (Squares(0, (0, 4), (0, 4)),)}, "at least one"),
         ({"squares": (Squares(1, (0, 5), (0, 4)),)}, "part of 4 x 4"),
         ({"a": Grid(1 << 28, 4, 8)}, "a=Grid"), ({"c": Grid(16, 4, 1 << 30)}, "c=Grid"),
-        ({"epilogue": (("relu",),)}, "epilogue step 'relu'"),
+        ({"epilogue": (("relu",),)}, "epilogue step 'relu': kind='input' has no epilogue"),
         ({"kind": "output", "squares": (Squares(1, (0, 2), (0, 2)),),
-          "epilogue": (("clip", 0, 1),)}, "epilogue step 'clip'"),
+          "epilogue": (("bias_row",),)}, "epilogue step 'bias_row': its operand lies by row"),
     ],
 )  # fmt: skip
 def test_bad_transforms(change: dict[str, Any], words: str) -> None:
@@ -232,7 +237,8 @@ def random_layer(rng: random.Random, target: str, most: int, **given: Any) -> Co
             return Convolution(
                 rng.randint(1, 3), c, rng.randint(1, most), rng.randint(1, most), k, 3,
                 padding=rng.choice(["same", 0, 1, 1, (side(), side())]), bias=rng.random() < 0.7,
-                activation=rng.choice([None, "relu"]), residual=rng.random() < 0.3,
+                activation=rng.choice([None, "relu", "relu6", ("leaky_relu", 0.5)]),
+                residual=rng.random() < 0.3,
                 dtype=rng.choice(["f32", "f64"]), layout=rng.choice(["nchw", "nhwc"]),
                 algorithm="winograd", target=target,
                 **{"threads": rng.randint(1, 3), **given},

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from jitgen import isa
+from jitgen.isa import types
 from tools import imports
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,14 @@ TELLS_APART = {
     "jitgen/inspect/words.py": "names of vector registers in texts of instructions",
     "jitgen/objects/header.py": "the C code that asks a CPU what it has",
     "jitgen/objects/table.py": "how that code asks an AArch64 CPU",
+}
+#: Files that may name element types, each with its reason; elsewhere only defaults do
+TELLS_TYPES = {
+    "isa/types.py": "the table",
+    "jitgen/emit/functions.py": "coefficients that are right for a type",
+    "jitgen/emit/derivatives.py": "coefficients that are right for a type",
+    "jitgen/emit/rectifiers.py": "limits that are right for a type",
+    "jitgen/analysis/cpus.py": "what a CPU needs for a division, by type",
 }
 FAST_TESTS = (
     "tests/test_rows.py", "tests/test_listing.py", "tests/test_cli.py", "tests/test_bad_input.py",
@@ -68,6 +77,14 @@ def house_rules() -> list[str]:
                 broken.append(f"{name}: names the instruction set {found[0]}")
             elif not found and name in TELLS_APART:
                 broken.append(f"{name}: may name instruction sets, and names none")
+    for room in ("isa", "jitgen", "primitives"):
+        for path in sources(room):
+            name = f"{path.relative_to(ROOT)}"
+            found = _element_types(ast.parse(path.read_text()))
+            if found and name not in TELLS_TYPES:
+                broken.append(f"{name}: names the element type {found[0]}")
+            elif not found and name in TELLS_TYPES:
+                broken.append(f"{name}: may name element types, and names none")
     graph = imports.graph(ROOT)
     broken += [f"imports in a circle: {', '.join(circle)}" for circle in imports.circles(graph)]
     return broken + imports.upward(graph)
@@ -83,6 +100,19 @@ def _instruction_sets(tree: ast.AST) -> list[str]:
             case ast.alias(name=name):
                 names |= set(name.lower().split("."))
     return sorted(names & INSTRUCTION_SETS)
+
+
+def _element_types(tree: ast.AST) -> list[str]:
+    """Element types that a module names, but as the default of an argument."""
+    defaults: set[ast.AST | None] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            defaults.update((*node.defaults, *node.kw_defaults))
+    return sorted(
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in types.DTYPES and node not in defaults
+    )
 
 
 def line_counts() -> str:

@@ -9,6 +9,7 @@ whose passes take the same time are skipped and counted. Not here: time (`jitgen
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -232,14 +233,14 @@ class Execution:
             return (_POINTERS if table else _REGION) * (index + 1)
         index, entry = divmod(address, _POINTERS)
         name = list(ARGUMENTS)[index - 1]
-        rows, columns = spec.a_shape if name.startswith("a") else (spec.b_shape[0], spec.ldb)
-        size = rows * (spec.lda if name.startswith("a") else columns)
-        if spec.panel and name.startswith("b"):
-            size = spec.b_shape[0] * spec.k * spec.panel
+        size = spec.a_shape[0] * spec.lda
+        if name.startswith("b"):
+            rows = spec.n if spec.trans_b else spec.k
+            size = math.prod(spec.b_shape) if spec.panel else rows * spec.ldb
         element = entry // 8 * size
         if name.endswith("offsets"):
             return element
-        return _REGION * index + element * spec.element
+        return _REGION * index + element * (spec.a_bytes if name == "a" else spec.b_bytes)
 
 
 def _phase(section: Hashable) -> int:

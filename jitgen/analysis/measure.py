@@ -21,12 +21,13 @@ import numpy as np
 
 import jitgen.gemm.kernel
 from jitgen import doors
-from jitgen.doors import NUMPY
+from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Routine, Written, emitter
+from jitgen.emit.steps import STEPS, Step
 from jitgen.gemm.kernel import Bound, Kernel
 from jitgen.gemm.plan import check_overrides
-from jitgen.gemm.spec import Step
-from jitgen.isa.program import Program
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES, NUMPY, DTypeLike
 
 Array = np.ndarray
 #: Arrays begin at multiples of so many bytes
@@ -43,44 +44,22 @@ PEAK_UNROLL, PEAK_PASSES = 4, 10_000
 #: Tries of which a generation time is the median
 TRIES = 5
 
-_erf = np.vectorize(math.erf, otypes=[float])
-#: What each step of an epilogue makes of C and its operand or parameters
-STEPS: dict[str, Callable[..., Any]] = {
-    "bias": np.add,
-    "bias_row": lambda x, bias: x + bias[:, np.newaxis],
-    "residual": np.add,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu_mask": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x, slope: np.where(x < 0, x * slope, x),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "tanh": np.tanh,
-    "gelu": lambda x: x * (1 + _erf(x * math.sqrt(0.5))) / 2,
-    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "clip": np.clip,
-    "scale": np.multiply,
-}
-#: Their largest slopes, where that is not 1 or a parameter
-SLOPES = {"sigmoid": 0.25, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
-
 
 def apply_step(step: Step, x: Array, operands: dict[str, Array]) -> Array:
     """The step of an epilogue on `x`, in its precision."""
     name, *parameters = step
-    if name in operands:
-        parameters = [operands[name]]
+    operand = STEPS[name].operand
+    if operand is not None:
+        parameters = [operands[operand.word]]
     with np.errstate(over="ignore"):
-        return np.asarray(STEPS[name](x, *parameters))
+        return np.asarray(STEPS[name].meaning(x, *parameters))
 
 
-def largest_slope(step: Step) -> float:
-    """By how much the step of an epilogue can enlarge an error."""
+def largest_slope(step: Step, x: Array) -> Any:
+    """By how much the step of an epilogue can enlarge an error of `x`."""
     name, *parameters = step
-    if name == "scale":
-        return abs(float(parameters[0]))
-    if name == "leaky_relu":
-        return max(1.0, abs(float(parameters[0])))
-    return SLOPES.get(name, 1.0)
+    slope = STEPS[name].slope
+    return slope(x, *parameters) if callable(slope) else slope
 
 
 class Check(NamedTuple):
@@ -103,18 +82,20 @@ class Problem:
         self.count = count
         self._random = np.random.default_rng(1)
         rows, columns = spec.a_shape
-        a_all = self._array(count, rows, spec.lda)
-        b_all = self._array(count, *spec.b_shape[:-1], spec.panel or spec.ldb)
+        a_all = self._array(spec.a_type, count, rows, spec.lda)
+        b_all = self._array(spec.b_type, count, *spec.b_shape[:-1], spec.panel or spec.ldb)
         a, b = a_all[..., :columns], b_all[..., : spec.b_shape[-1]]
         # op(A_i) and op(B_i), whatever the layout
         self._a = a.swapaxes(1, 2) if spec.trans_a else a
         self._b = b.swapaxes(1, 2) if spec.trans_b or spec.panel else b
         if spec.panel:
             self._b = self._b.reshape(count, spec.k, -1)[..., : spec.n]
-        self.c = self._array(spec.m, spec.ldc)[:, : spec.n]
+        self.c = self._array(spec.c_type, spec.m, spec.ldc)[:, : spec.n]
         self._c = self.c.copy()
         shapes = {"bias": (spec.n,), "bias_row": (spec.m,), "residual": (spec.m, spec.ldr)}
-        self._extra = {s: self._array(*shape) for s, shape in shapes.items() if spec.has(s)}
+        self._extra = {
+            s: self._array(spec.c_type, *shape) for s, shape in shapes.items() if spec.has(s)
+        }
         if spec.has("residual"):
             self._extra["residual"] = self._extra["residual"][:, : spec.n]
         if spec.has("relu_mask"):
@@ -127,8 +108,8 @@ class Problem:
             self._extra["a_offsets"] = np.arange(count) * a_all[0].size
             self._extra["b_offsets"] = np.arange(count) * b_all[0].size
 
-    def _array(self, *shape: int) -> Array:
-        dtype = NUMPY[self.kernel.spec.dtype]
+    def _array(self, kind: str, *shape: int) -> Array:
+        dtype = NUMPY[kind]
         raw = np.empty(math.prod(shape) * dtype.itemsize + ALIGN, np.uint8)
         start = -raw.ctypes.data % ALIGN
         array = raw[start : start + raw.size - ALIGN].view(dtype).reshape(shape)
@@ -147,8 +128,7 @@ class Problem:
         spec = self.kernel.spec
         self.c[...] = self._c
         self.bind(self.kernel)()
-        limits = np.finfo(self.c.dtype)
-        eps = float(limits.eps)
+        eps = DTYPES[spec.c_type].epsilon
         x, size = np.zeros((spec.m, spec.n)), np.zeros((spec.m, spec.n))
         for a, b in zip(self._a, self._b, strict=True):
             a, b = a.astype(np.float64), b.astype(np.float64)
@@ -160,15 +140,18 @@ class Problem:
         bound = (spec.k * self.count + 4) * eps * size
         operands = {name: array.astype(np.float64) for name, array in self._extra.items()}
         wrong = 0
-        for step in spec.epilogue:
-            if step[0] == "relu_mask":
+        for name, *parameters in spec.epilogue:
+            # parameters are rounded to the element type
+            step = (name, *(float(self.c.dtype.type(p)) for p in parameters))
+            if name == "relu_mask":
                 bits = np.unpackbits(self._extra["mask"], axis=1, bitorder="little")
                 differ = bits[:, : spec.n].astype(bool) != (x > 0)
                 wrong = int(np.count_nonzero(differ & (np.abs(x) > bound)))
+            bound = largest_slope(step, x) * bound
             x = apply_step(step, x, operands)
-            bound = largest_slope(step) * bound + STEP_EPS * eps * np.abs(x)
+            bound += STEP_EPS * eps * np.abs(x)
         error = np.nan_to_num(np.abs(self.c - x), nan=HUGE, posinf=HUGE)
-        bound += float(limits.tiny)
+        bound += DTYPES[spec.c_type].tiny
         worst = np.unravel_index(error.argmax(), error.shape)
         part = min(float((error / bound).max()), HUGE)
         passed = part <= 1 and not wrong
@@ -180,7 +163,7 @@ class Problem:
         spec = self.kernel.spec
         a = np.ascontiguousarray(np.concatenate(list(self._a), axis=1))
         b = np.ascontiguousarray(np.concatenate(list(self._b), axis=0))
-        out = np.empty((spec.m, spec.n), a.dtype)
+        out = np.empty((spec.m, spec.n), self.c.dtype)
         steps = [step for step in spec.epilogue if step[0] != "gelu"]
 
         def call() -> Array:
@@ -205,22 +188,32 @@ def empty_kernel(kernel: Kernel) -> Kernel:
     machine = kernel.target.machine(kernel.spec.dtype, ANY_WIDTH)
     machine.begin(())
     machine.end()
-    return _stand_in(kernel, machine.program)
+    return _stand_in(kernel, machine.program.encode())
 
 
 def peak_kernel(kernel: Kernel) -> tuple[Kernel, int]:
-    """A kernel of the same face that does `peak_program`; and its floating-point operations."""
+    """A kernel of the same face that does what `emit_peak` gives; and its floating-point
+    operations."""
     doors.instance("kernel", kernel, Kernel)
-    program, flops = peak_program(kernel.target, kernel.spec.dtype)
-    return _stand_in(kernel, program), flops
+    routine, flops = emit_peak(kernel.target, kernel.spec.dtype)
+    return _stand_in(kernel, routine.code), flops
 
 
-def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
-    """Nothing but independent multiply-accumulates on the widest registers of the target; and its
-    floating-point operations."""
+def emit_peak(target: Target, dtype: DTypeLike) -> tuple[Routine, int]:
+    """A routine that does nothing but independent multiply-accumulates on the widest registers of
+    the target; and its floating-point operations."""
+    dtype = doors.dtype("dtype", dtype)
     machine = doors.instance("target", target, Target).machine(dtype, ANY_WIDTH)
-    chains, passes = machine.vectors - 2, machine.gprs[0]
-    machine.begin((passes,))
+    macs = PEAK_PASSES * PEAK_UNROLL * (machine.vectors - 2) * machine.lanes
+    return _emit_peak(target, dtype), 2 * macs
+
+
+@emitter
+def _emit_peak(target: Target, dtype: str) -> Written:
+    machine = target.machine(dtype, ANY_WIDTH)
+    frame = Frame(machine)
+    chains, passes = machine.vectors - 2, frame.take("passes")
+    machine.begin(frame.used())
     for v in range(machine.vectors):
         machine.zero(v)
     machine.set(passes, PEAK_PASSES)
@@ -232,12 +225,11 @@ def peak_program(target: Target, dtype: str) -> tuple[Program, int]:
             machine.mac(acc, chains, chains + 1, machine.lanes)
     machine.count_down(passes, label)
     machine.end()
-    macs = PEAK_PASSES * PEAK_UNROLL * chains * machine.lanes
-    return machine.program, 2 * macs
+    return Written(f"peak {dtype} {PEAK_PASSES} passes", (), target, frame)
 
 
-def _stand_in(kernel: Kernel, program: Program) -> Kernel:
-    return Kernel(kernel.spec, kernel.target, kernel.plan, program.encode(), {}, assembler="")
+def _stand_in(kernel: Kernel, code: bytes) -> Kernel:
+    return Kernel(kernel.spec, kernel.target, kernel.plan, code, {}, assembler="")
 
 
 def interleave(

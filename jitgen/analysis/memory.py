@@ -81,8 +81,8 @@ class _Operands:
         self.depth, self.chunk = depth, chunk
         self.rows = max(r.size for r, _ in plan.tiles())
         self.columns = max(c.size for _, c in plan.tiles())
-        self.unit = depth * chunk * spec.element
-        self.c = spec.m * spec.n * spec.result
+        self.bytes = {"a": spec.a_bytes, "b": spec.b_bytes}
+        self.c = spec.m * spec.n * spec.c_bytes
         self.all = {"a": self._all("a", batch), "b": self._all("b", batch)}
         streams = self.c * (2 if spec.has("residual") else 1)
         self.touched = sum(self.all.values()) + streams
@@ -91,8 +91,9 @@ class _Operands:
     def _all(self, matrix: str, batch: int) -> int:
         """Bytes of all A_i or B_i, as far as they differ."""
         spec = self.spec
-        stride = (spec.stride_a if matrix == "a" else spec.stride_b) * spec.element
-        size = (spec.m if matrix == "a" else spec.n) * spec.k * spec.element
+        element = self.bytes[matrix]
+        stride = (spec.stride_a if matrix == "a" else spec.stride_b) * element
+        size = (spec.m if matrix == "a" else spec.n) * spec.k * element
         if spec.batch == "stride" and stride < size:
             return (batch - 1) * stride + size
         return size * batch
@@ -109,9 +110,9 @@ class _Operands:
             piece, leading = (self.rows if spec.trans_a else self.depth), spec.lda
         if piece >= leading:
             return 1.0
-        size = piece * spec.element
+        size = piece * self.bytes[matrix]
         # a piece begins anywhere in its line that the distance of rows allows
-        start = math.gcd(leading * spec.element, size, LINE)
+        start = math.gcd(leading * self.bytes[matrix], size, LINE)
         return (size + LINE - start) / size
 
     def moved(self, cache: int, ways: int, first: bool) -> tuple[float, float]:
@@ -120,13 +121,14 @@ class _Operands:
         whole = misses(self.touched, cache, ways)
         if not whole:
             return 0.0, 0.0
-        spec, plan, unit = self.spec, self.plan, self.unit
+        spec, plan = self.spec, self.plan
+        unit = {x: self.depth * self.chunk * element for x, element in self.bytes.items()}
         lines = {"a": self._lines("a"), "b": self._lines("b")}
         tile = {
-            "a": min(self.rows * unit * lines["a"], spec.m * unit),
-            "b": min(self.columns * unit * lines["b"], spec.n * unit),
+            "a": min(self.rows * unit["a"] * lines["a"], spec.m * unit["a"]),
+            "b": min(self.columns * unit["b"] * lines["b"], spec.n * unit["b"]),
         }
-        size = {"a": spec.m * unit, "b": spec.n * unit}
+        size = {"a": spec.m * unit["a"], "b": spec.n * unit["b"]}
         outer = sum(segment.repeat for segment, _ in plan.nest)
         inner = sum(s.repeat for s in plan.nest[0][1])
         # the inner loop passes over one matrix beside a tile of the other, which stays
@@ -161,8 +163,8 @@ class _Operands:
             return False
         else:
             rows, piece, leading = self.depth, self.columns, spec.ldb
-        leading *= spec.element
+        leading *= self.bytes[matrix]
         sets = cpu.l1 // cpu.l1_ways // LINE
-        lines = -(-piece * spec.element // LINE)
+        lines = -(-piece * self.bytes[matrix] // LINE)
         starts = sets // math.gcd(leading // LINE, sets) if leading % LINE == 0 else sets
         return rows * lines > min(sets, starts * lines) * cpu.l1_ways

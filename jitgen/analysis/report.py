@@ -99,7 +99,7 @@ class Report:
     @property
     def peak(self) -> float:
         """The CPU's FMA peak with the target's vectors, in flops a cycle."""
-        return self.cpu.flops_a_cycle(self.kernel.spec.element, self.kernel.target.vector_bits)
+        return self.cpu.flops_a_cycle(self.kernel.spec.acc_bytes, self.kernel.target.vector_bits)
 
     @property
     def percent(self) -> float:
@@ -165,7 +165,7 @@ class Report:
         return ", ".join(levels) or "all of it stays in L1"
 
     def _loop_lines(self, report: LoopReport) -> Iterator[str]:
-        loop, element = report.loop, self.kernel.spec.element
+        loop, element = report.loop, self.kernel.spec.acc_bytes
         flops = loop.flops(element)
         share = f"{loop.tiles} tile{'s' if loop.tiles > 1 else ''}"
         yield f"tile {loop.rows} x {loop.columns} ({share}): {loop.what}"
@@ -227,7 +227,7 @@ class Report:
         return {
             "rows": loop.rows, "columns": loop.columns, "tiles": loop.tiles, "what": loop.what,
             "counts": loop.counts, "bytes_loaded": loop.bytes_loaded,
-            "flops": loop.flops(self.kernel.spec.element), "registers": loop.registers,
+            "flops": loop.flops(self.kernel.spec.acc_bytes), "registers": loop.registers,
             "registers_available": machine.vectors, "chains": loop.chains,
             "code_bytes": loop.code_bytes, "bounds": report.bounds, "binding": report.binding,
             "cycles": report.cycles, "other_models": [asdict(o) for o in report.opinions],
@@ -256,7 +256,7 @@ def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
     spec = kernel.spec
     execution = Execution(kernel)
     decoded = execution.static <= cpu.decoded
-    core = Core(cpu if decoded else replace(cpu, dispatch=cpu.decode), spec.dtype)
+    core = Core(cpu if decoded else replace(cpu, dispatch=cpu.decode), spec.acc_type)
     totals = _walk(execution, core, batch)
     cycles = sum(totals[:COUNTS])
     moved = traffic(kernel, cpu, batch)
@@ -268,7 +268,7 @@ def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
         asked = mca.opinions(loop, cpu.name, kernel.target.architecture) if other_models else ()
         share = levels["L2 bandwidth"] * loop.counts["FMA"] / macs
         reports.append(LoopReport(
-            loop, bounds(loop, cpu, share, decoded), core_cycles(loop, cpu, spec.dtype),
+            loop, bounds(loop, cpu, share, decoded), core_cycles(loop, cpu, spec.acc_type),
             tuple(asked),
         ))  # fmt: skip
     return Report(

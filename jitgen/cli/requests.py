@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jitgen
 from jitgen import doors
 from jitgen.gemm.kernel import Kernel
+from jitgen.types import DTYPES
 
 
 class Request(NamedTuple):
@@ -64,7 +65,7 @@ def parse_flag(text: str) -> bool:
 #: What a kernel can be asked: name -> (parser, what it takes, help); flags take nothing
 OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "batch": (int, "N", "how many products are summed (1)"),
-    "dtype": (str, "TYPE", "f32 (default) or f64"),
+    "dtype": (str, "TYPE", f"{' or '.join(DTYPES)} (f32)"),
     "epilogue": (parse_epilogue, "STEPS", "applied to C before the store: bias,relu,clip:0:6"),
     "alpha": (float, "X", "factor of the products (1)"),
     "beta": (float, "X", "factor of the old C (0)"),

@@ -1,11 +1,11 @@
-"""Names of kernels for perf and gdb.
+"""Names of emitted functions for perf and gdb: kernels, packing, the drivers of layers.
 
     JITGEN_DEBUG=perf,jitdump,gdb JITGEN_DEBUG_DIR=folder python program.py
 
 or, at any point of a program, `jitgen.debug.enable("gdb")`. "perf" writes the map that
 `perf report` reads, "jitdump" a dump for `perf inject` with code, listing and frames, "gdb"
-registers an ELF image of each kernel with debuggers. Kernels loaded before are announced too.
-While a tool is on, kernels stay in memory, so that no address gets a second name. A process that
+registers an ELF image of each function with debuggers. Functions loaded before are announced too.
+While a tool is on, they stay in memory, so that no address gets a second name. A process that
 is forked writes files of its own. A tool that fails is turned off with one warning. See
 docs/debugging.md. Not here: what the tools write.
 """
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from jitgen import doors
-from jitgen.debug.image import Image
-from jitgen.gemm import kernel as kernels
+from jitgen.debug.image import Image, images
+from jitgen.emit.routine import Routine
 from jitgen.run import loader, shared
 
 #: tool -> module, class
@@ -34,15 +34,15 @@ TOOLS_VARIABLE, DIRECTORY_VARIABLE = "JITGEN_DEBUG", "JITGEN_DEBUG_DIR"
 
 
 class Tool(Protocol):
-    """What is told of each kernel. It opens its files with the first one."""
+    """What is told of each function. It opens its files with the first one."""
 
     #: a forked child goes on with what its parent announced
     inherited: bool
-    #: kernels should have pages of their own (jitgen.run.loader.share)
+    #: routines should have pages of their own (jitgen.run.loader.share)
     private: bool
 
     def add(self, image: Image) -> None:
-        """Announce a kernel."""
+        """Announce a function."""
 
     def close(self) -> None:
         """Announce no more; files stay as far as they are of use. `add` begins anew."""
@@ -73,14 +73,17 @@ def enable(*tools: str, directory: str | os.PathLike[str] | None = None) -> None
             module, kind = TOOLS[name]
             _tools[name] = getattr(importlib.import_module(module), kind)(directory)
         _set_sharing()
-        if kernels.on_load is None:  # no tool was on: what is loaded is not known yet
-            _images.extend(Image(kernel, code) for kernel, code in kernels.loaded.items())
-            kernels.on_load = _on_load
+        if loader.on_load is None:  # no tool was on: what is loaded is not known yet
+            for code, known in list(loader.loaded.items()):
+                routine = known()
+                if routine is not None:
+                    _images.extend(images(routine, code))
+            loader.on_load = _on_load
         _announce(list(_images), new)
 
 
 def disable() -> None:
-    """Turn all tools off. Map and dump stay for perf; gdb forgets the kernels."""
+    """Turn all tools off. Map and dump stay for perf; gdb forgets the functions."""
     with shared.lock:
         for name in list(_tools):
             _turn_off(name)
@@ -101,16 +104,17 @@ def enable_from_environment() -> None:
         enable(*good, directory=directory)
 
 
-def _on_load(kernel: kernels.Kernel, code: loader.Code) -> None:
-    """Announce a kernel that has been loaded; called with shared.lock held."""
-    _images.append(Image(kernel, code))
-    _announce(_images[-1:], list(_tools))
+def _on_load(routine: Routine, code: loader.Code) -> None:
+    """Announce a routine that has been loaded; called with shared.lock held."""
+    new = images(routine, code)
+    _images.extend(new)
+    _announce(new, list(_tools))
 
 
-def _announce(images: Sequence[Image], tools: Sequence[str]) -> None:
+def _announce(new: Sequence[Image], tools: Sequence[str]) -> None:
     for name in tools:
         try:
-            for image in images:
+            for image in new:
                 _tools[name].add(image)
         except Exception as error:
             # whatever becomes of its name, a kernel must load and run
@@ -125,7 +129,7 @@ def _turn_off(name: str) -> None:
         tool.close()
     _set_sharing()
     if not _tools:
-        kernels.on_load = None
+        loader.on_load = None
         _images.clear()
 
 

@@ -1,4 +1,4 @@
-"""DWARF of one kernel for gdb: its function, its argument struct, and its lines in the listing.
+"""DWARF of one function for gdb: its name, its argument struct, and its lines in the listing.
 
 Version 4, which every gdb in use reads. Not here: frames (`jitgen.inspect.unwind`). Source: DWARF 4
 sections 2.6, 3, 6.2, 7.5.
@@ -11,8 +11,8 @@ import struct
 from pathlib import Path
 
 from jitgen.debug.image import Image
-from jitgen.emit.frame import ARGUMENTS
 from jitgen.inspect.unwind import ARCHITECTURES, X86_DWARF, sleb, uleb
+from jitgen.types import DTYPES
 
 _NUL = b"\0"
 # tags, attributes, forms (section 7.5) as they are used here
@@ -29,7 +29,9 @@ _ADDR, _DATA1, _DATA2, _DATA8, _STRING, _REF4, _SEC_OFFSET, _EXPRESSION, _FLAG =
     0x01, 0x0B, 0x05, 0x07, 0x08, 0x13, 0x17, 0x18, 0x19,
 )  # fmt: skip
 _OP_REG0, _OP_CALL_FRAME_CFA, _ASSEMBLER = 0x50, 0x9C, 0x8001
-_FLOAT, _SIGNED, _UNSIGNED_CHAR = 0x04, 0x05, 0x08
+_FLOAT, _SIGNED, _UNSIGNED, _UNSIGNED_CHAR = 0x04, 0x05, 0x07, 0x08
+#: by the kind of an element type
+_ENCODINGS = {"float": _FLOAT, "signed": _SIGNED, "unsigned": _UNSIGNED}
 
 #: number -> tag, whether it has children, attributes with their forms
 _ABBREVIATIONS = {
@@ -44,10 +46,8 @@ _ABBREVIATIONS = {
     7: (_MEMBER, False, ((_NAME, _STRING), (_TYPE, _REF4), (_OFFSET, _DATA1))),
 }  # fmt: skip
 
-#: Types of pointers, by what they point to, and of the words of the argument struct; all other
-#: words are addresses of elements
-_POINTERS = {"elements": "element", "matrices": "elements", "offsets": "integer", "bytes": "byte"}
-_TYPES = {"count": "integer", "a_offsets": "offsets", "b_offsets": "offsets", "mask": "bytes"}
+#: What operands point to, by their type (`jitgen.emit.routine.Operand`), but those to elements
+_POINTERS = {"offsets": "number", "bits": "byte", "data": "byte", "function": "byte"}
 
 
 def sections(image: Image, lines: list[tuple[int, int]], listing: Path) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ def _block(data: bytes) -> bytes:
 
 def _information(image: Image, listing: Path) -> bytes:
     span = struct.pack("<2Q", image.address, len(image.code))
-    # an emitted kernel leaves the register of its argument alone but for setting the result
+    # an emitted function leaves the register of its argument alone but for setting the result
     argument = X86_DWARF[image.argument] if image.architecture == "x86_64" else image.argument
     names = (os.fsencode(listing.name), os.fsencode(listing.parent))
     out = bytearray(struct.pack("<HIB", 4, 0, 8))  # version, abbreviations, bytes of an address
@@ -90,23 +90,28 @@ def _information(image: Image, listing: Path) -> bytes:
         return struct.pack("<I", places[name])
 
     entry(1, struct.pack("<H", _ASSEMBLER) + b"".join(n + _NUL for n in names) + bytes(4) + span)
-    spec = image.kernel.spec
-    element = b"float\0" if spec.dtype == "f32" else b"double\0"
-    entry(4, b"int64_t\0" + bytes([8, _SIGNED]), "integer")
+    routine = image.routine
+    types = {operand.word: operand.type for operand in routine.signature}
+    entry(4, b"int64_t\0" + bytes([8, _SIGNED]), "number")
     entry(4, b"uint8_t\0" + bytes([1, _UNSIGNED_CHAR]), "byte")
-    entry(4, element + bytes([spec.element, _FLOAT]), "element")
     for name, target in _POINTERS.items():
         entry(5, bytes([8]) + reference(target), name)
-    entry(6, b"brgemm_args\0" + bytes([8 * len(ARGUMENTS)]), "struct")
-    for name, at in ARGUMENTS.items():
-        kind = _TYPES.get(name, "elements")
-        if name in ("a", "b") and spec.batch == "address":
-            kind = "matrices"
-        entry(7, name.encode() + _NUL + reference(kind) + bytes([at]))
+    for name, element in DTYPES.items():
+        encoding = bytes([element.size, _ENCODINGS[element.kind]])
+        entry(4, element.c.encode() + _NUL + encoding, f"{name} element")
+        entry(5, bytes([8]) + reference(f"{name} element"), name)
+    elements = next((each for each in types.values() if each in DTYPES), "data")
+    entry(5, bytes([8]) + reference(elements), "addresses")
+    # the field of each word has 8 bytes
+    size = max(routine.words.values()) + 8
+    entry(6, f"{routine.name.split()[0]}_args".encode() + _NUL + bytes([size]), "struct")
+    for word, at in routine.words.items():
+        kind = types.get(word, elements)  # the words of others it does not read
+        entry(7, word.encode() + _NUL + reference(kind) + bytes([at]))
     out += _NUL
     entry(5, bytes([8]) + reference("struct"), "pointer")
     frame_base = _block(bytes([_OP_CALL_FRAME_CFA]))
-    entry(2, image.name.encode() + _NUL + reference("integer") + span + frame_base)
+    entry(2, image.name.encode() + _NUL + reference("number") + span + frame_base)
     entry(3, b"args\0" + reference("pointer") + _block(bytes([_OP_REG0 + argument])))
     out += _NUL + _NUL
     return struct.pack("<I", len(out)) + bytes(out)

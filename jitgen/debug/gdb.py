@@ -1,9 +1,9 @@
-"""gdb's interface for JIT compilers: an ELF image in memory for each kernel, and a hook.
+"""gdb's interface for JIT compilers: an ELF image in memory for each function, and a hook.
 
 gdb stops at the function `__jit_debug_register_code` and then reads `__jit_debug_descriptor`, a
 list of images. It knows the two by their symbols only, so they stand in a shared object of their
-own, written here and loaded. Images hold name, frames, lines and argument of a kernel. Source: GDB
-manual, "JIT Compilation Interface".
+own, written here and loaded. Images hold name, frames, lines and argument of a function. Source:
+GDB manual, "JIT Compilation Interface".
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Gdb:
         self._entries: list[tuple[Any, Any]] = []
 
     def add(self, image: Image) -> None:
-        """Register a kernel. Raises OSError."""
+        """Register a function. Raises OSError."""
         folder = self._folder or self._open(image.architecture)
         details = image.details()
         listing = image.write_listing(folder, details.listing)
@@ -142,7 +142,7 @@ def _remove(folder: Path, process: int, whole: bool) -> None:
 
 
 def elf_image(image: Image, details: Details, listing: Path) -> bytes:
-    """What gdb reads of one kernel: an ELF file whose code lies elsewhere, at its address."""
+    """What gdb reads of one function: an ELF file whose code lies elsewhere, at its address."""
     size = len(image.code)
     # a section without bytes in the file; the header's size is that of the code
     headers = [Header(".text", _NOBITS, CODE, image.code, image.address, align=64)]

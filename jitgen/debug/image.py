@@ -1,4 +1,6 @@
-"""What debuggers and profilers learn of one loaded kernel: name, code, frames, listing.
+"""What debuggers and profilers learn of one loaded function: name, code, frames, listing.
+
+A loaded routine is one function or, a stream's driver, several: each has an image of its own.
 
 Not here: how each of them is told (`jitgen.debug.perf`, `jitgen.debug.jitdump`,
 `jitgen.debug.gdb`).
@@ -11,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jitgen.inspect.names import symbol_name
-from jitgen.inspect.unwind import Row, rows
+from jitgen.inspect.unwind import Row, program_rows
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.emit.routine import Piece, Routine
     from jitgen.run.loader import Code
 
 #: A line of a listing that shows bytes of code: its offset
@@ -31,36 +33,47 @@ class Details(NamedTuple):
 
 
 class Image:
-    """A kernel that is loaded. It keeps the kernel alive, so that its address stays its own."""
+    """A function that is loaded: a piece of a routine's code, with as many bytes of `room` of its
+    own. It keeps the routine and its place alive, so that the address stays its own."""
 
-    def __init__(self, kernel: Kernel, loaded: Code) -> None:
-        self.kernel = kernel
-        self._loaded = loaded
-        self.name = symbol_name(kernel)
-        self.architecture = kernel.target.architecture
-        self.code = kernel.code
-        #: address of the code, and how many bytes from there are the kernel's own
-        self.address, self.room = loaded.address, loaded.room
+    def __init__(self, routine: Routine, loaded: Code, piece: Piece, room: int) -> None:
+        self._loaded = routine, loaded
+        #: what the function is
+        self.routine = piece.routine
+        self.name = symbol_name(piece.routine)
+        self.architecture = routine.target.architecture
+        #: its code with constants, but without that of other functions behind it
+        self.code = piece.routine.code[: piece.size]
+        #: address of the code, and how many bytes from there are the function's own
+        self.address, self.room = loaded.address + piece.offset, room
         #: general-purpose register of the argument
-        self.argument = kernel.target.machine(kernel.spec.dtype, kernel.spec.n).argument
+        self.argument = routine.argument
 
     def details(self) -> Details:
         """Made anew each time: some 100 KB that images of many kernels need not keep."""
-        from jitgen.inspect.listing import listing
-
-        text = listing(self.kernel)
-        program = self.kernel.program
-        if program.encode() != self.code:
+        text = self.routine.listing()
+        program = self.routine.program
+        if program.encode() != self.routine.code:
             return Details(text, [], [])
         starts = {line.offset for line in program.lines() if line.kind == "instruction"}
         numbered = enumerate(text.splitlines(), 1)
         found = [(int(match[1], 16), n) for n, s in numbered if (match := _CODE.match(s))]
         # a long instruction takes several lines
         lines = [(offset, n) for offset, n in found if offset in starts]
-        return Details(text, lines, rows(self.kernel))
+        return Details(text, lines, program_rows(program, self.architecture))
 
     def write_listing(self, folder: Path, text: str) -> Path:
-        """Write the listing there; returns the file, whose name is the kernel's."""
+        """Write the listing there; returns the file, whose name is the function's."""
         path = folder / f"{self.name}.lst"
         path.write_text(text, encoding="utf-8")
         return path
+
+
+def images(routine: Routine, loaded: Code) -> list[Image]:
+    """One for each function of a routine that has been loaded."""
+    pieces = routine.pieces()
+    ends = [*(piece.offset for piece in pieces[1:]), loaded.room]
+    return [
+        Image(routine, loaded, piece, end - piece.offset)
+        for piece, end in zip(pieces, ends, strict=True)
+    ]

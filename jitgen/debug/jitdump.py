@@ -1,8 +1,8 @@
-"""jitdump files: code, lines and frames of kernels, which `perf inject --jit` turns into ELF files.
+"""jitdump files: code, lines and frames of functions, which `perf inject --jit` makes ELF files of.
 
     perf record -k CLOCK_MONOTONIC ...; perf inject --jit -i perf.data -o jit.data; perf annotate
 
-The listing of each kernel is written beside the dump, and its lines are what perf shows as source.
+The listing of each function is written beside the dump; its lines are what perf shows as source.
 Source: tools/perf/Documentation/jitdump-specification.txt of Linux.
 """
 
@@ -36,7 +36,7 @@ class Jitdump:
         self._number = 0
 
     def add(self, image: Image) -> None:
-        """Write a kernel's records. Raises OSError; then the file is as it was."""
+        """Write a function's records. Raises OSError; then the file is as it was."""
         if self._file < 0:
             self._open(image.architecture)
         details = image.details()

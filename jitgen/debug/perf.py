@@ -1,4 +1,4 @@
-"""perf's map of names: a line for each kernel, which `perf report` reads.
+"""perf's map of names: a line for each function, which `perf report` reads.
 
 The file is /tmp/perf-PID.map whatever TMPDIR says: perf looks nowhere else. Others in this process
 may write it too (CPython with -X perf, other JIT compilers), so lines are only ever added. Source:
@@ -24,7 +24,7 @@ class PerfMap:
         self._file = -1
 
     def add(self, image: Image) -> None:
-        """Write a kernel's line. Raises OSError."""
+        """Write a function's line. Raises OSError."""
         if self._file < 0:
             self._file = _open(f"{FOLDER}/perf-{os.getpid()}.map")
         os.write(self._file, f"{image.address:x} {len(image.code):x} {image.name}\n".encode())

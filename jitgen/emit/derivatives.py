@@ -58,7 +58,7 @@ def silu(v: Selector[C], x: int, t: Sequence[int]) -> None:
     With y = -|x|, e^y = p / a and d = a + p that is p (1 + y a / d) / d: only the last instruction
     can give a subnormal number.
     """
-    limit = -TABLES[v.dtype].silu_limit
+    limit = -TABLES[v.arithmetic.name].silu_limit
     y, p, a, d = t
     _minus_magnitude(v, y, x, p, limit)
     exp_as_ratio(v, y, (p, a))
@@ -79,8 +79,8 @@ def gelu(v: Selector[C], x: int, t: Sequence[int]) -> None:
     for large y, unlike that of `jitgen.emit.functions.gelu`, because phi has the same exponential
     and y phi is the larger term there.
     """
-    limit, scale = _GELU_LIMIT[v.dtype], 2.0 ** -TABLES[v.dtype].large
-    shift, coefficients = _PHI[v.dtype]
+    limit, scale = _GELU_LIMIT[v.arithmetic.name], 2.0 ** -TABLES[v.arithmetic.name].large
+    shift, coefficients = _PHI[v.arithmetic.name]
     gaussian(v, x, t, limit)
     value, y, ratio, w = t
     _minus_magnitude(v, y, x, ratio, -limit)

@@ -2,7 +2,8 @@
 
 Each function is straight-line code on one vector register, written once against the small
 instruction set of `Emitter`; an instruction-set file supplies the emitter and thereby the code.
-Nothing here allocates registers, encodes instructions or computes a value.
+Nothing here allocates registers, encodes instructions or computes a value. Not here: functions with
+a straight part (`jitgen.emit.rectifiers`), how many temporaries each takes (`jitgen.emit.steps`).
 
 The shape all of them share:
 
@@ -31,6 +32,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol, TypeVar
 
+from jitgen.types import DType
+
 C = TypeVar("C")  # handle of a constant; the emitter's own business
 
 
@@ -43,8 +46,8 @@ class Emitter(Protocol[C]):
     """
 
     @property
-    def dtype(self) -> str:
-        """Element type, "f32" or "f64"."""
+    def arithmetic(self) -> DType:
+        """Element type."""
 
     def const(self, value: float) -> C:
         """Return a constant with `value`, rounded to the element type, in every lane."""
@@ -94,14 +97,12 @@ class Emitter(Protocol[C]):
 
 @dataclass(frozen=True)
 class Table:
-    """What differs between the element types.
+    """What differs between the arithmetic types, beyond what `jitgen.types` has.
 
     A pair (head, tail) is a number to more than working precision.  The heads of `step_square` and
     `step_cubic` have so few bits that their product with any n that occurs is exact.
     """
 
-    mantissa_bits: int
-    bias: int  # of the exponent
     small: int  # 2^-small * e^f / 2^-(n + small) reaches every result between 1 and 0
     large: int  # 2^(n + large) is normal for every n of a tail that is not 0
     exp_range: tuple[float, float]  # e^x is 0 below and infinite above
@@ -128,7 +129,7 @@ _CUBIC = 0.07135481627260025  # 2 sqrt(2 / pi) 0.044715
 # fmt: off
 TABLES = {
     "f32": Table(
-        mantissa_bits=23, bias=127, small=32, large=64,
+        small=32, large=64,
         exp_range=(-104.0, 89.0), sigmoid_range=(-104.0, 20.0),
         silu_limit=108.75, tanh_limit=9.02, gelu_limit=14.375, gelu_tanh_limit=10.78,
         ln2=(0.6931471824645996, -1.9046542121259336e-09),
@@ -147,7 +148,7 @@ TABLES = {
         ),
     ),
     "f64": Table(
-        mantissa_bits=52, bias=1023, small=64, large=512,
+        small=64, large=512,
         exp_range=(-746.0, 710.0), sigmoid_range=(-746.0, 40.0),
         silu_limit=751.8, tanh_limit=19.1, gelu_limit=38.59, gelu_tanh_limit=21.55,
         ln2=(0.6931471805599453, 2.3190468138462996e-17),
@@ -180,18 +181,21 @@ TABLES = {
 }
 # fmt: on
 
-#: Temporary registers each function needs beside the one with its argument and result
-TEMPS = {"exp": 2, "sigmoid": 2, "silu": 3, "tanh": 3, "gelu": 3, "gelu_tanh": 4}
 
 
-def _magic(table: Table, offset: int = 0) -> float:
+def exponent_place(v: Emitter[C]) -> int:
+    """Return the number of bits right of the exponent."""
+    return v.arithmetic.precision - 1
+
+
+def magic_number(v: Emitter[C], offset: int = 0) -> float:
     """Return the number that, added to n, leaves 2^(n + offset) to be shifted into place."""
-    return 1.5 * 2.0**table.mantissa_bits + table.bias + offset
+    return 1.5 * 2.0 ** exponent_place(v) + v.arithmetic.bias + offset
 
 
 def sign_bit(v: Emitter[C]) -> int:
     """Return the bit pattern of the sign."""
-    return 1 << (31 if v.dtype == "f32" else 63)
+    return 1 << (8 * v.arithmetic.size - 1)
 
 
 def horner(v: Emitter[C], d: int, x: int, coefficients: Sequence[float]) -> None:
@@ -222,16 +226,16 @@ def exp_as_ratio(v: Emitter[C], x: int, ratio: tuple[int, int]) -> None:
 
     Clobbers x, which must be so limited that a = 2^-(n + small) is normal.
     """
-    table = TABLES[v.dtype]
+    table = TABLES[v.arithmetic.name]
     p, a = ratio
-    magic = v.const(_magic(table, -table.small))
+    magic = v.const(magic_number(v, -table.small))
     v.load_const(a, magic)
     v.fma(a, x, v.const(-_LOG2E))
     v.sub(p, a, magic)  # -n
     v.fma(x, p, v.const(table.ln2[0]))
     v.fma(x, p, v.const(table.ln2[1]))
     horner(v, p, x, scaled(table.exp, 2.0**-table.small))
-    v.shift_left(a, a, table.mantissa_bits)
+    v.shift_left(a, a, exponent_place(v))
 
 
 def _positive_part(v: Emitter[C], x: int, t: int) -> None:
@@ -247,9 +251,9 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     The range of n is wider than that of normal powers of two, so 2^n is applied as two equal
     factors 2^(n / 2) with n even, at the price of a polynomial on twice the range.
     """
-    table = TABLES[v.dtype]
+    table = TABLES[v.arithmetic.name]
     power, p = t[0], t[1]
-    magic = v.const(_magic(table))
+    magic = v.const(magic_number(v))
     _clamp(v, x, t, *table.exp_range)
     v.load_const(power, magic)
     v.fma(power, x, v.const(_LOG2E / 2))
@@ -257,7 +261,7 @@ def exp(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fnma(x, p, v.const(2 * table.ln2[0]))
     v.fnma(x, p, v.const(2 * table.ln2[1]))
     horner(v, p, x, table.exp_wide)
-    v.shift_left(power, power, table.mantissa_bits)
+    v.shift_left(power, power, exponent_place(v))
     v.mul(p, p, power)
     v.mul(x, p, power)
 
@@ -268,7 +272,7 @@ def sigmoid(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     Largest error: f32 2.41 ULP (x near -4), f64 2.1 ULP.
     With e^x = p / a the result is p / (a + p): no cancellation at either end, never above 1.
     """
-    _clamp(v, x, t, *TABLES[v.dtype].sigmoid_range)
+    _clamp(v, x, t, *TABLES[v.arithmetic.name].sigmoid_range)
     exp_as_ratio(v, x, (t[0], t[1]))
     v.add(t[1], t[1], t[0])
     v.div(x, t[0], t[1])
@@ -281,7 +285,7 @@ def silu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     max(x, 0) - |x| sigmoid(-|x|), the product being (|x| / (a + p)) * p: with the division first,
     neither a small |x| nor a small sigmoid drives an intermediate result below the normal range.
     """
-    table = TABLES[v.dtype]
+    table = TABLES[v.arithmetic.name]
     sign, limit = v.const_bits(sign_bit(v)), v.const(-table.silu_limit)
     y, p, a = t[0], t[1], t[2]
     v.or_(y, x, sign)
@@ -302,8 +306,8 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     e / (e + 2) with e = e^(2 |x|) - 1 = 2^n q + (2^n - 1), q being the polynomial less its constant
     term: accurate near 0, where n is 0; odd to the last bit; never beyond 1.
     """
-    table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    table = TABLES[v.arithmetic.name]
+    magic = v.const(magic_number(v))
     y, power, q = t[0], t[1], t[2]
     v.load_const(y, v.const(table.tanh_limit))
     v.and_(power, x, v.const_bits(sign_bit(v) - 1))
@@ -315,7 +319,7 @@ def tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fnma(y, q, v.const(table.ln2[1] / 2))
     horner(v, q, y, scaled(table.exp, 1.0, 2.0)[1:])
     v.mul(q, q, y)
-    v.shift_left(power, power, table.mantissa_bits)
+    v.shift_left(power, power, exponent_place(v))
     v.sub(y, power, v.const(1.0))
     v.fma(y, power, q)
     v.add(q, y, v.const(2.0))
@@ -329,8 +333,8 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
 
     Clobbers t[1] and t[2]; the result for NaN is a number or NaN.
     """
-    table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    table = TABLES[v.arithmetic.name]
+    magic = v.const(magic_number(v))
     y, n, f = t[0], t[1], t[2]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(limit))
@@ -341,8 +345,8 @@ def gaussian(v: Emitter[C], x: int, t: Sequence[int], limit: float) -> None:
     v.mul(f, n, v.const(table.step_square[0]))
     v.fma(f, y, y)  # y^2 + 2 n ln 2, the square unrounded
     v.fma(f, n, v.const(table.step_square[1]))
-    v.add(n, n, v.const(_magic(table, table.large)))
-    v.shift_left(n, n, table.mantissa_bits)
+    v.add(n, n, v.const(magic_number(v, table.large)))
+    v.shift_left(n, n, exponent_place(v))
     value = t[0]
     horner(v, value, f, scaled(table.exp, 1.0, -0.5))
     v.mul(value, value, n)
@@ -357,7 +361,7 @@ def gelu(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     max(x, 0) - y Phi(-y) with y = |x| and y Phi(-y) = e^(-y^2 / 2) * r * W(r - 1), r being
     y / (y + b) and W a polynomial: r and W stay between bounds, however large y is.
     """
-    table = TABLES[v.dtype]
+    table = TABLES[v.arithmetic.name]
     gaussian(v, x, t, table.gelu_limit)
     value, y, w, ratio = t[0], t[1], t[2], t[1]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
@@ -379,8 +383,8 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     computed as silu is; c is part of the polynomial for e^-w, so that only y (y^2 + k) is to be
     kept to more than working precision.
     """
-    table = TABLES[v.dtype]
-    magic = v.const(_magic(table))
+    table = TABLES[v.arithmetic.name]
+    magic = v.const(magic_number(v))
     y, cubic, n, f = t[0], t[1], t[2], t[3]
     v.and_(y, x, v.const_bits(sign_bit(v) - 1))
     v.min(y, y, v.const(table.gelu_tanh_limit))
@@ -399,19 +403,9 @@ def gelu_tanh(v: Emitter[C], x: int, t: Sequence[int]) -> None:
     v.fma(f, n, v.const(table.step_cubic[1]))
     p = cubic
     horner(v, p, f, scaled(table.exp, 2.0**-table.small, _CUBIC))
-    v.add(n, n, v.const(_magic(table, -table.small)))
-    v.shift_left(n, n, table.mantissa_bits)
+    v.add(n, n, v.const(magic_number(v, -table.small)))
+    v.shift_left(n, n, exponent_place(v))
     v.add(n, n, p)
     v.div(y, y, n)
     _positive_part(v, x, f)
     v.fnma(x, y, p)
-
-
-#: Epilogue steps that are one call of a function: name -> function
-FUNCTIONS = {
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "silu": silu,
-}

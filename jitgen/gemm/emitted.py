@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgen.frozen import Frozen
+from jitgen.emit.routine import Operand, Routine
 from jitgen.gemm import generator
 from jitgen.gemm.plan import Plan, make_plan
 from jitgen.gemm.spec import KernelSpec
@@ -18,9 +18,10 @@ from jitgen.target import Target
 
 #: Largest machine code of one kernel in bytes
 CODE_BYTES = 256 * 1024
+_EPILOGUE_WORDS = {"bias": "row vector", "bias_row": "column vector", "residual": "residual"}
 
 
-class EmittedKernel(Frozen):
+class EmittedKernel(Routine):
     """Machine code for one `KernelSpec` on one target. What tells of code takes this: a `Kernel` is
     one that can be called."""
 
@@ -28,14 +29,30 @@ class EmittedKernel(Frozen):
         self, spec: KernelSpec, target: Target, plan: Plan | None, code: bytes,
         roles: dict[str, int] | None, overrides: tuple[tuple[str, Any], ...] = (),
     ) -> None:  # fmt: skip
+        name = f"brgemm {spec.dtype} {spec.m}x{spec.n}x{spec.k}"
+        super().__init__(name, (), target, code)
         self.spec = spec
-        self.target = target
-        #: the machine code with its constants
-        self.code = code
         # a kernel from disk has neither plan nor roles: few ask for them
         self._plan = plan
         self._roles = roles
         self._overrides = overrides
+
+    @property
+    def signature(self) -> tuple[Operand, ...]:
+        """The words it reads."""
+        spec = self.spec
+        elements = "addresses" if spec.batch == "address" else spec.dtype
+        words = [("a", "A", elements), ("b", "B", elements), ("c", "C", spec.dtype),
+                 ("count", "batch elements", "number")]  # fmt: skip
+        if spec.batch == "offset":
+            words += [(f"{x}_offsets", f"offsets of {x.upper()}", "offsets") for x in "ab"]
+        words += [
+            (word, meaning, spec.dtype) for word, meaning in _EPILOGUE_WORDS.items()
+            if spec.has(word)
+        ]  # fmt: skip
+        if spec.has("relu_mask"):
+            words.append(("mask", "where C is positive", "bits"))
+        return tuple(Operand(*each) for each in words)
 
     @property
     def plan(self) -> Plan:

@@ -2,20 +2,20 @@
 
 With alpha = 1 the accumulators begin with beta * C; otherwise they begin with zero and C is added
 at the end. An earlier pass leaves partial sums in C, to which the next pass adds; only the last
-pass applies the epilogue. Not here: the reduction (`jitgen.gemm.generator`) and the transcendental
-functions (`jitgen.emit.functions`).
+pass applies the epilogue. Not here: the reduction (`jitgen.gemm.generator`), what a step computes
+(`jitgen.emit.steps`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from jitgen.emit import functions
-from jitgen.emit.frame import Frame, Register
-from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.frame import Frame, Position, Register
+from jitgen.emit.steps import STEPS, StepOperand, apply
 from jitgen.gemm.sections import EpilogueStep
-from jitgen.gemm.spec import KernelSpec, Step
+from jitgen.gemm.spec import KernelSpec
 from jitgen.gemm.tile import Tile
 from jitgen.isa.machine import Machine
 from jitgen.target import Facts
@@ -38,7 +38,7 @@ class Finish:
         self.needs_constants = (
             spec.alpha != 1.0
             or spec.beta not in (0.0, 1.0)
-            or any(s[0] in FUNCTIONS or len(s) > 1 for s in spec.epilogue)
+            or any(STEPS[s[0]].constants for s in spec.epilogue)
         )
 
     # ---- start ------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Finish:
 
     def _parts(self, tile: Tile, leading: int) -> list[tuple[int, int, int]]:
         """(accumulator, displacement in an m x n matrix, active lanes) of a tile's vectors."""
-        size = self.spec.result
+        size = self.spec.c_bytes
         columns = list(zip(tile.offsets, tile.widths, strict=True))
         return [
             (acc, (i * leading + offset) * size, width)
@@ -95,8 +95,8 @@ class Finish:
     def _matrix(self, tile: Tile, role: str, argument: str, leading: int) -> int:
         """Point `role` at the tile's corner in an m x n matrix."""
         self.frame.load_argument(role, argument)
-        self.frame.shift(self.frame[role], tile.row, leading * self.spec.result, "step")
-        self.frame.shift(self.frame[role], tile.col, self.spec.result, "step")
+        self.frame.shift(self.frame[role], tile.row, leading * self.spec.c_bytes, "step")
+        self.frame.shift(self.frame[role], tile.col, self.spec.c_bytes, "step")
         return self.frame[role]
 
     # ---- end --------------------------------------------------------------------------------
@@ -121,8 +121,10 @@ class Finish:
                     else:
                         machine.set(self.frame["step"], value)
                     machine.jump_if_different(register, self.frame["step"], skip)
+            accumulators = [acc for row in tile.acc for acc in row]
             for step in self.spec.epilogue:
-                self._apply(step, tile)
+                machine.program.section(EpilogueStep(step))
+                apply(step, machine, accumulators, tile.free, partial(self._operand, tile))
             machine.place(skip)
         for acc, disp, width in self._parts(tile, self.spec.ldc):
             machine.store(acc, (c, disp), width)
@@ -152,71 +154,41 @@ class Finish:
         machine.place(done)
 
     def _each_c(self, tile: Tile, c: int, t: int, apply: Callable[[int], None]) -> None:
-        self._each_element(tile, c, self.spec.ldc, t, apply)
-
-    def _each_element(
-        self, tile: Tile, pointer: int, leading: int, t: int, apply: Callable[[int], None]
-    ) -> None:
-        """For every accumulator: t = its part of an m x n matrix, then `apply(acc)`."""
-        for acc, disp, width in self._parts(tile, leading):
-            self.machine.load(t, (pointer, disp), width)
+        """For every accumulator: t = its part of C, then `apply(acc)`."""
+        for acc, disp, width in self._parts(tile, self.spec.ldc):
+            self.machine.load(t, (c, disp), width)
             apply(acc)
 
-    # ---- the steps of an epilogue -----------------------------------------------------------
+    # ---- the operands of an epilogue's steps -------------------------------------------------
 
-    def _apply(self, step: Step, tile: Tile) -> None:
-        machine, t = self.machine, tile.free[0]
-        name, *parameters = step
-        machine.program.section(EpilogueStep(step))
-        if name in FUNCTIONS:
-            temps = tile.free[: functions.TEMPS[name]]
-            _each(tile.acc, lambda acc: FUNCTIONS[name](machine, acc, temps))
-        elif name == "residual":
-            pointer = self._matrix(tile, "b_now", "residual", self.spec.ldr)
-            self._each_element(
-                tile, pointer, self.spec.ldr, t, lambda acc: machine.add(acc, acc, t)
-            )
-        elif name == "scale":
-            factor = machine.const(parameters[0])
-            _each(tile.acc, lambda acc: machine.mul(acc, acc, factor))
-        elif name == "clip":
-            machine.load_const(t, machine.const(parameters[0]))
-            _each(tile.acc, lambda acc: machine.max(acc, t, acc))
-            machine.load_const(t, machine.const(parameters[1]))
-            _each(tile.acc, lambda acc: machine.min(acc, t, acc))
-        elif name == "leaky_relu":
-            slope = machine.const(parameters[0])
-
-            def leak(acc: int) -> None:
-                machine.mul(t, acc, slope)
-                machine.select_negative(acc, acc, t, acc)
-
-            _each(tile.acc, leak)
-        elif name in ("relu", "relu_mask"):
-            if name == "relu_mask":
+    def _operand(self, tile: Tile, operand: StepOperand, t: int) -> Iterator[list[int]]:
+        """Load vectors of an operand into t, one after the other, and tell whose each is."""
+        machine, size = self.machine, self.spec.c_bytes
+        match operand.place:
+            case "bit":
                 self._store_mask(tile)
-            machine.zero(t)
-            _each(tile.acc, lambda acc: machine.max(acc, t, acc))
-        else:
-            self._bias(name, tile, t)
+                yield [acc for row in tile.acc for acc in row]
+            case "element":
+                pointer = self._matrix(tile, "b_now", operand.word, self.spec.ldr)
+                for acc, disp, width in self._parts(tile, self.spec.ldr):
+                    machine.load(t, (pointer, disp), width)
+                    yield [acc]
+            case "column":
+                pointer = self._vector(operand.word, tile.col)
+                for j, width in enumerate(tile.widths):
+                    machine.load(t, (pointer, tile.offsets[j] * size), width)
+                    yield [row[j] for row in tile.acc]
+            case "row":
+                pointer = self._vector(operand.word, tile.row)
+                for i, row in enumerate(tile.acc):
+                    machine.broadcast(t, (pointer, i * size))
+                    yield row
 
-    def _bias(self, name: str, tile: Tile, t: int) -> None:
-        """Add a vector along the columns ("bias") or along the rows ("bias_row")."""
-        machine = self.machine
-        by_column = name == "bias"
-        self.frame.load_argument("b_now", name)
-        pointer = self.frame["b_now"]
-        self.frame.shift(pointer, tile.col if by_column else tile.row, self.spec.result, "step")
-        if by_column:
-            for j, width in enumerate(tile.widths):
-                machine.load(t, (pointer, tile.offsets[j] * self.spec.result), width)
-                for row in tile.acc:
-                    machine.add(row[j], row[j], t)
-            return
-        for i, row in enumerate(tile.acc):
-            machine.broadcast(t, (pointer, i * self.spec.result))
-            for acc in row:
-                machine.add(acc, acc, t)
+    def _vector(self, word: str, position: Position) -> int:
+        """Point "b_now" at an element of a vector."""
+        self.frame.load_argument("b_now", word)
+        self.frame.shift(self.frame["b_now"], position, self.spec.c_bytes, "step")
+        return self.frame["b_now"]
 
     def _store_mask(self, tile: Tile) -> None:
         """Store one bit an element, set where it is positive: row i at i * ceil(n / 8) bytes."""

@@ -48,15 +48,14 @@ class _Brgemm:
         self.facts = facts
         self.machine = machine
         self.frame = Frame(machine)
-        self.element = spec.element
-        # bytes of a unit of A, and of one column of a unit of B
-        self.unit = spec.ku * spec.element
+        # bytes of one column of a unit of B, and of a vector of units
+        self.unit = spec.ku * spec.b_bytes
         self.vector = facts.lanes * self.unit
         # bytes from one row of op(A) to the next, and from one reduction step to the next
         if spec.trans_a:
-            self.a_row, self.a_step = self.element, spec.lda * self.element
+            self.a_row, self.a_step = spec.a_bytes, spec.lda * spec.a_bytes
         else:
-            self.a_row, self.a_step = spec.lda * self.element, self.unit
+            self.a_row, self.a_step = spec.lda * spec.a_bytes, spec.ku * spec.a_bytes
         # op(B) as a tile reads it has contiguous columns; they may be a packed copy on the stack
         self.packed = 0
         if plan.pack:
@@ -130,8 +129,8 @@ class _Brgemm:
         self._k_blocks(Register(first))
         machine.program.section(Mark.NEXT_PASS)
         if self.spec.batch == "stride":
-            machine.advance(frame["a"], chunk * self.spec.stride_a * self.element)
-            machine.advance(frame["b"], chunk * self.spec.stride_b * self.element)
+            machine.advance(frame["a"], chunk * self.spec.stride_a * self.spec.a_bytes)
+            machine.advance(frame["b"], chunk * self.spec.stride_b * self.spec.b_bytes)
         machine.move(first, last)
         frame.load_argument("index", "count")
         machine.jump_if_different(first, index, again)
@@ -251,8 +250,8 @@ class _Brgemm:
         if not once:
             if strided:
                 for pointer in self._pointers(tile):
-                    machine.advance(pointer, self.spec.stride_a * self.element - a_moved)
-                machine.advance(b, self.spec.stride_b * self.element - b_moved)
+                    machine.advance(pointer, self.spec.stride_a * self.spec.a_bytes - a_moved)
+                machine.advance(b, self.spec.stride_b * self.spec.b_bytes - b_moved)
             machine.advance(index, 1)
             machine.jump_if_different(index, last, each)
         machine.place(done)
@@ -268,7 +267,8 @@ class _Brgemm:
         else:
             machine.load_word(entry, (entry, 0))
             machine.load_word(d, (machine.argument, ARGUMENTS[name]))
-            machine.sum(d, d, entry, self.element.bit_length() - 1)
+            size = self.spec.a_bytes if name == "a" else self.spec.b_bytes
+            machine.sum(d, d, entry, size.bit_length() - 1)
 
     def _shift_a(self, tile: Tile, k: Position) -> None:
         a = self.frame["a_now"]
@@ -280,7 +280,7 @@ class _Brgemm:
     def _shift_b(self, tile: Tile, k: Position) -> None:
         b = self.frame["b_now"]
         # a panel holds k rows of its columns: column j begins j * k elements into the panels
-        per_column = self.spec.k * self.element if self.spec.panel else self.unit
+        per_column = self.spec.k * self.spec.b_bytes if self.spec.panel else self.unit
         self.frame.shift(b, tile.col, per_column, "step")
         self.frame.shift(b, k, self.b_step // self.spec.ku, "step")
 
@@ -421,8 +421,8 @@ class _Brgemm:
         else:
             machine.move(frame["index"], first.number)
             self._load_pointer(source, "b")
-        leading = self.spec.ldb * self.element
-        down, across = (self.element, leading) if self.spec.trans_b else (leading, self.unit)
+        leading = self.spec.ldb * self.spec.b_bytes
+        down, across = (self.spec.b_bytes, leading) if self.spec.trans_b else (leading, self.unit)
         frame.shift(source, col, across, "step")
         frame.shift(source, k, down, "step")
         machine.move(to, machine.stack_pointer)

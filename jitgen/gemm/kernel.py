@@ -7,7 +7,6 @@ Not here: how code comes about (`jitgen.gemm.emitted`), the checks of a call's a
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,18 +18,14 @@ from jitgen.frozen import Frozen, uncopied
 from jitgen.gemm.emitted import CODE_BYTES, EmittedKernel, emit
 from jitgen.gemm.operands import make_arguments
 from jitgen.gemm.plan import Plan, check_overrides, make_plan
-from jitgen.gemm.spec import DTYPES, KernelSpec, make_epilogue, make_spec
+from jitgen.gemm.spec import KernelSpec, make_epilogue, make_spec
 from jitgen.run import cpu, disk, loader, shared
 from jitgen.run.cache import KERNELS, PLANS
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES, DTypeLike
 
 #: Size from which on a matrix's panels are as wide as those of any larger one
 LARGE = 1 << 12
-
-#: Kernels that are loaded, and whom to tell of the next ones (`jitgen.debug`); both are guarded by
-#: shared.lock
-loaded: weakref.WeakKeyDictionary[Kernel, loader.Code] = weakref.WeakKeyDictionary()
-on_load: Callable[[Kernel, loader.Code], None] | None = None
 
 
 class Bound(Frozen, functools.partial):  # type: ignore[type-arg]
@@ -77,10 +72,7 @@ class Kernel(EmittedKernel):
                 raise RuntimeError(f"cannot run a kernel for {self.target.name}: {reason}")
             with shared.lock:
                 if self._loaded is None:
-                    self._loaded = loader.load(self.code)
-                    loaded[self] = self._loaded
-                    if on_load is not None:
-                        on_load(self, self._loaded)
+                    self._loaded = loader.load(self)
         return self._loaded.address
 
     def flops(self, count: int = 1) -> int:
@@ -120,16 +112,6 @@ class Kernel(EmittedKernel):
         """Run on NumPy arrays (see `bind`); returns c."""
         self.bind(a, b, c, **extra)()
         return c
-
-    def listing(self, format: str = "text", syntax: str = "intel") -> str:
-        """The kernel in a format: "text" (sections, registers, every instruction with its meaning),
-        "asm" (assembles to `code`; syntax "intel" or "att"), "json" or "html" (docs/listing.md).
-
-        Raises ValueError for an unknown format or syntax.
-        """
-        from jitgen.inspect.formats import render  # tens of milliseconds, for few programs
-
-        return render(self, format, syntax)
 
     def __copy__(self) -> Kernel:
         return self
@@ -190,7 +172,7 @@ def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool
     kernel's.
     """
     # of a product that is too large for a kernel, a part: its calls are not larger
-    if max(m * k, k * n, m * n) * DTYPES[dtype].element >= MATRIX_BYTES:
+    if max(m * k, k * n, m * n) * DTYPES[dtype].size >= MATRIX_BYTES:
         m, n, k = (min(size, LARGE) for size in (m, n, k))
     spec = make_spec(m, n, k, dtype, epilogue=("relu_mask",) if masked else ())
     machine = target.machine(dtype, n)
@@ -201,8 +183,8 @@ def panel_width(m: int, n: int, k: int, dtype: str, target: Target, masked: bool
 
 
 def brgemm(
-    m: int, n: int, k: int, dtype: str = "f32", *, lda: int | None = None, ldb: int | None = None,
-    ldc: int | None = None, ldr: int | None = None, batch: str = "stride",
+    m: int, n: int, k: int, dtype: DTypeLike = "f32", *, lda: int | None = None,
+    ldb: int | None = None, ldc: int | None = None, ldr: int | None = None, batch: str = "stride",
     stride_a: int | None = None, stride_b: int | None = None, alpha: float = 1.0,
     beta: float = 0.0, trans_a: bool = False, trans_b: bool = False,
     packed_b: bool | int = False, epilogue: Any = (), target: str | Target | None = None,
@@ -210,8 +192,9 @@ def brgemm(
 ) -> Kernel:  # fmt: skip
     """The batch-reduce GEMM kernel `C = epilogue(beta C + alpha sum_i op(A_i) op(B_i))`.
 
-    Row-major; sizes, leading dimensions and strides in elements. `epilogue` is a sequence of steps
-    (see `jitgen.gemm.spec.EPILOGUES`), `packed_b` says that B comes in panels from `jitgen.pack_b`
+    Row-major; sizes, leading dimensions and strides in elements. `dtype` is "f32" or "f64", or
+    NumPy's for them (np.float32, "float64"). `epilogue` is a sequence of steps
+    (see `jitgen.emit.steps.STEPS`), `packed_b` says that B comes in panels from `jitgen.pack_b`
     (True, or the panel width), `plan` overrides fields of the plan to tune, `assembler` is "jitgen"
     or "peachpy" (x86 only). The result is cached; the same request from many threads is generated
     once.
@@ -223,9 +206,11 @@ def brgemm(
     2048
     """
     chosen = cpu.choose(target)
-    if type(epilogue) is not tuple or not all(type(step) is str for step in epilogue):
+    if type(epilogue) is not tuple or (epilogue and not all(type(s) is str for s in epilogue)):
         epilogue = make_epilogue(epilogue)
     overrides = () if plan is None else check_overrides(plan)
+    if type(dtype) is not str or dtype not in DTYPES:
+        dtype = doors.dtype("dtype", dtype)
     values = (
         m, n, k, dtype, lda, ldb, ldc, ldr, batch, stride_a, stride_b, alpha, beta, trans_a,
         trans_b, packed_b,
@@ -254,17 +239,16 @@ def brgemm(
 
 
 def _panel(
-    m: Any, n: Any, k: Any, dtype: Any, packed_b: Any, epilogue: Any, target: Target
+    m: Any, n: Any, k: Any, dtype: str, packed_b: Any, epilogue: Any, target: Target
 ) -> int:
     if isinstance(packed_b, np.bool_):
         packed_b = bool(packed_b)
     if packed_b is True:
         masked = make_spec(m, n, k, dtype, epilogue=epilogue).has("relu_mask")
         m, n, k = doors.sizes(m=m, n=n, k=k)
-        return panel_width(m, n, k, str(dtype), target, masked)
+        return panel_width(m, n, k, dtype, target, masked)
     if packed_b is False:
         return 0
-    dtype = doors.one_of("dtype", dtype, DTYPES)
     lanes = target.machine(dtype, ANY_WIDTH).lanes
     rule = f"neither a bool nor a panel width, a multiple of {lanes} for {dtype} on {target.name}"
     try:

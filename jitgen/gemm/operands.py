@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.spec import KernelSpec
 from jitgen.run.loader import WORDS, ffi
+from jitgen.types import NUMPY
 
 _BYTES, _OFFSETS = np.dtype(np.uint8), np.dtype(np.int64)
-#: Keyword of a run-time operand -> the epilogue step that takes it
-STEP_OF = {
-    "bias": "bias", "bias_row": "bias_row", "residual": "residual", "mask": "relu_mask",
-}  # fmt: skip
+#: Keyword of a run-time operand, a word of the argument struct -> the epilogue step that takes it
+STEP_OF = {step.operand.word: name for name, step in STEPS.items() if step.operand}
 
 
 class Arguments:
@@ -74,7 +73,7 @@ def make_arguments(
             inputs.append((name, value))
         else:
             shape = (spec.n if name == "bias" else spec.m,)
-            doors.array(name, value, shape, NUMPY[spec.dtype])
+            doors.array(name, value, shape, NUMPY[spec.c_type])
             inputs.append((name, value))
         words[name] = address(value)
     words["c"] = address(c)
@@ -90,22 +89,20 @@ def address(array: np.ndarray) -> int:
 
 
 def _matrix(name: str, value: Any, leading: int, spec: KernelSpec, what: str) -> None:
-    array, shape = doors.typed(name, value, NUMPY[spec.dtype]), (spec.m, spec.n)
+    array, shape = doors.typed(name, value, NUMPY[spec.c_type]), (spec.m, spec.n)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; the kernel wants {shape}")
-    _strides(name, array, (leading,), what, spec)
+    _strides(name, array, (leading,), f"{what}, {spec.c_type}")
 
 
-def _strides(
-    name: str, array: np.ndarray, leading: tuple[int, ...], what: str, spec: KernelSpec
-) -> None:
+def _strides(name: str, array: np.ndarray, leading: tuple[int, ...], what: str) -> None:
     """Strides must be `leading` elements, then 1; a dimension of length 1 has none that counts."""
-    wanted = (*leading, 1)
+    wanted, size = (*leading, 1), array.itemsize
     for axis, stride in enumerate(wanted):
-        if array.shape[axis] > 1 and array.strides[axis] != stride * spec.element:
+        if array.shape[axis] > 1 and array.strides[axis] != stride * size:
             raise ValueError(
                 f"{name} has a stride of {array.strides[axis]} bytes in axis {axis}; the kernel "
-                f"wants {stride * spec.element} ({what}, {spec.dtype})"
+                f"wants {stride * size} ({what})"
             )
 
 
@@ -113,11 +110,11 @@ def _strided(
     spec: KernelSpec, a: Any, b: Any, inputs: list[tuple[str, np.ndarray]], words: dict[str, int]
 ) -> int:
     counts: list[int] = []
-    for name, value, shape, leading, stride in (
-        ("a", a, spec.a_shape, (spec.lda,), spec.stride_a),
-        ("b", b, spec.b_shape, _b_leading(spec), spec.stride_b),
+    for name, value, dtype, shape, leading, stride in (
+        ("a", a, spec.a_type, spec.a_shape, (spec.lda,), spec.stride_a),
+        ("b", b, spec.b_type, spec.b_shape, spec.b_leading, spec.stride_b),
     ):
-        array = doors.typed(name, value, NUMPY[spec.dtype])
+        array = doors.typed(name, value, NUMPY[dtype])
         if array.ndim == len(shape):
             array = array[np.newaxis]
         if array.shape[1:] != shape:
@@ -126,17 +123,13 @@ def _strided(
                 f"{', '.join(map(str, shape))})"
             )
         if array.shape[0]:
-            _strides(name, array, (stride, *leading), f"stride_{name}, ld{name}", spec)
+            _strides(name, array, (stride, *leading), f"stride_{name}, ld{name}, {dtype}")
         counts.append(array.shape[0])
         inputs.append((name, value))
         words[name] = address(value)
     if counts[0] != counts[1]:
         raise ValueError(f"a holds {counts[0]} matrices and b {counts[1]}; they must be as many")
     return counts[0]
-
-
-def _b_leading(spec: KernelSpec) -> tuple[int, ...]:
-    return (spec.k * spec.panel, spec.panel) if spec.panel else (spec.ldb,)
 
 
 def _addressed(
@@ -150,17 +143,17 @@ def _addressed(
             )
     if len(a) != len(b):
         raise ValueError(f"a holds {len(a)} matrices and b {len(b)}; they must be as many")
-    for name, arrays, shape, leading in (
-        ("a", a, spec.a_shape, (spec.lda,)),
-        ("b", b, spec.b_shape, _b_leading(spec)),
+    for name, arrays, dtype, shape, leading in (
+        ("a", a, spec.a_type, spec.a_shape, (spec.lda,)),
+        ("b", b, spec.b_type, spec.b_shape, spec.b_leading),
     ):
         for i, value in enumerate(arrays):
-            array = doors.typed(f"{name}[{i}]", value, NUMPY[spec.dtype])
+            array = doors.typed(f"{name}[{i}]", value, NUMPY[dtype])
             if array.shape != shape:
                 raise ValueError(
                     f"{name}[{i}] has shape {array.shape}; the kernel wants {shape}"
                 )
-            _strides(f"{name}[{i}]", array, leading, f"ld{name}", spec)
+            _strides(f"{name}[{i}]", array, leading, f"ld{name}, {dtype}")
             inputs.append((f"{name}[{i}]", array))
         pointers = np.array([address(x) for x in arrays], np.uint64)
         keep.append(pointers)
@@ -173,11 +166,11 @@ def _offset(
     inputs: list[tuple[str, np.ndarray]], words: dict[str, int], keep: list[Any],
 ) -> int:  # fmt: skip
     counts = []
-    for name, value, shape, leading in (
-        ("a", a, spec.a_shape, spec.lda),
-        ("b", b, spec.b_shape, spec.panel or spec.ldb),
+    for name, value, dtype, shape, leading in (
+        ("a", a, spec.a_type, spec.a_shape, (spec.lda,)),
+        ("b", b, spec.b_type, spec.b_shape, spec.b_leading),
     ):
-        array = doors.typed(name, value, NUMPY[spec.dtype])
+        array = doors.typed(name, value, NUMPY[dtype])
         if not array.flags.c_contiguous:
             raise ValueError(f"{name} has strides {array.strides}; it must be C-contiguous")
         offsets = extra[f"{name}_offsets"]
@@ -186,7 +179,7 @@ def _offset(
         doors.typed(f"{name}_offsets", offsets, _OFFSETS)
         if offsets.ndim != 1:
             raise ValueError(f"{name}_offsets has shape {offsets.shape}; it must have one axis")
-        span = (int(np.prod(shape[:-1])) - 1) * leading + shape[-1]
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, (*leading, 1), strict=True))
         if offsets.size:
             low, high = int(offsets.min()), int(offsets.max())
             if low < 0 or high + span > array.size:

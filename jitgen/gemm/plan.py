@@ -97,7 +97,7 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
         # B should stay in L1 while A streams, or else the smaller of both; columns that differ in
         # the registers they need want rows of their own, which only the order "nm" gives them
         uniform = len({_registers(spec, facts, c) for c in columns}) == 1
-        small = spec.k * spec.n * spec.element <= facts.rates.l1 or spec.n <= spec.m
+        small = spec.k * spec.n * spec.b_bytes <= facts.rates.l1 or spec.n <= spec.m
         order = "mn" if uniform and small and not pack else "nm"
     nest: tuple[tuple[Segment, tuple[Segment, ...]], ...]
     if order == "nm":
@@ -121,13 +121,13 @@ def make_plan(spec: KernelSpec, facts: Facts, overrides: tuple[tuple[str, Any], 
 def _demand(spec: KernelSpec, facts: Facts, columns: int, rows: int) -> float:
     """Bytes of B that a tile asks for a cycle."""
     macs = rows * -(-columns // facts.lanes)
-    return columns * spec.ku * spec.element / max(macs / facts.rates.fma, 1.0)
+    return columns * spec.ku * spec.b_bytes / max(macs / facts.rates.fma, 1.0)
 
 
 def _packing_pays(spec: KernelSpec, near: bool) -> bool:
     """Whether B is copied to the stack: it must be if transposed, and is if tiles want it near
     (in L1) and its rows lie badly for that."""
-    apart = spec.ldb * spec.ku * spec.element
+    apart = spec.ldb * spec.ku * spec.b_bytes
     badly = apart >= PACK_STRIDE and spec.m >= PACK_ROWS[apart % SAME_SET == 0]
     return spec.trans_b or (near and badly and not spec.panel)
 
@@ -155,8 +155,8 @@ def _choose_reduction(
     }  # fmt: skip
     if pack:
         packed = -(-columns // facts.lanes) * facts.lanes
-        k_block = min(spec.steps, PACK_NEAR // (packed * spec.ku * spec.element))
-        what = "transposed" if spec.trans_b else f"{spec.ldb * spec.element} bytes from row to row"
+        k_block = min(spec.steps, PACK_NEAR // (packed * spec.ku * spec.b_bytes))
+        what = "transposed" if spec.trans_b else f"{spec.ldb * spec.b_bytes} bytes from row to row"
         why = f"B is {what}: {k_block} steps at once are packed to the stack"
         return chosen | {"k_block": k_block, "batch_chunk": 1}, why
     if sum(r.repeat for r, _ in tiles) == 1:
@@ -170,8 +170,9 @@ def _choose_reduction(
     if demand <= facts.rates.l2_bytes:
         return chosen, f"{asks}: the whole batch stays in registers"
     rows = max(r.size for r, _ in tiles)
-    kept, moving = (spec.m, columns) if order == "nm" else (spec.n, rows)
-    size = (kept + 2 * moving) * spec.k * spec.element
+    a, b = spec.a_bytes, spec.b_bytes
+    kept, moving = (spec.m * a, columns * b) if order == "nm" else (spec.n * b, rows * a)
+    size = (kept + 2 * moving) * spec.k
     chunk = max(1, int(0.9 * facts.rates.l1) // size, -(-SHORTEST_PASS // spec.steps))
     why = f"{asks}: {chunk} batch elements a pass, {size} bytes each, for L1"
     return chosen | {"batch_chunk": chunk}, why
@@ -207,7 +208,7 @@ def _check(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
             f"multiply-accumulates in line; at most {MOST_MACS}"
         )
     ahead = plan.prefetch + unrolled
-    ahead *= max(spec.ldb, spec.panel) * spec.ku * spec.element
+    ahead *= max(spec.ldb, spec.panel) * spec.ku * spec.b_bytes
     if plan.prefetch and ahead >= MATRIX_BYTES:
         raise ValueError(
             f"plan option prefetch={plan.prefetch}: that is {ahead} bytes ahead; displacements "
@@ -232,7 +233,7 @@ def _check_packing(spec: KernelSpec, facts: Facts, plan: Plan) -> None:
             f"plan option batch_chunk={plan.batch_chunk}: B is packed one batch element a pass (1)"
         )
     vectors = max(-(-c.size // facts.lanes) for _, c in plan.tiles())
-    size = vectors * facts.lanes * spec.ku * spec.element * plan.k_block
+    size = vectors * facts.lanes * spec.ku * spec.b_bytes * plan.k_block
     if size > PACK_BYTES:
         raise ValueError(
             f"plan option k_block={plan.k_block}: B is packed to {size} bytes of stack; there are "

@@ -13,47 +13,30 @@ elements. A spec is a frozen value and the key of the kernel cache. Not here: ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any
 
 from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import SPELLINGS, STEPS, Step
+from jitgen.types import DTYPES, DTypeLike
 
-
-class DType(NamedTuple):
-    """An element type: bytes of an element of A and B, bytes of one of C and of the accumulators,
-    and ku, the reduction steps that one multiply-accumulate takes (B then holds ku rows
-    interleaved, [k / ku][n][ku]; bf16 pairs would be (2, 4, 2), int8 quads (1, 4, 4))."""
-
-    element: int
-    result: int
-    ku: int
-
-
-DTYPES = {"f32": DType(4, 4, 1), "f64": DType(8, 8, 1)}
 BATCH_KINDS = ("stride", "offset", "address")
-
-#: Epilogue steps: name -> the parameters it takes
-EPILOGUES: dict[str, tuple[str, ...]] = {
-    "bias": (), "bias_row": (), "residual": (), "relu": (), "relu_mask": (),
-    "leaky_relu": ("slope",), "sigmoid": (), "tanh": (), "gelu": (), "gelu_tanh": (), "silu": (),
-    "clip": ("low", "high"), "scale": ("factor",),
-}  # fmt: skip
-#: steps with an array of their own at run time; each may stand once
-OPERAND_STEPS = ("bias", "bias_row", "residual", "relu_mask")
-
-#: One step of an epilogue: (name, *parameters).
-Step = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A validated kernel; build one with `make_spec`. Sizes in elements."""
+    """A validated kernel; build one with `make_spec`. Sizes in elements; types of the elements of
+    A, B, the accumulators and C are names of `jitgen.types.DTYPES`."""
 
     m: int
     n: int
     k: int
-    dtype: str
+    a_type: str
+    b_type: str
+    acc_type: str
+    c_type: str
     lda: int
     ldb: int
     ldc: int
@@ -69,19 +52,39 @@ class KernelSpec:
     epilogue: tuple[Step, ...]
 
     @property
-    def element(self) -> int:
-        """Bytes of an element of A and B."""
-        return DTYPES[self.dtype].element
+    def dtype(self) -> str:
+        """The short form of all types, from which the others follow: that of A and B."""
+        return self.a_type
 
     @property
-    def result(self) -> int:
-        """Bytes of an element of C."""
-        return DTYPES[self.dtype].result
+    def a_bytes(self) -> int:
+        """Bytes of an element of A."""
+        return DTYPES[self.a_type].size
+
+    @property
+    def b_bytes(self) -> int:
+        """Bytes of an element of B."""
+        return DTYPES[self.b_type].size
+
+    @property
+    def acc_bytes(self) -> int:
+        """Bytes of an accumulator."""
+        return DTYPES[self.acc_type].size
+
+    @property
+    def c_bytes(self) -> int:
+        """Bytes of an element of C, and of bias and residual."""
+        return DTYPES[self.c_type].size
 
     @property
     def ku(self) -> int:
         """Reduction steps of one multiply-accumulate."""
-        return DTYPES[self.dtype].ku
+        return DTYPES[self.a_type].ku
+
+    def described(self) -> dict[str, Any]:
+        """The fields by name, the types as their short form, `dtype`."""
+        names = dict.fromkeys("dtype" if f.name.endswith("_type") else f.name for f in fields(self))
+        return {name: getattr(self, name) for name in names}
 
     @property
     def steps(self) -> int:
@@ -95,10 +98,20 @@ class KernelSpec:
 
     @property
     def b_shape(self) -> tuple[int, ...]:
-        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width."""
+        """Shape of one B_i as stored: rows and columns, or panels, rows and panel width; where ku
+        is not 1, a row holds the units of so many rows of B, and there is a last axis of ku."""
+        unit = () if self.ku == 1 else (self.ku,)
         if self.panel:
-            return (-(-self.n // self.panel), self.k, self.panel)
-        return (self.n, self.k) if self.trans_b else (self.k, self.n)
+            return (-(-self.n // self.panel), self.steps, self.panel, *unit)
+        return (self.n, self.k) if self.trans_b else (self.steps, self.n, *unit)
+
+    @property
+    def b_leading(self) -> tuple[int, ...]:
+        """Elements from one to the next in each axis of `b_shape` but the last."""
+        unit = () if self.ku == 1 else (self.ku,)
+        if self.panel:
+            return (self.k * self.panel, self.panel * self.ku, *unit)
+        return (self.ldb,) if self.trans_b else (self.ldb * self.ku, *unit)
 
     def has(self, name: str) -> bool:
         """Whether the epilogue holds a step of this name."""
@@ -119,7 +132,7 @@ def make_spec(
     m: int,
     n: int,
     k: int,
-    dtype: str = "f32",
+    dtype: DTypeLike = "f32",
     *,
     lda: int | None = None,
     ldb: int | None = None,
@@ -135,12 +148,13 @@ def make_spec(
     panel: int = 0,
     epilogue: Any = (),
 ) -> KernelSpec:
-    """Fill in defaults and check every rule.
+    """Fill in defaults and check every rule. `dtype`, the short form of all types, is a name in
+    `jitgen.types.DTYPES` or NumPy's for one (np.float32, "float64").
 
     Raises ValueError or TypeError that names the argument, its value and the rule.
     """
     m, n, k = doors.sizes(m=m, n=n, k=k)
-    dtype = doors.one_of("dtype", dtype, DTYPES)
+    dtype = doors.dtype("dtype", dtype)
     batch = doors.one_of("batch", batch, BATCH_KINDS)
     trans_a, trans_b = doors.flag("trans_a", trans_a), doors.flag("trans_b", trans_b)
     panel = doors.size("panel", panel, 0)
@@ -148,7 +162,8 @@ def make_spec(
         raise ValueError(
             f"packed_b, panel={panel}: panels have their own layout; trans_b and ldb do not apply"
         )
-    element, result, ku = DTYPES[dtype]
+    ku, acc_type = DTYPES[dtype].ku, DTYPES[dtype].arithmetic
+    element, result = DTYPES[dtype].size, DTYPES[acc_type].size
     if k % ku or (ku > 1 and trans_a):
         raise ValueError(
             f"k={k}, trans_a={trans_a}: {dtype} takes {ku} steps at once; k must be a multiple of "
@@ -156,12 +171,11 @@ def make_spec(
         )
     a_rows, a_columns = (k, m) if trans_a else (m, k)
     b_rows, b_columns = (n, k) if trans_b else (k, n)
-    alpha = doors.number("alpha", alpha, dtype=dtype)
-    beta = doors.number("beta", beta, dtype=dtype)
+    alpha = doors.number("alpha", alpha, dtype=acc_type)
+    beta = doors.number("beta", beta, dtype=acc_type)
     steps = make_epilogue(epilogue)
-    for step, *parameters in steps:
-        for parameter, value in zip(EPILOGUES[step], parameters, strict=True):
-            doors.number(f"epilogue step {step} {parameter}", value, infinite=True, dtype=dtype)
+    for step in steps:
+        make_step("epilogue step ", step, acc_type)
     if panel % 8 and panel < n and any(step[0] == "relu_mask" for step in steps):
         raise ValueError(
             f"packed_b={panel}: with a relu_mask, panels must have a multiple of 8 columns, "
@@ -184,7 +198,7 @@ def make_spec(
                 f"{MATRIX_BYTES - 1}: split m, n or k"
             )
     return KernelSpec(
-        m, n, k, dtype, lda, ldb, ldc, ldr, batch,
+        m, n, k, dtype, dtype, acc_type, acc_type, lda, ldb, ldc, ldr, batch,
         _stride("stride_a", stride_a, a_rows * lda, batch, element),
         _stride("stride_b", stride_b, b_size if panel else b_rows * ldb, batch, element),
         alpha, beta, trans_a, trans_b, panel, steps,
@@ -192,7 +206,8 @@ def make_spec(
 
 
 def make_epilogue(steps: Any) -> tuple[Step, ...]:
-    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied.
+    """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied. The
+    steps: `jitgen.emit.steps.STEPS`; an operand's step may stand once.
 
     >>> make_epilogue(["bias", ("clip", 0, 6)])
     (('bias',), ('clip', 0.0, 6.0))
@@ -202,30 +217,44 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
         raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
     result: list[Step] = []
     for step in doors.items("epilogue", steps):
-        name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
-        if not isinstance(name, str):
-            raise TypeError(
-                f"epilogue step {doors.shown(step)} is neither a name nor (name, parameter, ...)"
-            )
-        if name not in EPILOGUES:
-            raise ValueError(
-                f"epilogue step {doors.shown(name)} is not one of {', '.join(EPILOGUES)}"
-            )
-        name = str.__str__(name)
-        wanted = EPILOGUES[name]
-        if len(values) != len(wanted):
-            takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
-            raise ValueError(f"epilogue step {name!r} {takes}; got {doors.shown(values)}")
-        parameters = [
-            doors.number(f"epilogue step {name} {w}", v, infinite=True)
-            for w, v in zip(wanted, values, strict=True)
-        ]
-        if name == "clip" and not parameters[0] <= parameters[1]:
-            raise ValueError(f"epilogue step clip: low={parameters[0]} is above {parameters[1]}")
-        if name in OPERAND_STEPS and any(name == s[0] for s in result):
-            raise ValueError(f"epilogue step {name!r} may stand only once")
-        result.append((name, *parameters))
+        made = make_step("epilogue step ", step)
+        if STEPS[made[0]].operand is not None and any(made[0] == s[0] for s in result):
+            raise ValueError(f"epilogue step {made[0]!r} may stand only once")
+        result.append(made)
     return tuple(result)
+
+
+def make_step(
+    what: str, step: Any, dtype: str | None = None, allowed: Collection[str] = STEPS
+) -> Step:
+    """Normalise one step, a name or (name, parameter, ...): one of the names `allowed`, parameters
+    of which there is a default filled in, all of them finite in `dtype`, but for bounds and
+    factors. `what` stands before it in errors (TypeError, ValueError).
+
+    >>> make_step("activation=", "elu"), make_step("activation=", "relu6")
+    (('elu', 1.0), ('clip', 0.0, 6.0))
+    """
+    name, *values = step if isinstance(step, (tuple, list)) and step else (step,)
+    if not isinstance(name, str):
+        raise TypeError(f"{what}{doors.shown(step)} is neither a name nor (name, parameter, ...)")
+    if name in SPELLINGS and not values:
+        name, *values = SPELLINGS[name]
+    if name not in allowed:
+        raise ValueError(f"{what}{doors.shown(name)} is not one of {', '.join(allowed)}")
+    name = str.__str__(name)
+    wanted = STEPS[name].parameters
+    least = sum(default is None for default in wanted.values())
+    if not least <= len(values) <= len(wanted):
+        takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
+        raise ValueError(f"{what}{name!r} {takes}; got {doors.shown(values)}")
+    values += list(wanted.values())[len(values) :]
+    parameters = [
+        doors.number(f"{what}{name} {w}", v, infinite=STEPS[name].infinite, dtype=dtype)
+        for w, v in zip(wanted, values, strict=True)
+    ]
+    if name == "clip" and not parameters[0] <= parameters[1]:
+        raise ValueError(f"{what}clip: low={parameters[0]} is above {parameters[1]}")
+    return (name, *parameters)
 
 
 def _leading(name: str, value: Any, columns: int, what: str) -> int:

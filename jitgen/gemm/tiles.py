@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from jitgen.emit.functions import TEMPS
+from jitgen.emit.steps import temporaries
 from jitgen.gemm.spec import KernelSpec
 from jitgen.target import Facts
 
@@ -69,8 +69,7 @@ def epilogue_temps(spec: KernelSpec, facts: Facts) -> int:
     """Vector registers that the end of a tile needs beside the accumulators."""
     if not spec.epilogue and spec.alpha == 1.0 and spec.beta in (0.0, 1.0):
         return 0
-    temps = max((TEMPS.get(step[0], 1) for step in spec.epilogue), default=1)
-    return temps + facts.constant_temps
+    return temporaries(spec.epilogue) + facts.constant_temps
 
 
 def operand_registers(facts: Facts, rows: int, vectors: int, hold: str) -> int:

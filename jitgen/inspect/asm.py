@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from jitgen.gemm.emitted import EmittedKernel
 from jitgen.inspect.listing import describe
 from jitgen.inspect.unwind import sleb, uleb
 from jitgen.isa.form import Form, Operands
@@ -20,7 +21,7 @@ from jitgen.isa.x86 import NOPS
 from jitgen.isa.x86_rows import REGISTERS
 
 if TYPE_CHECKING:
-    from jitgen.gemm.emitted import EmittedKernel
+    from jitgen.emit.routine import Routine
     from jitgen.inspect.unwind import Row
 
 SYNTAXES = ("intel", "att")
@@ -33,8 +34,8 @@ _NOPS = (
 
 
 def assembly(
-    kernel: EmittedKernel, symbol: str, syntax: str = "intel",
-    cfi: Callable[[EmittedKernel], Iterable[Row]] | None = None,
+    kernel: Routine, symbol: str, syntax: str = "intel",
+    cfi: Callable[[Routine], Iterable[Row]] | None = None,
 ) -> str:  # fmt: skip
     """The kernel as a global function `symbol` in section .text: the bytes are `kernel.code`.
 
@@ -56,10 +57,13 @@ def assembly(
     if program.encode() != kernel.code:
         raise ValueError("the code is another assembler's, whose choices cannot be written down")
     writer = _Writer(symbol, syntax, x86)
-    spec = kernel.spec
+    what = f"{kernel.name} for {kernel.target.name}"
+    if isinstance(kernel, EmittedKernel):
+        spec = kernel.spec
+        what = f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {kernel.target.name}: "
+        what += describe(spec)
     out = [
-        f"{writer.comment} {spec.m} x {spec.n} x {spec.k} {spec.dtype} for {kernel.target.name}: "
-        f"{describe(spec)}",
+        f"{writer.comment} {what}",
         f"{writer.comment} int64_t {symbol}(const void *args), see docs/abi.md; "
         f"{len(kernel.code)} bytes",
         *writer.begin(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from jitgen import doors
+from jitgen.emit.routine import Routine
 from jitgen.gemm.emitted import EmittedKernel
 
 #: all of them are text but "bytes"
@@ -15,17 +16,18 @@ FORMATS = ("text", "asm", "bytes", "json", "html")
 
 
 def render(
-    kernel: EmittedKernel, format: str = "text", syntax: str = "intel",
+    kernel: Routine, format: str = "text", syntax: str = "intel",
     analysis: list[str] | None = None,
 ) -> str:  # fmt: skip
-    """A kernel in one of FORMATS but "bytes", which is `kernel.code`.
+    """A kernel in one of FORMATS but "bytes", which is `kernel.code`; another routine as "text" or
+    "asm".
 
     syntax: "intel" or "att", for asm. analysis: lines of a report that a page shows as well.
 
-    Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
-    target has not.
+    Raises ValueError for an unknown format or syntax, for a syntax that the format or the target
+    has not, and for a format that only kernels have.
     """
-    doors.instance("kernel", kernel, EmittedKernel)
+    doors.instance("kernel", kernel, Routine)
     syntax = doors.text("syntax", syntax)
     if analysis is not None:
         given = enumerate(doors.items("analysis", analysis))
@@ -46,6 +48,12 @@ def render(
         text = assembly(kernel, symbol_name(kernel), syntax, rows)
         at = "@" if kernel.target.architecture == "x86_64" else "%"
         return f'{text}    .section .note.GNU-stack,"",{at}progbits\n'  # no executable stack
+    if not isinstance(kernel, EmittedKernel):
+        if format != "text":
+            raise ValueError(f"format={format!r} is for kernels; {kernel.name} has no plan")
+        from jitgen.inspect import routines
+
+        return routines.listing(kernel)
     if format == "html":
         from jitgen.inspect.html import page
 

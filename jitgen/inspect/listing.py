@@ -20,6 +20,7 @@ from jitgen.inspect.loops import Loop
 from jitgen.inspect.meaning import explain
 from jitgen.inspect.registers import general_name, role_meaning, tile_registers, tiles, vector_name
 from jitgen.inspect.sections import Sections
+from jitgen.inspect.text import numbered
 from jitgen.isa.form import Record
 from jitgen.isa.program import Line
 from jitgen.isa.x86_rows import R32
@@ -32,10 +33,6 @@ __all__ = [
     "as_values", "describe", "general_name", "lines", "listing", "plan_lines", "tile_registers",
 ]  # fmt: skip
 
-#: Bytes of machine code in one line of a listing
-LINE_BYTES = 11
-#: Columns that the text of an instruction has before its meaning, unless it is longer
-TEXT = 48
 #: Says what a JSON file is
 KIND = "jitgen listing 1"
 
@@ -131,7 +128,7 @@ def as_values(kernel: EmittedKernel) -> dict[str, Any]:
         })  # fmt: skip
     registers = {role: general_name(kernel.target, n) for role, n in kernel.roles.items()}
     plan = asdict(kernel.plan)
-    spec = asdict(kernel.spec)
+    spec = kernel.spec.described()
     return {
         "format": KIND, "target": kernel.target.name, "computes": describe(kernel.spec),
         "code_bytes": len(kernel.code),
@@ -210,12 +207,7 @@ def listing(kernel: EmittedKernel) -> str:
         else:
             out += labels
             labels.clear()
-            text, comment = "  " * depth + line.text, f"; {meaning}" if meaning else ""
-            for at in range(0, len(line.code), LINE_BYTES):
-                code = line.code[at : at + LINE_BYTES].hex()
-                gap = max(TEXT, len(text) + 2)
-                out.append(f"{line.offset + at:6x}  {code:22}  {text:{gap}}{comment}".rstrip())
-                text = comment = ""
+            out += numbered(line, depth, meaning)
     return "\n".join(out + labels) + "\n"
 
 

@@ -56,12 +56,12 @@ class Places:
     """The matrices of one kernel as they lie in memory."""
 
     def __init__(self, spec: KernelSpec, packed_step: int, data: bytes) -> None:
-        e, r = spec.element, spec.result
+        a, e, r = spec.a_bytes, spec.b_bytes, spec.c_bytes
         self.spec = spec
         self.data = data
-        row, step = Direction("row", spec.lda * e), Direction("step", e)
+        row, step = Direction("row", spec.lda * a), Direction("step", a)
         if spec.trans_a:
-            row, step = Direction("row", e), Direction("step", spec.lda * e)
+            row, step = Direction("row", a), Direction("step", spec.lda * a)
         b = (Direction("step", spec.ldb * e), Direction("column", e))
         if spec.trans_b:
             b = (Direction("column", spec.ldb * e), Direction("step", e))
@@ -109,18 +109,18 @@ class Places:
     def _in_panels(self, terms: dict[str, Number], constant: int) -> Place | None:
         """B in panels: column j begins at panel j // width, each with all k rows of its columns."""
         spec = self.spec
-        width = spec.panel * spec.element
+        width = spec.panel * spec.b_bytes
         panel, rest = divmod(constant, spec.k * width)
         step, column = divmod(rest, width)
         steps = {n: Fraction(f) / width for n, f in terms.items() if DIRECTION.get(n) == "step"}
-        columns = {n: Fraction(f) / (spec.k * spec.element) for n, f in terms.items() if n == "col"}
-        known = len(steps) + len(columns) == len(terms) and not column % spec.element
+        columns = {n: Fraction(f) / (spec.k * spec.b_bytes) for n, f in terms.items() if n == "col"}
+        known = len(steps) + len(columns) == len(terms) and not column % spec.b_bytes
         if not known or any(f.denominator > 1 for f in (*steps.values(), *columns.values())):
             return None
-        at = panel * spec.panel + column // spec.element
+        at = panel * spec.panel + column // spec.b_bytes
         return Place("B", [
             (Direction("step", width), dict(steps), step),
-            (Direction("column", spec.element), dict(columns), at),
+            (Direction("column", spec.b_bytes), dict(columns), at),
         ])  # fmt: skip
 
     def argument(self, address: Value | None) -> str:

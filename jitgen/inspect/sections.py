@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.sections import (
     BatchPass,
     BlockLoop,
@@ -142,14 +143,7 @@ class Sections:
 
     def _epilogue(self, name: str) -> str:
         last = ", on the last pass only" if self._stored_between() else ""
-        what = {
-            "bias": "adds a row vector to every row", "bias_row": "adds a column vector",
-            "residual": "adds a matrix", "relu": "max(x, 0)", "clip": "limits to the two numbers",
-            "relu_mask": "max(x, 0), and a bit for each element that is positive",
-            "leaky_relu": "multiplies negative elements by the slope",
-            "scale": "multiplies by the number",
-        }.get(name, f"{name}(x)")  # fmt: skip
-        return f"On the accumulators: {what}{last}."
+        return f"On the accumulators: {STEPS[name].sentence}{last}."
 
     def _next(self) -> str:
         return "The pointers move to the next batch elements; ends when the batch does."

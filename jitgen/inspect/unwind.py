@@ -27,7 +27,7 @@ from jitgen.isa.program import ALIGN, LABEL, SECTION, Program
 from jitgen.isa.x86 import RAX, RSP
 
 if TYPE_CHECKING:
-    from jitgen.gemm.emitted import EmittedKernel
+    from jitgen.emit.routine import Routine
 
 #: DWARF's numbers of the x86-64 registers, in the order of the machine's own numbers
 X86_DWARF = (0, 2, 1, 3, 7, 6, 4, 5, *range(8, 16))
@@ -177,15 +177,15 @@ ARCHITECTURES = {
 }
 
 
-def rows(kernel: EmittedKernel) -> list[Row]:
-    """Rows of a kernel, by offset; each holds up to the next, the last to the end.
+def rows(routine: Routine) -> list[Row]:
+    """Rows of a routine, by offset; each holds up to the next, the last to the end.
 
     Raises ValueError if the code is another assembler's, and as `program_rows` does.
     """
-    program = kernel.program
-    if program.encode() != kernel.code:
+    program = routine.program
+    if program.encode() != routine.code:
         raise ValueError("the code is another assembler's: its frames cannot be followed")
-    return program_rows(program, kernel.target.architecture)
+    return program_rows(program, routine.target.architecture)
 
 
 def program_rows(program: Program, architecture: str) -> list[Row]:

@@ -44,7 +44,7 @@ class Words:
         self.isa: ModuleType = x86 if target.architecture == "x86_64" else a64
         self.tiles = tiles(kernel)
         widest = max(-(-columns // self.machine.lanes) for _, columns in self.tiles)
-        packed = widest * self.machine.lanes * spec.ku * spec.element
+        packed = widest * self.machine.lanes * spec.ku * spec.b_bytes
         self.places = Places(spec, packed, data)
         self.roles = {number: role for role, number in kernel.roles.items()}
         self.names: dict[int, str] = {**self.isa.NAMES, self.machine.argument: "args", **self.roles}

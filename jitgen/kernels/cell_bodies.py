@@ -13,15 +13,17 @@ from itertools import zip_longest
 from typing import Any
 
 from jitgen.emit import functions
+from jitgen.emit.steps import STEPS
 from jitgen.isa.machine import At, Machine
 
 
 @dataclass(frozen=True)
-class Operand:
-    """`gates` values for each row and unit. In panels, element (row, gate, u) of panel q is at
-    q panel + (row gates + gate) width + u; elsewhere element (row, gate, unit) is at
-    row ld + gate hidden + unit."""
+class CellOperand:
+    """`gates` values for each row and unit; what they are is its name. In panels, element
+    (row, gate, u) of panel q is at q panel + (row gates + gate) width + u; elsewhere element
+    (row, gate, unit) is at row ld + gate hidden + unit."""
 
+    name: str
     gates: int = 1
     panels: bool = False
 
@@ -31,17 +33,29 @@ class Cell:
     """A cell: its operands by word, which of them only a masked kernel reads, and its code."""
 
     body: Callable[[Vector], None]
-    operands: Mapping[str, Operand]
+    operands: Mapping[str, CellOperand]
     only_masked: str = ""
     saves: bool = False
     peephole: bool = False
+
+    def words(self, masked: bool, peephole: bool) -> dict[str, str]:
+        """The words of what a kernel reads and writes, by name; "p", the peepholes' weights, and
+        "mask" among them."""
+        more = {"p": "bias"} if peephole else {}
+        if masked:
+            more["mask"] = "mask"
+        return {
+            operand.name: word for word, operand in self.operands.items()
+            if masked or word != self.only_masked
+        } | more  # fmt: skip
 
 
 class Chain:
     """Takes down operations on vectors, to be emitted later."""
 
     def __init__(self, machine: Machine) -> None:
-        self.dtype, self.const, self.const_bits = machine.dtype, machine.const, machine.const_bits
+        self.arithmetic = machine.arithmetic
+        self.const, self.const_bits = machine.const, machine.const_bits
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, verb: str) -> Any:
@@ -139,11 +153,11 @@ class Vector:
 
     def sigmoid(self, x: int) -> None:
         """x = 1 / (1 + e^-x)."""
-        self._function(functions.sigmoid, x, functions.TEMPS["sigmoid"])
+        self._function(functions.sigmoid, x, STEPS["sigmoid"].temps)
 
     def tanh(self, x: int) -> None:
         """x = tanh(x)."""
-        self._function(functions.tanh, x, functions.TEMPS["tanh"])
+        self._function(functions.tanh, x, STEPS["tanh"].temps)
 
     def _function(self, function: Callable[..., None], x: int, count: int) -> None:
         temps = [self.take() for _ in range(count)]
@@ -353,34 +367,42 @@ def _rnn_backward(v: Vector) -> None:
     _nothing_passes(v)
 
 
-_PLAIN = Operand()
-_LSTM, _GRU, _RNN = Operand(4, panels=True), Operand(3, panels=True), Operand(1, panels=True)
-_STATES = {"bias_row": _PLAIN, "residual": _PLAIN}
+_LSTM, _GRU, _RNN = (CellOperand("gates", gates, panels=True) for gates in (4, 3, 1))
+_RECURRENT = CellOperand("recurrent", 3, panels=True)
+_BEFORE, _DGATES = CellOperand("h_before"), CellOperand("dgates", 3)
+_STATES = {"bias_row": _BEFORE, "residual": CellOperand("h")}
+_GRADIENTS = {"bias_row": CellOperand("dy"), "residual": CellOperand("dh")}
+_RESET = {"bias_row": _BEFORE, "residual": CellOperand("reset")}
+_RESET_BACKWARD = {"bias_row": CellOperand("dreset"), "residual": CellOperand("dh")}
 CELLS = {
     "lstm": Cell(
-        _lstm, {"a": _LSTM, "b": _PLAIN, "c": _PLAIN, **_STATES}, "bias_row", True, True
+        _lstm, {"a": _LSTM, "b": CellOperand("c_before"), "c": CellOperand("c"), **_STATES},
+        "bias_row", True, True,
     ),
-    "gru": Cell(_gru, {"a": _GRU, "b": _GRU, **_STATES}, saves=True),
-    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_STATES}),
+    "gru": Cell(_gru, {"a": _GRU, "b": _RECURRENT, **_STATES}, saves=True),
+    "gru_before_reset": Cell(_gru_before_reset, {"a": _GRU, **_RESET}),
     "gru_before_output": Cell(_gru_before_output, {"a": _GRU, **_STATES}, saves=True),
     "rnn": Cell(_rnn, {"a": _RNN, **_STATES}, "bias_row"),
     "lstm_backward": Cell(
         _lstm_backward, {
-            "a": _LSTM, "b": _PLAIN, "c": Operand(4), "a_offsets": _PLAIN, "b_offsets": _PLAIN,
-            **_STATES,
+            "a": _LSTM, "b": CellOperand("c_before"), "c": CellOperand("dgates", 4),
+            "a_offsets": CellOperand("c"), "b_offsets": CellOperand("dc"), **_GRADIENTS,
         }, peephole=True,
     ),
     "gru_backward": Cell(
         _gru_backward, {
-            "a": _GRU, "b": _GRU, "c": Operand(3), "a_offsets": Operand(3), "b_offsets": _PLAIN,
-            **_STATES,
+            "a": _GRU, "b": _RECURRENT, "c": _DGATES, "a_offsets": CellOperand("dgates_r", 3),
+            "b_offsets": _BEFORE, **_GRADIENTS,
         },
     ),
     "gru_before_backward_output": Cell(
-        _gru_before_backward_output, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_output, {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_GRADIENTS}
     ),
     "gru_before_backward_reset": Cell(
-        _gru_before_backward_reset, {"a": _GRU, "c": Operand(3), "b_offsets": _PLAIN, **_STATES}
+        _gru_before_backward_reset,
+        {"a": _GRU, "c": _DGATES, "b_offsets": _BEFORE, **_RESET_BACKWARD},
     ),
-    "rnn_backward": Cell(_rnn_backward, {"a_offsets": _PLAIN, "c": Operand(), **_STATES}),
+    "rnn_backward": Cell(
+        _rnn_backward, {"a_offsets": CellOperand("h"), "c": CellOperand("dgates"), **_GRADIENTS}
+    ),
 }  # fmt: skip

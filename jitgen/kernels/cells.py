@@ -7,8 +7,8 @@ Not here: the arithmetic (`jitgen.kernels.cell_bodies`), the products with the w
 over steps.
 
 >>> from jitgen.target import AVX2
->>> len(emit_cell("lstm", 32, 64, "f32", AVX2, width=8)) < 4096
-True
+>>> emit_cell("lstm", 32, 64, "f32", AVX2, width=8).signature[1]
+Operand(word='b', meaning='c before', type='f32')
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jitgen.emit.copying import repeated
-from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Routine, Writer, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
-from jitgen.isa.machine import ELEMENTS, At
+from jitgen.isa.machine import At
 from jitgen.kernels.cell_bodies import CELLS, Cell, Options, Vector, emit_in_turn
 from jitgen.run.cache import CODE
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 def emit_cell(
@@ -29,8 +30,8 @@ def emit_cell(
     panel: Mapping[str, int] | None = None, hidden: int | None = None,
     ld: Mapping[str, int] | None = None, masked: bool = False, peephole: bool = False,
     save: bool = False,
-) -> bytes:  # fmt: skip
-    """Machine code of a cell for rows x units. Words are addresses; all sizes are in elements.
+) -> Routine:  # fmt: skip
+    """The routine of a cell for rows x units. Words are addresses; all sizes are in elements.
 
     Operands in gate panels (below: "panels") hold (row, gate, u) of panel q = unit // width at
     q panel[word] + (row gates + gate) width + unit % width; `width` is a multiple of the vector
@@ -96,7 +97,7 @@ def emit_cell(
         if pitch < least:
             raise ValueError(f"{name}[{word!r}]={pitch} is smaller than the {least} it holds")
         times = -(-units // width) if operand.panels else rows
-        if times * pitch * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if times * pitch * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}[{word!r}]={pitch} elements ({dtype}), {times} times: 2 GiB")
         pitches[word] = pitch
     for name, given, panels in (("panel", panel, True), ("ld", ld, False)):
@@ -109,15 +110,16 @@ def emit_cell(
 
 
 @CODE.of
+@emitter
 def _emit_cell(
     cell: str, shape: tuple[int, int, str, Target, int, int],
     pitches: tuple[tuple[str, int], ...], options: Options,
-) -> bytes:  # fmt: skip
-    return _Kernel(CELLS[cell], cell, shape, dict(pitches), options).emit()
+) -> Written:  # fmt: skip
+    return _Kernel(CELLS[cell], cell, shape, dict(pitches), options).write()
 
 
-class _Kernel:
-    """Emits one kernel of `emit_cell`: a loop over rows, in it one over vectors.
+class _Kernel(Writer):
+    """Writes one kernel of `emit_cell`: a loop over rows, in it one over vectors.
 
     Rows are outside, so that plain operands are read and written along their rows: down a column,
     a power of two between rows would put all of them in the same few sets of the cache. Vectors go
@@ -129,12 +131,17 @@ class _Kernel:
         pitches: dict[str, int], options: Options,
     ) -> None:  # fmt: skip
         self.rows, self.units, dtype, target, width, hidden = shape
-        self.cell, self.options, self.title = cell, options, f"{name}: {self.rows} x {self.units}"
-        self.machine = machine = target.machine(dtype, min(self.units, width))
-        self.frame = Frame(machine)
+        meanings = {w: cell.operands[w].name for w in pitches}
+        if options.peephole:
+            meanings["bias"] = "peepholes of i, f, o"
+        if options.masked:
+            meanings["mask"] = "whether a row is valid"
+        operands = {word: Operand(word, meaning, dtype) for word, meaning in meanings.items()}
+        machine = target.machine(dtype, min(self.units, width))
+        name = f"{name} {dtype} {self.rows}x{self.units}"
+        super().__init__(name, target, machine, operands, self.units)
+        self.cell, self.options = cell, options
         element, lanes = machine.element, machine.lanes
-        self.vector = lanes * element
-        self.vectors, self.tail = divmod(self.units, lanes)
         #: vectors of a panel
         self.each = width // lanes
         #: by word, in bytes: from a gate to the next, from a row to the next, and from the end of
@@ -150,19 +157,15 @@ class _Kernel:
                 self.over[word] = (pitch - width) * element
         if options.peephole:
             self.gate["bias"], self.row["bias"] = hidden * element, 0
-        self.words = [*self.row, *(["mask"] if options.masked else [])]
-        for role in (*self.words, "row", "vector", "panel", "constants"):
-            self.frame.take(role)
-        masks = machine.tail_vectors(self.tail) if self.tail else 0
-        self.free = list(range(machine.vectors - masks))
-        machine.constant_temps = tuple(self.free.pop() for _ in range(machine.constant_registers))
-        self.valid = self.free.pop() if options.masked else -1
+        self.take("row", "vector", "panel", "constants")
+        self.registers = list(range(self.free))
+        self.valid = self.registers.pop() if options.masked else -1
         probe = Vector(machine, range(64), self._places(0), self.valid, lanes, options)
         cell.body(probe)
         #: registers that a vector takes, and vectors that are emitted together; they may stand in
         #: two panels only if every vector is a panel
         self.needed = probe.most
-        pairs = 2 * self.needed <= len(self.free) and (self.each == 1 or self.each % 2 == 0)
+        pairs = 2 * self.needed <= len(self.registers) and (self.each == 1 or self.each % 2 == 0)
         self.together = 2 if pairs else 1
 
     def _step(self, word: str) -> int:
@@ -176,23 +179,17 @@ class _Kernel:
             for word, gate in self.gate.items()
         }
 
-    def emit(self) -> bytes:
-        """The machine code."""
+    def write(self) -> Written:
+        """The function."""
         machine, frame = self.machine, self.frame
-        machine.program.section(self.title)
-        machine.begin(frame.used())
-        machine.use_constants(frame["constants"])
-        if self.tail:
-            machine.set_tail(self.tail, machine.vectors - 1)
-        for word in self.words:
-            frame.load_argument(word, word)
         passes, rest = divmod(self.vectors, self.together)
         last = [machine.lanes] * rest + ([self.tail] if self.tail else [])
+        self.begin()
         with repeated(machine, frame["row"], self.rows):
             if self.options.masked:  # valid = -mask
                 machine.zero(self.valid)
-                machine.broadcast(self.free[0], (frame["mask"], 0))
-                machine.sub(self.valid, self.valid, self.free[0])
+                machine.broadcast(self.registers[0], (frame["mask"], 0))
+                machine.sub(self.valid, self.valid, self.registers[0])
                 machine.advance(frame["mask"], machine.element)
             moved = self._passes(passes) if passes else {}
             if last:
@@ -200,8 +197,7 @@ class _Kernel:
                 self._together(last)
             for word, size in self.row.items():
                 machine.advance(frame[word], size - moved.get(word, 0))
-        machine.end()
-        return machine.program.encode()
+        return self.end()
 
     def _passes(self, passes: int) -> dict[str, int]:
         """Loop over whole vectors; returns by how many bytes the pointer of each word has moved."""
@@ -230,7 +226,7 @@ class _Kernel:
         """The cell's work on vectors of so many elements that follow one another."""
         vectors = []
         for i, lanes in enumerate(widths):
-            registers = self.free[i * self.needed : (i + 1) * self.needed]
+            registers = self.registers[i * self.needed : (i + 1) * self.needed]
             places = self._places(i)
             vectors.append(
                 Vector(self.machine, registers, places, self.valid, lanes, self.options)

@@ -9,44 +9,49 @@ BRGEMM kernels are (docs/abi.md). Not here: the walk (`jitgen.kernels.strips`).
 
 from __future__ import annotations
 
-from jitgen.emit import functions
-from jitgen.emit.functions import FUNCTIONS
-from jitgen.gemm.spec import Step, make_epilogue
+from collections.abc import Iterator
+
+from jitgen.emit.routine import Operand, Written, emitter
+from jitgen.emit.steps import Step, StepOperand, apply, check_places
+from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
-#: Epilogue steps besides FUNCTIONS
-STEPS = ("bias", "relu", "clip")
+#: Where operands of its epilogue may lie: channels are columns
+PLACES = ("column", "element")
 
 
 @CODE.of
+@emitter
 def emit_depthwise(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: int, ldc: tuple[int, int], epilogue: tuple[Step, ...] = (), ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for rows.count x columns.count results of `channels` channels.
+) -> Written:  # fmt: skip
+    """The routine for rows.count x columns.count results of `channels` channels.
 
     Word a is x at pixel (0, 0), b is w (taps x channels, rows `ldb` elements apart), c is y, bias
-    as the epilogue asks. lda, ldc: elements from a row to the next and from a pixel to the next. y
-    may overlap neither x nor w. How many results there may be: `plan_strip`. Pixels are fetched
-    into L1 `ahead` rows of x before they are read: 0, unless x comes from memory.
+    and residual (which lies as y does) as the epilogue asks. lda, ldc: elements from a row to the
+    next and from a pixel to the next. y may overlap no other word. How many results there may be:
+    `plan_strip`. Pixels are fetched into L1 `ahead` rows of x before they are read: 0, unless x
+    comes from memory.
 
-    epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
+    epilogue: all steps but relu_mask and bias_row. Raises ValueError that names argument, value and
+    rule.
     """
     steps = make_epilogue(epilogue)
-    for name, *_ in steps:
-        if name not in STEPS and name not in FUNCTIONS:
-            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps).emit()
+    check_places(steps, PLACES, "a depthwise kernel")
+    walk = _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps)
+    return _written("depthwise", walk, dtype, target)
 
 
 @CODE.of
+@emitter
 def emit_depthwise_weights(
     rows: Axis, columns: Axis, channels: int, dtype: str, target: Target, *, lda: tuple[int, int],
     ldb: tuple[int, int], ldc: int, accumulate: bool = True, ahead: int = 0,
-) -> bytes:  # fmt: skip
-    """Machine code for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
+) -> Written:  # fmt: skip
+    """The routine for what these results add to the gradient of w: dw[r, s, c] += sum over o, p of
     dy[o, p, c] x[...] with x as `emit_depthwise` sees it, or dw = without `accumulate`.
 
     Word a is x, b is dy (distances `ldb`), c is dw (taps x channels, rows `ldc` elements apart);
@@ -54,7 +59,14 @@ def emit_depthwise_weights(
     """
     walk = _Gradient(rows, columns, channels, dtype, target, lda, ldc, ldb, ahead)
     walk.accumulate = accumulate
-    return walk.emit()
+    return _written("depthwise_weights", walk, dtype, target)
+
+
+def _written(kind: str, walk: Walk, dtype: str, target: Target) -> Written:
+    rows, columns = walk.rows, walk.columns
+    name = f"{kind} {dtype} {rows.count}x{columns.count}x{walk.channels}"
+    signature = tuple(Operand(word, role, dtype) for role, word in walk.words.items())
+    return Written(name, signature, target, walk.emit())
 
 
 class _Forward(Walk):
@@ -78,31 +90,23 @@ class _Forward(Walk):
         self.machine.mac(acc, x, weight, lanes)
 
     def finish(self, acc: list[int], lanes: int) -> None:
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
+            if which.place == "column":
+                self.machine.load(t, (self.frame[which.word], 0), lanes)
+                yield acc
+                return
+            # as far from its first element as y_now is from y's
+            pointer = self.frame["residual_now"]
+            self.machine.sum(pointer, self.frame["y_now"], self.frame["residual"])
+            for p, register in enumerate(acc):
+                self.machine.load(t, (pointer, p * self.y[1]), lanes)
+                yield [register]
+
         for i, step in enumerate(self.epilogue):
             if i or step != ("bias",):
-                self._apply(step, acc, lanes)
+                apply(step, self.machine, acc, self.temps, operand)
         for p, register in enumerate(acc):
             self.machine.store(register, (self.frame["y_now"], p * self.y[1]), lanes)
-
-    def _apply(self, step: Step, acc: list[int], lanes: int) -> None:
-        machine, t = self.machine, self.temps[0]
-        name, *parameters = step
-        if name in FUNCTIONS:
-            for register in acc:
-                FUNCTIONS[name](machine, register, self.temps[: functions.TEMPS[name]])
-        elif name == "bias":
-            machine.load(t, (self.frame["bias"], 0), lanes)
-            for register in acc:
-                machine.add(register, register, t)
-        elif name == "relu":
-            machine.zero(t)
-            for register in acc:
-                machine.max(register, t, register)
-        else:
-            for bound, limit in zip(parameters, (machine.max, machine.min), strict=True):
-                machine.load_const(t, machine.const(bound))
-                for register in acc:
-                    limit(register, t, register)
 
 
 class _Gradient(Walk):

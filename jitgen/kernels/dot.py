@@ -8,18 +8,21 @@ here: products with the lanes along the columns (`jitgen.gemm.generator`).
 
 from __future__ import annotations
 
-from jitgen.emit import functions
+from collections.abc import Iterator
+
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
-from jitgen.gemm.spec import Step
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.emit.steps import Step, StepOperand, apply, check_places, operands
+from jitgen.gemm.spec import make_epilogue
+from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
-#: Epilogue steps that it knows besides FUNCTIONS
-STEPS = ("bias", "relu")
+#: Where operands of its epilogue may lie: one row of results has neither bits nor rows
+PLACES = ("column", "element")
 #: Rows of w that are read at the same time: as many streams as the hardware follows well
 ROWS = 4
 
@@ -32,27 +35,31 @@ def possible(dtype: str, target: Target) -> bool:
 
 def within_reach(n: int, ldb: int, dtype: str) -> bool:
     """Whether the rows of w that are read at the same time span less than 2 GiB."""
-    return min(n, ROWS) * ldb * ELEMENTS[dtype][2] < MATRIX_BYTES
+    return min(n, ROWS) * ldb * DTYPES[dtype].size < MATRIX_BYTES
 
 
 @CODE.of
+@emitter
 def emit_dot(
     n: int, k: int, ldb: int, dtype: str, target: Target, epilogue: tuple[Step, ...] = ()
-) -> bytes:
-    """Machine code for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
-    (n), bias as the epilogue asks.
+) -> Written:
+    """The routine for one row: word a is x (k), b is w (n x k, rows ldb elements apart), c is y
+    (n), bias and residual (n) as the epilogue asks.
 
-    epilogue: steps of STEPS and FUNCTIONS. Raises ValueError that names argument, value and rule.
+    epilogue: all steps but relu_mask and bias_row. Raises ValueError that names argument, value and
+    rule.
     """
     check_rows(n, k, dtype, ldb)
     if not within_reach(n, ldb, dtype):
         raise ValueError(f"ldb={ldb}: {min(n, ROWS)} rows ({dtype}) span 2 GiB or more")
     if not possible(dtype, target):
         raise ValueError(f"target={target.name}: {dtype} vectors cannot be transposed there")
-    for step in epilogue:
-        if step[0] not in STEPS and step[0] not in FUNCTIONS:
-            raise ValueError(f"epilogue step {step[0]!r} is not one of {', '.join(STEPS)} ...")
-    return _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), epilogue).emit()
+    steps = make_epilogue(epilogue)
+    check_places(steps, PLACES, "a row of products")
+    frame = _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), steps).emit()
+    meanings = {"a": "x", "b": "w", "c": "y"} | {name: name for name in operands(steps)}
+    signature = tuple(Operand(word, meanings[word], dtype) for word in meanings)
+    return Written(f"dot {dtype} {n}x{k}", signature, target, frame)
 
 
 class _Dot:
@@ -68,11 +75,11 @@ class _Dot:
         self.unroll = 4 if machine.vectors >= 32 else 2
         self.x, self.w = ROWS * self.unroll, ROWS * self.unroll + 1
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         words = {"x": "a", "w": "b", "y": "c"}
-        if ("bias",) in self.epilogue:
-            words["bias"] = "bias"
+        self.operands = operands(self.epilogue)
+        words |= {word: word for word in self.operands}
         for role in (*words, "x_now", "w_now", "step", "left", "constants"):
             frame.take(role)
         machine.program.section(f"row of {self.k} times {self.n} rows")
@@ -89,7 +96,7 @@ class _Dot:
         if rest:
             self._block(rest)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _block(self, columns: int) -> None:
         """`columns` (at most a vector of them) sums, and the store of their results."""
@@ -147,18 +154,16 @@ class _Dot:
             machine.add(0, 0, 1)
         if columns < self.lanes:
             machine.set_tail(columns, machine.vectors - 1)
-        # 0 is the result, 1 an operand; what follows is free
+        # 0 is the result, what follows is free
         machine.constant_temps = (machine.vectors - 3, machine.vectors - 2)
-        for name, *_ in self.epilogue:
-            if name == "bias":
-                machine.load(1, (frame["bias"], 0), columns)
-                machine.add(0, 0, 1)
-            elif name == "relu":
-                machine.zero(1)
-                machine.max(0, 1, 0)
-            else:
-                FUNCTIONS[name](machine, 0, list(range(1, 1 + functions.TEMPS[name])))
+
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
+            machine.load(t, (frame[which.word], 0), columns)
+            yield [0]
+
+        for step in self.epilogue:
+            apply(step, machine, [0], range(1, machine.vectors - 3), operand)
         machine.store(0, (frame["y"], 0), columns)
         machine.advance(frame["w"], columns * self.row)
-        for role in [r for r in ("y", "bias") if r in frame.roles]:
+        for role in ("y", *self.operands):
             machine.advance(frame[role], columns * machine.element)

@@ -7,8 +7,8 @@ done with the code bytes (`jitgen.run.replay`), and kernels that move elements t
 (`jitgen.kernels.layout`).
 
 >>> from jitgen.target import AVX2
->>> len(emit_map("add_to", 3, 100, "f32", AVX2, ld={"a": 128})) < 400
-True
+>>> emit_map("add_to", 3, 100, "f32", AVX2, ld={"a": 128}).name
+'add_to f32 3x100'
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from jitgen.emit import derivatives
 from jitgen.emit.copying import repeated
-from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Routine, Writer, Written, emitter
 from jitgen.emit.shapes import check_rows
 from jitgen.isa.machine import Machine
+from jitgen.kernels import gradients
 from jitgen.run.cache import CODE
 from jitgen.target import Target
 
@@ -34,13 +35,15 @@ Body = Callable[[Machine, Sequence[int], Sequence[int], Sequence[int]], Sequence
 class Op:
     """An element-wise operation: the words it reads and writes, temporaries, and its code.
 
-    `scalars` names the elements of the array that word `bias` points to. `unroll` vectors stand in
-    the loop's body: one where an operation has many instructions.
+    `meanings` says what the words are, `scalars` names the elements of the array that word `bias`
+    points to. `unroll` vectors stand in the loop's body: one where an operation has many
+    instructions.
     """
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     body: Body
+    meanings: Mapping[str, str]
     temps: int = 0
     scalars: tuple[str, ...] = ()
     mask: bool = False
@@ -127,21 +130,41 @@ def _adam(m: Machine, x: Sequence[int], t: Sequence[int], s: Sequence[int]) -> S
 
 
 _STATE = ("c", "b", "residual")
+_MOVE = {"a": "source", "c": "target"}
+_OF_Y = {"a": "gradient of y", "b": "y", "c": "gradient of x", "bias": "parameters"}
+_OF_Z = {**_OF_Y, "b": "what the function was applied to"}
+_STEP = {"c": "weights", "a": "gradient", "bias": "scalars"}
 OPS = {
-    "copy": Op(("a",), ("c",), _copy),
-    "zero": Op((), ("c",), _zero, temps=1),
-    "add_to": Op(("c", "a"), ("c",), _add_to),
-    "relu_backward": Op(("a", "b"), ("c",), _relu, temps=2),
-    "relu_backward_mask": Op(("a",), ("c",), _relu_mask, temps=2, mask=True),
-    "sigmoid_backward": Op(("a", "b"), ("c",), _sigmoid, temps=1),
-    "tanh_backward": Op(("a", "b"), ("c",), _tanh, temps=1),
-    "gelu_backward": Op(("a", "b"), ("c",), _gelu, derivatives.TEMPS["gelu"], unroll=1),
-    "silu_backward": Op(("a", "b"), ("c",), _silu, derivatives.TEMPS["silu"], unroll=1),
+    "copy": Op(("a",), ("c",), _copy, _MOVE),
+    "zero": Op((), ("c",), _zero, _MOVE, temps=1),
+    "add_to": Op(("c", "a"), ("c",), _add_to, _MOVE),
+    "relu_backward": Op(("a", "b"), ("c",), _relu, _OF_Y, temps=2),
+    "relu_backward_mask": Op(
+        ("a",), ("c",), _relu_mask, {**_OF_Y, "mask": "where y is positive"}, temps=2, mask=True
+    ),
+    "sigmoid_backward": Op(("a", "b"), ("c",), _sigmoid, _OF_Y, temps=1),
+    "tanh_backward": Op(("a", "b"), ("c",), _tanh, _OF_Y, temps=1),
+    "gelu_backward": Op(("a", "b"), ("c",), _gelu, _OF_Z, derivatives.TEMPS["gelu"], unroll=1),
+    "silu_backward": Op(("a", "b"), ("c",), _silu, _OF_Z, derivatives.TEMPS["silu"], unroll=1),
+    "clip_backward": Op(
+        ("a", "b"), ("c",), gradients.clip, _OF_Y, temps=3, scalars=("low", "high")
+    ),
+    "leaky_relu_backward": Op(
+        ("a", "b"), ("c",), gradients.leaky_relu, _OF_Y, temps=3, scalars=("slope",)
+    ),
+    "elu_backward": Op(("a", "b"), ("c",), gradients.elu, _OF_Y, temps=3, scalars=("alpha",)),
+    "hardsigmoid_backward": Op(
+        ("a", "b"), ("c",), gradients.hardsigmoid, _OF_Y, temps=4, scalars=("alpha", "beta")
+    ),
+    "hardswish_backward": Op(("a", "b"), ("c",), gradients.hardswish, _OF_Z, temps=4),
+    "exp_backward": Op(("a", "b"), ("c",), gradients.exp, _OF_Y),
     "sgd": Op(
-        ("c", "a", "b"), _STATE[:2], _sgd, scalars=("rate", "momentum", "weight_decay")
+        ("c", "a", "b"), _STATE[:2], _sgd, {**_STEP, "b": "velocity"},
+        scalars=("rate", "momentum", "weight_decay"),
     ),
     "adam": Op(
-        ("c", "a", "b", "residual"), _STATE, _adam, temps=1, scalars=(
+        ("c", "a", "b", "residual"), _STATE, _adam,
+        {**_STEP, "b": "mean", "residual": "mean square"}, temps=1, scalars=(
             "step", "root", "eps", "beta1", "1 - beta1", "beta2", "1 - beta2", "weight_decay",
         ), unroll=2,
     ),
@@ -160,8 +183,8 @@ def adam_scalars(
 def emit_map(
     op: str, rows: int, columns: int, dtype: str, target: Target, *,
     ld: Mapping[str, int] | None = None,
-) -> bytes:  # fmt: skip
-    """Machine code that applies `op` to blocks of rows x columns elements.
+) -> Routine:  # fmt: skip
+    """The routine that applies `op` to blocks of rows x columns elements.
 
     Words a, b, c, residual are addresses of row-major blocks; `ld` gives leading dimensions in
     elements by word (default: columns). c, and every word that an op updates, may be a or b itself
@@ -174,12 +197,13 @@ def emit_map(
     | relu_backward_mask | c = a where the bit of `mask` is set, else 0 |
     | sigmoid_backward, tanh_backward | c = a b (1 - b), c = a (1 - b b) (b = y) |
     | gelu_backward, silu_backward | c = a f'(b) (b = z, what f was applied to) |
+    | others of activations | c = a f'(b): `jitgen.kernels.gradients`; scalars: parameters of f |
     | sgd | g = a + weight_decay c, b = momentum b + g, c -= rate b |
     | adam | g = a + weight_decay c, b = beta1 b + (1 - beta1) g, residual = beta2 residual |
     | | + (1 - beta2) g g, c -= step b / (root sqrt(residual) + eps) |
 
     mask: as the epilogue's relu_mask writes it; ld["mask"] in bytes (default: ceil(columns / 8)).
-    sgd and adam are those of PyTorch; word `bias` points to their scalars in the order of
+    sgd and adam are those of PyTorch; word `bias` points to the scalars of an op in the order of
     `OPS[op].scalars`, of the kernel's element type; see `adam_scalars`.
 
     Raises ValueError that names argument, value and rule.
@@ -200,29 +224,33 @@ def emit_map(
 
 
 @CODE.of
+@emitter
 def _emit_map(
     op: str, rows: int, columns: int, dtype: str, target: Target, ld: tuple[tuple[str, int], ...]
-) -> bytes:
+) -> Written:
+    name = f"{op} {dtype} {rows}x{columns}"
     packed = all(
-        leading * 8 == columns if name == "mask" else leading == columns for name, leading in ld
+        leading * 8 == columns if word == "mask" else leading == columns for word, leading in ld
     )
     if packed:  # rows that follow one another are one long row
         rows, columns = 1, rows * columns
-    return _Map(OPS[op], op, rows, columns, target.machine(dtype, columns), dict(ld)).emit()
+    return _Map(OPS[op], name, rows, columns, dtype, target, dict(ld)).write()
 
 
-class _Map:
-    """Emits one kernel of `emit_map`."""
+class _Map(Writer):
+    """Writes one kernel of `emit_map`."""
 
     def __init__(
-        self, op: Op, name: str, rows: int, columns: int, machine: Machine, ld: dict[str, int]
-    ) -> None:
-        self.op, self.rows, self.columns, self.machine = op, rows, columns, machine
-        self.title = f"{name}: {rows} x {columns}"
-        self.frame = Frame(machine)
-        self.words = [name for name in ld if name != "mask"]
+        self, op: Op, name: str, rows: int, columns: int, dtype: str, target: Target,
+        ld: dict[str, int],
+    ) -> None:  # fmt: skip
+        machine = target.machine(dtype, columns)
+        types = {"mask": "bits"}
+        operands = {w: Operand(w, op.meanings[w], types.get(w, dtype)) for w in ld}
+        beside = (Operand("bias", op.meanings["bias"], dtype),) if op.scalars else ()
+        super().__init__(name, target, machine, operands, columns, beside)
+        self.op, self.rows, self.columns = op, rows, columns
         self.pitch = {n: x * (1 if n == "mask" else machine.element) for n, x in ld.items()}
-        self.vector = machine.lanes * machine.element
         registers = iter(range(machine.vectors))
         self.scalars = [next(registers) for _ in op.scalars]
         self.values = [next(registers) for _ in op.reads]
@@ -233,34 +261,26 @@ class _Map:
                 f"op 'relu_backward_mask': bytes do not divide vectors of {machine.lanes} elements"
             )
 
-    def emit(self) -> bytes:
-        machine, frame = self.machine, self.frame
-        for role in (*self.words, "step", "row", "constants"):
-            frame.take(role)
-        if self.op.mask:
-            frame.take("mask")
-            frame.take("bits")
-        machine.program.section(self.title)
-        machine.begin(frame.used())
-        machine.use_constants(frame["constants"])
+    def enter(self) -> None:
         if self.scalars:
-            frame.load_argument("step", "bias")
+            self.frame.load_argument("step", "bias")
             for i, register in enumerate(self.scalars):
-                machine.broadcast(register, (frame["step"], i * machine.element))
-        for name in self.pitch:
-            frame.load_argument(name, name)
-        tail = self.columns % machine.lanes
-        if tail:
-            machine.set_tail(tail, machine.vectors - 1)
+                self.machine.broadcast(register, (self.frame["step"], i * self.element))
+        self.load_operands()
+        self.set_tail()
+
+    def write(self) -> Written:
+        machine, frame = self.machine, self.frame
+        self.take("step", "row", "constants", *(("mask", "bits") if self.op.mask else ()))
+        self.begin()
         if self.rows == 1:
-            self._row(tail)
+            self._row(self.tail)
         else:
             with repeated(machine, frame["row"], self.rows):
-                moved = self._row(tail)
+                moved = self._row(self.tail)
                 for name, pitch in self.pitch.items():
                     machine.advance(frame[name], pitch - moved[name])
-        machine.end()
-        return machine.program.encode()
+        return self.end()
 
     def _row(self, tail: int) -> dict[str, int]:
         """One row; returns by how many bytes the pointer of each word has moved."""
@@ -316,8 +336,8 @@ _AHEAD = 2
 def emit_column_sums(
     rows: int, columns: int, dtype: str, target: Target, *, lda: int | None = None,
     accumulate: bool = False,
-) -> bytes:  # fmt: skip
-    """Machine code for c[j] = a[0, j] + a[1, j] + ..., in this order, or c[j] += with `accumulate`.
+) -> Routine:  # fmt: skip
+    """The routine for c[j] = a[0, j] + a[1, j] + ..., in this order, or c[j] += with `accumulate`.
 
     Words a and c are addresses; a is rows x columns, row-major, with leading dimension `lda` in
     elements (default: columns). Raises ValueError that names argument, value and rule.
@@ -328,23 +348,19 @@ def emit_column_sums(
 
 
 @CODE.of
+@emitter
 def _emit_column_sums(
     rows: int, columns: int, dtype: str, target: Target, lda: int, accumulate: bool
-) -> bytes:
+) -> Written:
     machine = target.machine(dtype, columns)
-    frame = Frame(machine)
-    a, c, at, row, block, constants = map(frame.take, ("a", "c", "at", "row", "block", "constants"))
-    lanes, size = machine.lanes, machine.lanes * machine.element
+    operands = {"a": Operand("a", "rows", dtype), "c": Operand("c", "sums of columns", dtype)}
+    name = f"column_sums {dtype} {rows}x{columns}"
+    writer = Writer(name, target, machine, operands, columns)
+    writer.take("at", "row", "block", "constants")
+    a, c, at, row, block = (writer.frame[role] for role in ("a", "c", "at", "row", "block"))
+    lanes, size = machine.lanes, writer.vector
     ahead = range(machine.vectors - 1 - _AHEAD, machine.vectors - 1)
     most = machine.vectors // 2 + machine.vectors // 8
-    machine.program.section(f"sums of {columns} columns over {rows} rows")
-    machine.begin(frame.used())
-    machine.use_constants(constants)
-    tail = columns % lanes
-    if tail:
-        machine.set_tail(tail, machine.vectors - 1)
-    frame.load_argument("a", "a")
-    frame.load_argument("c", "c")
 
     def sums(widths: list[int]) -> None:
         for i, width in enumerate(widths):
@@ -362,15 +378,15 @@ def _emit_column_sums(
         for i, width in enumerate(widths):
             machine.store(i, (c, i * size), width)
 
-    blocks, rest = divmod(columns // lanes, most)
+    blocks, rest = divmod(writer.vectors, most)
+    writer.begin()
     if blocks:
         machine.program.section(f"{blocks} blocks of {most} vectors of columns")
         with repeated(machine, block, blocks):
             sums([lanes] * most)
             machine.advance(a, most * size)
             machine.advance(c, most * size)
-    if rest or tail:
-        machine.program.section(f"{rest} vectors of columns and a tail of {tail}")
-        sums([lanes] * rest + ([tail] if tail else []))
-    machine.end()
-    return machine.program.encode()
+    if rest or writer.tail:
+        machine.program.section(f"{rest} vectors of columns and a tail of {writer.tail}")
+        sums([lanes] * rest + ([writer.tail] if writer.tail else []))
+    return writer.end()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from jitgen.emit.copying import square_side
 from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Routine, Writer, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_rows
-from jitgen.isa.machine import ELEMENTS
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 #: Source rows that are finished before the next are begun: their pages stay in the TLB, the part of
 #: their lines that is not yet read stays in the second cache
@@ -26,8 +27,8 @@ LOOP_ROLES = ("band", "end", "row", "column", "at", "corner", "to_corner", "prod
 def emit_transpose(
     rows: int, columns: int, dtype: str, target: Target, *, lda: int | None = None,
     ldc: int | None = None,
-) -> bytes:  # fmt: skip
-    """Machine code for c[j, i] = a[i, j]: a is rows x columns, c columns x rows, both row-major.
+) -> Routine:  # fmt: skip
+    """The routine for c[j, i] = a[i, j]: a is rows x columns, c columns x rows, both row-major.
 
     Words a and c are addresses, `lda` and `ldc` leading dimensions in elements (default: without
     gaps). Large matrices fare best where both begin at a cache line. Raises ValueError that names
@@ -39,27 +40,26 @@ def emit_transpose(
     if max(rows, columns) >= MATRIX_BYTES:
         raise ValueError(f"rows={rows}, columns={columns}: both must be less than {MATRIX_BYTES}")
     for name, leading in (("lda", lda), ("ldc", ldc)):
-        if leading * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if leading * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={leading}: rows ({dtype}) lie 2 GiB or more apart")
     return _emit_transpose(rows, columns, dtype, target, lda, ldc)
 
 
 @CODE.of
+@emitter
 def _emit_transpose(
     rows: int, columns: int, dtype: str, target: Target, lda: int, ldc: int
-) -> bytes:
+) -> Written:
+    operands = {
+        "source": Operand("a", "matrix", dtype), "to": Operand("c", "matrix, transposed", dtype),
+    }  # fmt: skip
     machine = target.machine(dtype, ANY_WIDTH)
-    frame = Frame(machine)
-    source, to = frame.take("source"), frame.take("to")
-    for role in LOOP_ROLES:
-        frame.take(role)
-    machine.program.section(f"transpose {rows} x {columns}")
-    machine.begin(frame.used())
-    frame.load_argument("source", "a")
-    frame.load_argument("to", "c")
-    transpose_loops(frame, rows, columns, source, to, lda, ldc)
-    machine.end()
-    return machine.program.encode()
+    writer = Writer(f"transpose {dtype} {rows}x{columns}", target, machine, operands)
+    writer.take(*LOOP_ROLES)
+    source, to = writer.frame["source"], writer.frame["to"]
+    writer.begin()
+    transpose_loops(writer.frame, rows, columns, source, to, lda, ldc)
+    return writer.end()
 
 
 def transpose_loops(

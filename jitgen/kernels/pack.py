@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.emit.copying import copy_rows, repeated
-from jitgen.emit.frame import ARGUMENTS, Frame
+from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.routine import Operand, Routine, Writer, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import Kernel
 from jitgen.gemm.operands import address
@@ -26,6 +26,7 @@ from jitgen.kernels.layout import LOOP_ROLES, transpose_loops
 from jitgen.run import cpu, loader, shared
 from jitgen.run.cache import CODE
 from jitgen.target import ANY_WIDTH, TARGETS, Target
+from jitgen.types import NUMPY
 
 
 def panel_shape(k: int, n: int, panel: int) -> tuple[int, int, int]:
@@ -116,35 +117,40 @@ def _packer(*shape: Any) -> Any:
 
 
 @CODE.of
-def _load(*shape: Any) -> tuple[Any, loader.Code]:
-    code = loader.load(emit_packer(*shape))
-    return loader.ffi.cast(loader.FUNCTION, code.address), code
+def _load(*shape: Any) -> tuple[Any, Routine, loader.Code]:
+    routine = emit_packer(*shape)
+    code = loader.load(routine)
+    return loader.ffi.cast(loader.FUNCTION, code.address), routine, code
 
 
 @CODE.of
+@emitter
 def emit_packer(
     k: int, n: int, leading: int, stride: int, panel: int, dtype: str, trans: bool, target: Target
-) -> bytes:
-    """Machine code that packs `count` matrices from `a` to `c` (argument struct of docs/abi.md)."""
+) -> Written:
+    """The routine that packs `count` matrices from `a` to `c` (argument struct of docs/abi.md)."""
     machine = target.machine(dtype, ANY_WIDTH)
-    frame = Frame(machine)
-    roles = ("from", "to", "left", "source", "panels")
-    source_base, to, left, source, done = (frame.take(role) for role in roles)
-    for role in LOOP_ROLES if trans else ("row", "constants"):
-        frame.take(role)
-    step = frame["row"]
+    operands = {
+        "from": Operand("a", "first matrix", dtype), "to": Operand("c", "panels", dtype),
+        "left": Operand("count", "number of matrices", "number"),
+    }  # fmt: skip
+    kind = "pack_transposed" if trans else "pack"
+    name = f"{kind} {dtype} {k}x{n} in panels of {panel}"
+    writer = Writer(name, target, machine, operands, 0 if trans else n)
+    writer.take("source", "panels", *(LOOP_ROLES if trans else ("row", "constants")))
+    # the constants are the mask
+    writer.begin(constants=bool(writer.tail and machine.tail_vectors(writer.tail)))
+    _panels(writer, k, n, leading, stride, panel, trans)
+    return writer.end()
+
+
+def _panels(
+    writer: Writer, k: int, n: int, leading: int, stride: int, panel: int, trans: bool
+) -> None:
+    machine, frame = writer.machine, writer.frame
+    roles = ("from", "to", "left", "source", "panels", "row")
+    source_base, to, left, source, done, step = (frame[role] for role in roles)
     lanes, element = machine.lanes, machine.element
-    machine.program.section(f"pack {k} x {n} in panels of {panel} columns")
-    machine.begin(frame.used())
-    tail = n % lanes
-    spare = machine.vectors - 1
-    if tail and not trans:
-        if machine.tail_vectors(tail):
-            machine.use_constants(frame["constants"])
-        machine.set_tail(tail, spare)
-    frame.load_argument("from", "a")
-    frame.load_argument("to", "c")
-    frame.load_argument("left", "count")
     again = machine.program.new_label()
     machine.place(again)
     panels, rest = divmod(n, panel)
@@ -178,5 +184,3 @@ def emit_packer(
             machine.jump_if_less(done, repeat, each)
     machine.advance(source_base, stride * element)
     machine.count_down(left, again)
-    machine.end()
-    return machine.program.encode()

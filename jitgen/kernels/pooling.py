@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from jitgen.emit.copying import repeated
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.isa.machine import Machine
 from jitgen.kernels.windows import Forward, Row, Windows
 from jitgen.run.cache import CODE
@@ -23,11 +24,12 @@ PIXELS, TILE_ELEMENTS = 8, 96
 
 
 @CODE.of
+@emitter
 def emit_pool(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldc: int, divisor: float | None = None,
-) -> bytes:  # fmt: skip
-    """Machine code for one row: y[j, c] = max, or mean, over t of x[taps[t] + j step + c].
+) -> Written:  # fmt: skip
+    """The routine for one row: y[j, c] = max, or mean, over t of x[taps[t] + j step + c].
 
     Word a is x at the corner of the first pixel's window, c is y (pixels `ldc` elements apart; it
     may not overlap x). Taps, the distance of the corners `step` and `ldc` are in elements. A mean
@@ -35,15 +37,16 @@ def emit_pool(
     element of the window is, as PyTorch's. Raises ValueError that names argument, value and rule.
     """
     row = Row(pixels, channels, taps, step, dtype)
-    return _Pool(row, ldc, target, _factor(kind, row, ldc, divisor)).emit()
+    return _Pool(kind, row, ldc, target, _factor(kind, row, ldc, divisor)).write()
 
 
 @CODE.of
+@emitter
 def emit_pool_backward(
     kind: str, pixels: int, channels: int, taps: tuple[int, ...], dtype: str, target: Target, *,
     step: int, ldb: int, divisor: float | None = None, accumulate: bool = True,
-) -> bytes:  # fmt: skip
-    """Machine code for what one row adds to the gradient of x: for each window j and channel c,
+) -> Written:  # fmt: skip
+    """The routine for what one row adds to the gradient of x: for each window j and channel c,
     dx[taps[t] + j step + c] += dy[j, c] for the t of the maximum, or += dy[j, c] / divisor for all.
 
     Word a is x (read for a maximum only), b is dy (pixels `ldb` elements apart), c is dx, which has
@@ -53,7 +56,8 @@ def emit_pool_backward(
     ValueError that names argument, value and rule.
     """
     row = Row(pixels, channels, taps, step, dtype)
-    return _Backward(row, ldb, target, _factor(kind, row, ldb, divisor), accumulate).emit()
+    factor = _factor(kind, row, ldb, divisor)
+    return _Backward(kind, row, ldb, target, factor, accumulate).write()
 
 
 def _factor(kind: str, row: Row, leading: int, divisor: float | None) -> float | None:
@@ -83,9 +87,11 @@ def _maximum(machine: Machine, best: int, x: int, temp: int) -> None:
 
 
 class _Pool(Forward):
-    def __init__(self, row: Row, ldc: int, target: Target, factor: float | None) -> None:
+    def __init__(
+        self, kind: str, row: Row, ldc: int, target: Target, factor: float | None
+    ) -> None:
         most = min(PIXELS, max(1, TILE_ELEMENTS // len(row.taps)))
-        super().__init__(row, ldc, target, {}, most)
+        super().__init__(f"{kind}_pool", row, ldc, target, {}, most)
         self.factor = factor
         self.tiles(2)  # registers 0 and 1 are an input and a temporary
 
@@ -118,12 +124,14 @@ ZERO, MINUS, BEST, X, FIRST, SECOND, INDEX, TAP, GRADIENT = range(9)
 
 class _Backward(Windows):
     def __init__(
-        self, row: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
+        self, kind: str, row: Row, ldb: int, target: Target, factor: float | None, accumulate: bool
     ) -> None:
-        words = {"dy": "b", "dx": "c"}
-        super().__init__(row, target, words if factor is not None else {"x": "a", **words})
+        operands = {"x": Operand("a", "x at the first window", row.dtype)} if factor is None else {}
+        operands["dy"] = Operand("b", "gradient of y", row.dtype)
+        operands["dx"] = Operand("c", "gradient of x", row.dtype)
+        super().__init__(f"{kind}_pool_backward", row, target, operands)
         self.factor, self.accumulate = factor, accumulate
-        self.steps = dict.fromkeys(self.words, row.step * self.element) | {"dy": ldb * self.element}
+        self.steps = dict.fromkeys(operands, row.step * self.element) | {"dy": ldb * self.element}
         self.places = [tap * self.element for tap in row.taps]
 
     def loops(self) -> None:
@@ -132,9 +140,9 @@ class _Backward(Windows):
             machine.zero(ZERO)
             machine.load_const(MINUS, machine.const(-1.0))
         with repeated(machine, frame["again"], self.row.pixels):
-            for role in self.words:
+            for role in self.operands:
                 machine.move(frame[f"{role}_now"], frame[role])
-            self.channels(self._route if self.factor is None else self._share, "_now")
+            self.channels(self._route if self.factor is None else self._share)
             for role, size in self.steps.items():
                 machine.advance(frame[role], size)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jitgen.emit.routine import Routine
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
@@ -31,8 +32,8 @@ class Moved:
     panel: int = 0
 
 
-def emit_relayout(moved: Moved, dtype: str, target: Target) -> bytes:
-    """Machine code that moves the matrix at word a to word c; word count is 1. Raises ValueError
+def emit_relayout(moved: Moved, dtype: str, target: Target) -> Routine:
+    """The routine that moves the matrix at word a to word c; word count is 1. Raises ValueError
     that names argument, value and rule."""
     m = moved
     if m.panel:

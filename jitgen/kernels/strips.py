@@ -13,17 +13,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.emit.functions import FUNCTIONS
 from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
-from jitgen.gemm.spec import Step
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.emit.steps import STEPS, Step, operands, temporaries
+from jitgen.isa.machine import Machine
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
-#: Instructions of one of FUNCTIONS, about
-FUNCTION_SIZE = 40
 #: Instructions of a walk down a strip, and of a row that is computed by itself, at most
 WALK_SIZE, ROW_SIZE = 1400, 320
 #: Pixels of such a row, at most: enough to hide the latency of the FMA
@@ -89,7 +86,7 @@ def plan_strip(
     free = _free(target.machine(dtype, channels), channels, epilogue, gradient)
     taps, alive = len(rows.taps) * len(columns.taps), rows.alive
     steps = min(rows.count, alive + 2 * rows.unroll)
-    size = taps + FUNCTION_SIZE * sum(name in FUNCTIONS for name, *_ in epilogue)
+    size = taps + sum(STEPS[name].size for name, *_ in epilogue)
     pixels = min((free - taps) // alive, WALK_SIZE // (size * steps), columns.count)
     if pixels >= min(2, columns.count):
         return Strip(pixels, True)
@@ -100,17 +97,13 @@ def _free(machine: Machine, channels: int, epilogue: tuple[Step, ...], gradient:
     """Vector registers for weights and results."""
     tail = _tail(machine, channels, gradient)
     masks = machine.tail_vectors(tail) if tail else 0
-    return machine.vectors - machine.constant_registers - masks - len(_temps(epilogue))
+    return machine.vectors - machine.constant_registers - masks - temporaries(epilogue)
 
 
 def _tail(machine: Machine, channels: int, gradient: bool) -> int:
     """Channels of a vector that is not whole. Where results are not added to, the last vector may
     instead lie over the one before it."""
     return channels % machine.lanes if gradient or channels < machine.lanes else 0
-
-
-def _temps(epilogue: tuple[Step, ...]) -> list[int]:
-    return list(range(max([1, *(functions.TEMPS.get(name, 1) for name, *_ in epilogue)])))
 
 
 #: A row of input in a step: how far below the corner of the step's result, and for each row of
@@ -147,7 +140,8 @@ def _steps(rows: Axis) -> list[tuple[bool, tuple[Reads, ...]]]:
 
 
 class Walk(ABC):
-    """Emits the walk down a strip; `words`: what pointers hold, role -> word of the struct. Vector
+    """Emits the walk down a strip; `words`: what pointers hold, role -> word of the struct; role
+    "residual" is how far the epilogue's matrix is from y, which it lies like. Vector
     registers: temporaries, weights (or their sums), pixels of the results alive (or dy); behind
     those that are free for them are those for constants and a mask."""
 
@@ -172,7 +166,7 @@ class Walk(ABC):
         ):  # fmt: skip
             check_shape(1, channels, dtype, pixel)
             reach = height * row + width * pixel
-            if row < 0 or reach * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+            if row < 0 or reach * DTYPES[dtype].size >= MATRIX_BYTES:
                 raise ValueError(f"distances {row}, {pixel} reach up, or 2 GiB ({dtype}) or more")
         self.machine: Machine = target.machine(dtype, channels)
         machine = self.machine
@@ -192,7 +186,7 @@ class Walk(ABC):
         self.x, self.y = (x[0] * element, x[1] * element), (y[0] * element, y[1] * element)
         self.w = w * element
         self.ahead = ahead * self.x[0]
-        self.temps = _temps(epilogue)
+        self.temps = range(temporaries(epilogue))
         held = taps if self.rolling else math.ceil(taps / math.ceil(taps / (free - pixels)))
         self.groups = [range(i, min(i + held, taps)) for i in range(0, taps, held)]
         first = len(self.temps)
@@ -223,10 +217,12 @@ class Walk(ABC):
     def mac(self, acc: int, weight: int, x: int, lanes: int) -> None:
         """Multiply and add: the registers of a result's pixel, a weight and an input."""
 
-    def emit(self) -> bytes:
-        """The machine code."""
+    def emit(self) -> Frame:
+        """All of the function."""
         machine, frame = self.machine, self.frame
-        for role in (*self.words, "x_now", "y_now", "left", "again", "constants"):
+        matrix = "residual" in operands(self.epilogue)
+        roles = (*self.words, "x_now", "y_now", "left", "again", "constants")
+        for role in (*roles, *(("residual", "residual_now") if matrix else ())):
             frame.take(role)
         machine.program.section(f"{self.rows} x {self.columns} x {self.channels} channels")
         machine.begin(frame.used())
@@ -237,6 +233,9 @@ class Walk(ABC):
             machine.set_tail(self.tail, machine.vectors - 1)
         for role, word in self.words.items():
             frame.load_argument(role, word)
+        if matrix:  # how far it is from y
+            frame.load_argument("residual", "residual")
+            machine.subtract(frame["residual"], frame["y"])
         lanes = machine.lanes
         vectors = (self.channels - self.tail + lanes - 1) // lanes
         if vectors:
@@ -255,7 +254,7 @@ class Walk(ABC):
             machine.program.section(f"tail of {self.tail} channels")
             self._walk(self.tail)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _walk(self, lanes: int) -> None:
         """All results of a vector of channels."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jitgen.emit.copying import repeated
-from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Writer, Written
 from jitgen.emit.shapes import MATRIX_BYTES, MOST_TAPS, check_shape
-from jitgen.isa.machine import ELEMENTS, Machine
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 @dataclass(frozen=True)
@@ -37,62 +37,37 @@ class Row:
         if self.step < 0:
             raise ValueError(f"step={self.step} is negative")
         far = max(map(abs, self.taps)) + (self.pixels - 1) * self.step + self.channels
-        if far * ELEMENTS[self.dtype][2] >= MATRIX_BYTES:
+        if far * DTYPES[self.dtype].size >= MATRIX_BYTES:
             raise ValueError(f"taps and step reach {far} elements ({self.dtype}): 2 GiB or more")
 
 
-class Windows(ABC):
-    """Emits loops over the tiles of a row; a subclass emits the tile.
+class Windows(Writer, ABC):
+    """Writes loops over the tiles of a row; a subclass emits the tile. All pointers move along the
+    channels."""
 
-    `words`: what pointers hold, role -> word of the argument struct; all move along the channels.
-    """
-
-    def __init__(self, row: Row, target: Target, words: dict[str, str]) -> None:
-        self.row, self.words = row, words
-        self.machine: Machine = target.machine(row.dtype, row.channels)
-        self.frame = Frame(self.machine)
-        self.element = self.machine.element
-        self.vector = self.machine.lanes * self.element
-        self.tail = row.channels % self.machine.lanes
-        #: vector registers for the algorithm's use: the last ones hold a mask and constants
-        masks = self.machine.tail_vectors(self.tail) if self.tail else 0
-        self.free = self.machine.vectors - masks - self.machine.constant_registers
-        self.machine.constant_temps = tuple(range(self.free, self.machine.vectors - masks))
+    def __init__(
+        self, kind: str, row: Row, target: Target, operands: dict[str, Operand]
+    ) -> None:
+        name = f"{kind} {row.dtype} {row.pixels}x{row.channels} of {len(row.taps)} taps"
+        machine = target.machine(row.dtype, row.channels)
+        super().__init__(name, target, machine, operands, row.channels)
+        self.row = row
 
     @abstractmethod
     def loops(self) -> None:
         """Emit everything between entry and return."""
 
-    def channels(self, emit: Callable[[int], None], suffix: str = "") -> None:
+    def channels(self, emit: Callable[[int], None]) -> None:
         """Loop over vectors of channels: `emit` for each of them, and for the tail, with its lanes.
-        Pointers of `words` (the roles with that suffix) move from one to the next."""
-        machine, frame = self.machine, self.frame
-        vectors = self.row.channels // machine.lanes
-        if vectors:
-            with repeated(machine, frame["left"], vectors):
-                emit(machine.lanes)
-                for role in self.words:
-                    machine.advance(frame[role + suffix], self.vector)
-        if self.tail:
-            machine.program.section(f"tail of {self.tail} channels")
-            emit(self.tail)
+        The pointers ..._now move from one to the next."""
+        self.over_vectors(emit, "left", [f"{role}_now" for role in self.operands])
 
-    def emit(self) -> bytes:
-        """The machine code."""
-        machine, frame = self.machine, self.frame
-        for role in (*self.words, *(f"{r}_now" for r in self.words), "left", "again", "constants"):
-            frame.take(role)
-        row = self.row
-        machine.program.section(f"{row.pixels} windows of {len(row.taps)} x {row.channels}")
-        machine.begin(frame.used())
-        machine.use_constants(frame["constants"])
-        if self.tail:
-            machine.set_tail(self.tail, machine.vectors - 1)
-        for role, word in self.words.items():
-            frame.load_argument(role, word)
+    def write(self) -> Written:
+        """The function."""
+        self.take(*(f"{role}_now" for role in self.operands), "left", "again", "constants")
+        self.begin()
         self.loops()
-        machine.end()
-        return machine.program.encode()
+        return self.end()
 
     def uses(self, taps: Sequence[int], pixels: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """The input vectors of a tile: displacement, and the (pixel, tap) pairs that read it."""
@@ -109,9 +84,12 @@ class Forward(Windows):
     the registers `acc`, stored to c."""
 
     def __init__(
-        self, row: Row, ldc: int, target: Target, words: dict[str, str], most: int
+        self, kind: str, row: Row, ldc: int, target: Target, operands: dict[str, Operand], most: int
     ) -> None:
-        super().__init__(row, target, {"x": "a", "y": "c", **words})
+        own = {
+            "x": Operand("a", "x at the first window", row.dtype), "y": Operand("c", "y", row.dtype)
+        }  # fmt: skip
+        super().__init__(kind, row, target, {**own, **operands})
         self.pitch = ldc * self.element
         self.most = most
         self.acc: list[int] = []
@@ -132,9 +110,9 @@ class Forward(Windows):
         steps = {"x": self.row.step * self.element, "y": self.pitch}
         machine.program.section(f"{self.passes} tiles of {self.pixels} pixels")
         with repeated(machine, frame["again"], self.passes):
-            for role in self.words:
+            for role in self.operands:
                 machine.move(frame[f"{role}_now"], frame[role])
-            self.channels(self._tile_and_store, "_now")
+            self.channels(self._tile_and_store)
             if self.passes > 1:
                 for role, size in steps.items():
                     machine.advance(frame[role], self.pixels * size)

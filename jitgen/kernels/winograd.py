@@ -11,18 +11,20 @@ pixels of an NHWC image, or planes [element][square][channel]. Called as BRGEMM 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jitgen.emit import functions
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import Frame
-from jitgen.emit.functions import FUNCTIONS
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.emit.shapes import MATRIX_BYTES, check_shape
-from jitgen.gemm.spec import Step, make_epilogue
-from jitgen.isa.machine import ELEMENTS, Machine
+from jitgen.emit.steps import STEPS, Step, StepOperand, apply, check_places, operands
+from jitgen.gemm.spec import make_epilogue
+from jitgen.isa.machine import Machine
 from jitgen.run.cache import CODE
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 Matrix = tuple[tuple[float, ...], ...]
 _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -36,8 +38,8 @@ KINDS: dict[str, Matrix] = {
     "weights": _WEIGHTS,
     "weight gradient": tuple(zip(*_WEIGHTS, strict=True)),
 }
-#: Epilogue steps besides FUNCTIONS; only of kind "output"
-STEPS = ("bias", "residual", "relu")
+#: Where operands of the epilogue of kind "output" may lie: channels are columns
+PLACES = ("column", "element")
 
 
 class Grid(NamedTuple):
@@ -59,16 +61,17 @@ class Squares(NamedTuple):
 
 
 @CODE.of
+@emitter
 def emit_winograd(
     kind: str, channels: int, squares: tuple[Squares, ...], a: Grid, c: Grid, dtype: str,
     target: Target, *, lead: int = 0, epilogue: tuple[Step, ...] = (),
-) -> bytes:  # fmt: skip
-    """Machine code for L x L^T of a row of squares, one after the other, in every channel.
+) -> Written:  # fmt: skip
+    """The routine for L x L^T of a row of squares, one after the other, in every channel.
 
     Word a is the first square's corner plus `lead` elements, word c the first result's corner;
-    where elements exist is said for c if kind is "output", else for a. epilogue: steps of STEPS and
-    FUNCTIONS; word residual is addressed as c is. c overlaps no other word. Raises ValueError that
-    names argument, value and rule.
+    where elements exist is said for c if kind is "output", else for a. epilogue: all steps but
+    relu_mask and bias_row, none but with kind "output"; word residual is addressed as c is. c
+    overlaps no other word. Raises ValueError that names argument, value and rule.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
@@ -81,13 +84,17 @@ def emit_winograd(
             raise ValueError(f"{s} is not at least one square with a part of {side} x {side}")
     for name, grid in (("a", a), ("c", c)):
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
-        if (reach + abs(lead)) * ELEMENTS[dtype][2] >= MATRIX_BYTES:
+        if (reach + abs(lead)) * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={grid} and lead={lead} reach 2 GiB or more")
     steps = make_epilogue(epilogue)
-    for name, *_ in steps:
-        if kind != "output" or (name not in STEPS and name not in FUNCTIONS):
-            raise ValueError(f"epilogue step {name!r} is not one of {', '.join(STEPS)} ...")
-    return _Transform(kind, channels, squares, a, c, dtype, target, lead, steps).emit()
+    if steps and kind != "output":
+        raise ValueError(f"epilogue step {steps[0][0]!r}: kind={kind!r} has no epilogue")
+    check_places(steps, PLACES, "a transform")
+    transform = _Transform(kind, channels, squares, a, c, dtype, target, lead, steps)
+    words = {"a": "squares", "c": "transformed squares"} | {name: name for name in operands(steps)}
+    signature = tuple(Operand(word, words[word], dtype) for word in words)
+    name = f"winograd_{kind} {dtype} {count}x{channels}"
+    return Written(name, signature, target, transform.emit())
 
 
 @dataclass
@@ -136,7 +143,7 @@ class _Transform:
             if (word,) in epilogue:
                 self.steps[word] = self.c.square if word == "residual" else 0
 
-    def emit(self) -> bytes:
+    def emit(self) -> Frame:
         machine, frame = self.machine, self.frame
         for role in (*self.steps, "left", "again", "constants"):
             frame.take(role)
@@ -153,7 +160,7 @@ class _Transform:
             with repeated(machine, frame["again"], squares.number):
                 self._channels(squares)
         machine.end()
-        return machine.program.encode()
+        return frame
 
     def _channels(self, squares: Squares) -> None:
         """One square, in every channel; the pointers move to the next."""
@@ -201,8 +208,8 @@ class _Transform:
                 if self.kind != "output":
                     self._store(results, lanes)
         if results:
-            for name, *_ in self.epilogue:
-                self._apply(name, results, lanes)
+            for step in self.epilogue:
+                self._apply(step, results, lanes)
             self._store(results, lanes)
 
     def _move(
@@ -256,25 +263,18 @@ class _Transform:
                 (machine.fma if f > 0 else machine.fnma)(d, v, machine.const(0.5))
         return d
 
-    def _apply(self, name: str, results: dict[tuple[int, int], int], lanes: int) -> None:
+    def _apply(self, step: Step, results: dict[tuple[int, int], int], lanes: int) -> None:
         """An epilogue step on all results of a square."""
-        machine = self.machine
-        if name in FUNCTIONS:
-            temps = [self.registers.take() for _ in range(functions.TEMPS[name])]
-            for register in results.values():
-                FUNCTIONS[name](machine, register, temps)
-            self.registers.release([*temps])
-            return
-        t = self.registers.take()
-        if name == "bias":
-            machine.load(t, (self.frame["bias"], 0), lanes)
-        elif name == "relu":
-            machine.zero(t)
-        for at, register in results.items():
-            if name == "relu":
-                machine.max(register, t, register)
-                continue
-            if name == "residual":
-                self._move(t, "residual", self.c, at, lanes)
-            machine.add(register, register, t)
-        self.registers.release([t])
+
+        def operand(which: StepOperand, t: int) -> Iterator[list[int]]:
+            if which.place == "column":
+                self.machine.load(t, (self.frame[which.word], 0), lanes)
+                yield [*results.values()]
+                return
+            for at, register in results.items():
+                self._move(t, which.word, self.c, at, lanes)
+                yield [register]
+
+        temps = [self.registers.take() for _ in range(STEPS[step[0]].temps)]
+        apply(step, self.machine, [*results.values()], temps, operand)
+        self.registers.release([*temps])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from struct import calcsize
 
 from jitgen.emit.frame import ARGUMENTS
-from jitgen.gemm.spec import DTYPES, KernelSpec
+from jitgen.gemm.spec import KernelSpec
 from jitgen.inspect.listing import describe
 from jitgen.objects.table import (
     A64_FEATURES,
@@ -24,6 +24,7 @@ from jitgen.objects.table import (
     flags,
 )
 from jitgen.run import cpu
+from jitgen.types import DTYPES
 
 #: C types and meanings of the words of the argument struct
 _WORDS = {

@@ -121,7 +121,7 @@ def _architecture(exported: Sequence[Exported]) -> str:
 def _described(exported: Exported, product: Product) -> dict[str, Any]:
     """What the manifest says of a kernel."""
     kernel = exported.kernel
-    spec = {k: _finite(v) for k, v in asdict(kernel.spec).items()}
+    spec = {k: _finite(v) for k, v in kernel.spec.described().items()}
     plan = asdict(kernel.plan)
     return {
         "symbol": exported.symbol, "product": exported.product, "names": product.names,

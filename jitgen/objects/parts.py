@@ -30,7 +30,7 @@ from jitgen.objects.elf import (
 from jitgen.objects.shared import shared
 from jitgen.objects.table import Exported, table
 from jitgen.run.cache import lazy
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.target import Target
 
 #: Functions begin at multiples of this, as their constants do
 _ALIGN = 64
@@ -65,7 +65,7 @@ def table_function(library: str, target: Target) -> Code:
     stands behind the code. `target`: that of any kernel of the library; its scalar verbs are those
     of its architecture."""
     architecture = target.architecture
-    machine = target.machine("f32", ANY_WIDTH)
+    machine = target.scalar_machine()
     base = machine.gprs[0]
     machine.use_constants(base)
     offset = machine.program.constant(bytes(8))

@@ -12,14 +12,16 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.emitted import EmittedKernel
-from jitgen.gemm.spec import DTYPES, EPILOGUES, KernelSpec
+from jitgen.gemm.spec import KernelSpec
 from jitgen.objects.elf import Fixup
 from jitgen.run import cpu
+from jitgen.types import DTYPES
 
 #: Version of the argument struct and of the table; a header refuses a table of another version
 ABI = 1
@@ -27,12 +29,11 @@ ABI = 1
 A64_FEATURES = {"sve": (cpu.HWCAP, cpu.HWCAP_SVE), "sve2": (cpu.HWCAP2, cpu.HWCAP2_SVE2)}
 #: CPU features by bit number, by architecture. New ones may only be appended.
 FEATURES = {"x86_64": tuple(cpu.X86_FEATURES), "aarch64": tuple(A64_FEATURES)}
-#: Flags of a kernel by bit number: what shape and leading dimensions do not say, then the steps of
-#: the epilogue from bit 16 on. New ones may only be appended.
+#: Flags of a kernel by bit number: what shape and leading dimensions do not say. New ones may only
+#: be appended. Steps of the epilogue have bits of their own, above these.
 FLAGS = (
     "trans_a", "trans_b", "packed_b", "alpha", "beta", "strides", "ldr", "offset", "address",
 )  # fmt: skip
-FIRST_STEP = 16
 #: The fields of a table entry: C type, name, struct format
 ENTRY = (
     ("jitgen_kernel", "kernel", "Q"), ("const char *", "symbol", "Q"),
@@ -72,7 +73,7 @@ def default_strides(spec: KernelSpec) -> tuple[int, int]:
     """Strides of A and B whose matrices lie behind one another; 0 without strides."""
     if spec.batch != "stride":
         return 0, 0
-    b = prod(spec.b_shape) if spec.panel else spec.b_shape[0] * spec.ldb
+    b = prod(spec.b_shape) if spec.panel else (spec.n if spec.trans_b else spec.k) * spec.ldb
     return spec.a_shape[0] * spec.lda, b
 
 
@@ -85,18 +86,18 @@ def flags(spec: KernelSpec) -> list[str]:
         "ldr": spec.has("residual") and spec.ldr != spec.ldc,
         "offset": spec.batch == "offset", "address": spec.batch == "address",
     }  # fmt: skip
-    return [name for name in FLAGS if holds[name]] + [s for s in EPILOGUES if spec.has(s)]
+    return [name for name in FLAGS if holds[name]] + [s for s in STEPS if spec.has(s)]
 
 
 def flag_bits() -> dict[str, int]:
     """Bit number of each flag."""
-    steps = {name: i for i, name in enumerate(EPILOGUES, FIRST_STEP)}
+    steps = {name: step.bit for name, step in STEPS.items()}
     return {name: i for i, name in enumerate(FLAGS)} | steps
 
 
 def _identity(spec: KernelSpec) -> str:
     """Equal for kernels that compute the same, whatever the target; panels may differ."""
-    values = asdict(spec)
+    values = spec.described()
     panel = values.pop("panel")
     values["packed_b"] = panel > 0
     if spec.stride_b == default_strides(spec)[1]:
@@ -157,7 +158,7 @@ def _entry(exported: Exported) -> bytes:
     spec, target = exported.kernel.spec, exported.kernel.target
     bits = flag_bits()
     values: dict[str, Any] = {
-        **asdict(spec), "kernel": 0, "symbol": 0, "id": exported.product,
+        **spec.described(), "kernel": 0, "symbol": 0, "id": exported.product,
         "dtype": list(DTYPES).index(spec.dtype),
         "flags": sum(1 << bits[flag] for flag in flags(spec)),
         "features": feature_bits(target.architecture, target.features),

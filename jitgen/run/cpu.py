@@ -55,7 +55,7 @@ def _probe_code() -> bytes:
 
 
 def _x86_features() -> frozenset[str]:
-    code = loader.load(_probe_code())
+    code = loader.place(_probe_code())
     probe = loader.ffi.cast(loader.OF_NUMBERS, code.address)
     out = np.zeros(4, np.uint32)
 

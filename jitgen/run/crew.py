@@ -10,9 +10,13 @@ handles them after the call, when no thread writes any more. Not here: what a th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jitgen.emit.frame import Frame
+from jitgen.emit.routine import Operand, Written, emitter
 from jitgen.isa.machine import Machine
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.run import replay
+from jitgen.target import Target
 
 #: Words of a context, in bytes: functions of the OpenMP runtime, the size its team must have, and
 #: whether it had another one; all jobs, and the function that does one of them;
@@ -27,9 +31,17 @@ CONTEXT_BYTES = 128
 #: words of `jitgen.run.replay` in a job: what it returned, its thread, and its context
 JOB_BYTES = 64
 STATUS, HANDLE, CONTEXT = 32, 40, 48
+#: What the words of a context and of a job are, by offset, for those who look at a call
+CONTEXT_WORDS = {
+    "thread_number": THREAD_NUMBER, "team_size": TEAM_SIZE, "size": SIZE, "mismatch": MISMATCH,
+    "jobs": JOBS, "replay": REPLAY, "lock": LOCK, "unlock": UNLOCK, "mutex": MUTEX,
+    "create": CREATE, "join": JOIN, "helper": HELPER, "go": GO, "refused": REFUSED,
+}  # fmt: skip
+JOB_WORDS = {**replay.WORDS, "status": STATUS, "handle": HANDLE, "context": CONTEXT}
 
 
-def emit_member(target: Target) -> bytes:
+@emitter
+def emit_member(target: Target) -> Written:
     """`void member(uint64_t context[])`, called by an OpenMP runtime in every thread of a team.
 
     It does the job of the number that the runtime gives the thread; if the team has not the
@@ -64,10 +76,11 @@ def emit_member(target: Target) -> bytes:
     machine.store_word(scratch, (context, MISMATCH))
     machine.place(done)
     machine.end()
-    return program.encode()
+    return _written("member", CONTEXT_WORDS, target, frame)
 
 
-def emit_crew(target: Target) -> bytes:
+@emitter
+def emit_crew(target: Target) -> Written:
     """`void crew(uint64_t context[])`: does all jobs, each on a thread of its own, the first on the
     caller's.
 
@@ -122,10 +135,11 @@ def emit_crew(target: Target) -> bytes:
     machine.jump(waiting)
     machine.place(done)
     machine.end()
-    return program.encode()
+    return _written("crew", CONTEXT_WORDS, target, frame)
 
 
-def emit_helper(target: Target) -> bytes:
+@emitter
+def emit_helper(target: Target) -> Written:
     """`void *helper(void *job)`: what a thread of `emit_crew` does with its job, once it may."""
     machine, frame = _begin(target)
     program = machine.program
@@ -145,12 +159,17 @@ def emit_helper(target: Target) -> bytes:
     machine.store_word(machine.result, (job, STATUS))
     machine.place(stop)
     machine.end()
-    return program.encode()
+    return _written("helper", JOB_WORDS, target, frame)
+
+
+def _written(name: str, words: Mapping[str, int], target: Target, frame: Frame) -> Written:
+    signature = tuple(Operand(word, word.replace("_", " "), "number") for word in words)
+    return Written(name, signature, target, frame, words)
 
 
 def _begin(target: Target) -> tuple[Machine, Frame]:
     """A machine, and a frame whose registers are none that arguments are passed in."""
-    machine = target.machine("f32", ANY_WIDTH)
+    machine = target.scalar_machine()
     frame = Frame(machine)
     while machine.gprs[len(frame.roles)] in machine.arguments:
         frame.take(f"argument {len(frame.roles)}")

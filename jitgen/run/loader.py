@@ -17,12 +17,15 @@ import contextlib
 import os
 import platform
 import sys
+import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import cffi
 
+from jitgen.emit.routine import Routine
 from jitgen.frozen import uncopied
 from jitgen.run import shared
 
@@ -91,7 +94,7 @@ class Code:
     From `address` on, `size` bytes are the code, `room` bytes its own.
     """
 
-    __slots__ = ("_owner", "_slot", "address", "room", "size")
+    __slots__ = ("__weakref__", "_owner", "_slot", "address", "room", "size")
 
     def __init__(self, owner: Arena, slot: tuple[int, int], address: int, size: int) -> None:
         self._owner = owner
@@ -250,7 +253,27 @@ _arena: Arena | None = None
 share = True
 
 
-def load(code: bytes) -> Code:
+#: Places and the routines in them, for as long as both live, and whom to tell of the next ones
+#: (`jitgen.debug`); guarded by shared.lock
+loaded: weakref.WeakKeyDictionary[Code, weakref.ref[Routine]] = weakref.WeakKeyDictionary()
+on_load: Callable[[Routine, Code], None] | None = None
+
+
+def load(routine: Routine) -> Code:
+    """Copy a routine into executable memory. Whoever keeps the place keeps the routine too: tools
+    that are turned on later ask it for names.
+
+    Raises as `place` does.
+    """
+    with shared.lock:
+        placed = place(routine.code)
+        loaded[placed] = weakref.ref(routine)
+        if on_load is not None:
+            on_load(routine, placed)
+    return placed
+
+
+def place(code: bytes) -> Code:
     """Copy machine code into executable memory.
 
     Raises ExecutableMemoryError (an OSError) where the system forbids that, with the reason.

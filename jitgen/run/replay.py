@@ -14,15 +14,21 @@ and on which threads it runs (`jitgen.run.crew`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from jitgen.emit.frame import ARGUMENTS, Frame
-from jitgen.target import ANY_WIDTH, Target
+from jitgen.emit.routine import Operand, Piece, Routine, Written
+from jitgen.target import Target
 
 #: Kinds that call no kernel; kernels count from FIRST_KIND
 END, BARRIER, FIRST_KIND = 0, 1, 2
 #: Words of a job, in bytes
 STREAM, BASES, BARRIER_FUNCTION, BARRIER_ARGUMENT = 0, 8, 16, 24
+WORDS = {
+    "stream": STREAM, "bases": BASES, "barrier": BARRIER_FUNCTION,
+    "barrier_argument": BARRIER_ARGUMENT,
+}  # fmt: skip
 
 
 class Word(NamedTuple):
@@ -35,17 +41,61 @@ class Word(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A kind of call: the kernel's machine code, the words that records set, and those that are
-    the same in every call (name -> value)."""
+    """A kind of call: the kernel, the words that records set, and those that are the same in every
+    call (name -> value)."""
 
-    code: bytes
+    routine: Routine
     words: tuple[Word, ...]
     fixed: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def code(self) -> bytes:
+        """The kernel's machine code."""
+        return self.routine.code
 
-def emit_replay(calls: Sequence[Call], target: Target) -> bytes:
-    """The machine code of a driver for streams whose kind FIRST_KIND + i is calls[i]."""
-    machine = target.machine("f32", ANY_WIDTH)
+
+_SIGNATURE = (
+    Operand("stream", "records", "data"), Operand("bases", "addresses of tensors", "addresses"),
+    Operand("barrier", "waits for the other threads", "function"),
+    Operand("barrier_argument", "what the barrier is given", "number"),
+)  # fmt: skip
+
+
+class Driver(Routine):
+    """What replays streams: its code holds that of their kernels, so it keeps none of its own, and
+    emits it whenever it is asked for. Make it with `emit_replay`."""
+
+    def __init__(self, calls: Sequence[Call], target: Target, name: str) -> None:
+        self.calls = tuple(calls)
+        write = partial(_write, self.calls, target, name)
+        super().__init__(f"replay {name}".strip(), _SIGNATURE, target, b"", write, WORDS)
+
+    @property
+    def code(self) -> bytes:
+        """The machine code: the driver, and the kernels as its constants."""
+        return self.program.encode()
+
+    def pieces(self) -> list[Piece]:
+        """The driver, and each kernel once."""
+        program = self.program
+        own = len(program.encode()) - program.constant_bytes
+        kernels = {own + program.constant(_padded(call.code)): call.routine for call in self.calls}
+        found = [Piece(at, len(kernels[at].code), kernels[at]) for at in sorted(kernels)]
+        return [Piece(0, own, self), *found]
+
+
+def emit_replay(calls: Sequence[Call], target: Target, name: str = "") -> Driver:
+    """A driver for streams whose kind FIRST_KIND + i is calls[i]; `name` says whose they are."""
+    return Driver(calls, target, name)
+
+
+def _padded(code: bytes) -> bytes:
+    # a kernel's constants lie at a multiple of 64 bytes from its start
+    return code.ljust(64, b"\0")
+
+
+def _write(calls: Sequence[Call], target: Target, name: str) -> Written:
+    machine = target.scalar_machine()
     program, frame = machine.program, Frame(machine)
     stream, bases, left, status, job, kernels = machine.kept[:6]
     offset, base, function = (frame.take(role) for role in ("offset", "base", "function"))
@@ -77,8 +127,7 @@ def emit_replay(calls: Sequence[Call], target: Target) -> bytes:
         for name, constant in call.fixed:
             machine.set(offset, constant)
             machine.store_word(offset, (struct, ARGUMENTS[name]))
-        # a kernel's constants lie at a multiple of 64 bytes from its start
-        start = program.constant(call.code.ljust(64, b"\0"))
+        start = program.constant(_padded(call.code))
         again = program.new_label()
         machine.place(again)
         for w, word in enumerate(call.words):
@@ -106,4 +155,4 @@ def emit_replay(calls: Sequence[Call], target: Target) -> bytes:
     program.section("return")
     machine.place(finished)
     machine.end(status)
-    return program.encode()
+    return Written(f"replay {name}".strip(), _SIGNATURE, target, frame, WORDS)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitgen import doors
+from jitgen.emit.routine import Routine
 from jitgen.frozen import uncopied
 from jitgen.run import cpu, crew, loader, replay, threads
 from jitgen.run.loader import ffi, number
@@ -87,19 +88,21 @@ class Team:
     """A stream bound to its driver: call it with the base addresses.
 
     calls: the kinds of call (`jitgen.run.replay.Call`); slices: one array of 32-bit words for each
-    thread, all with equally many barriers; bases: how many base addresses there are.
+    thread, all with equally many barriers; bases: how many base addresses there are; name: whose
+    stream it is, for tools.
     """
 
     def __init__(
         self, calls: Sequence[replay.Call], slices: Sequence[np.ndarray], bases: int,
-        target: Target,
+        target: Target, name: str = "",
     ) -> None:  # fmt: skip
         reason = cpu.why_not(target)
         if reason:
             raise RuntimeError(f"cannot run kernels for {target.name}: {reason}")
         self._slices = [np.ascontiguousarray(s, np.uint32) for s in slices]
         self._count = bases
-        self._code = loader.load(replay.emit_replay(calls, target))
+        self._driver = replay.emit_replay(calls, target, name)
+        self._code = loader.load(self._driver)
         self._replay = ffi.cast(loader.FUNCTION, self._code.address)
         self._streams = [_address(s) for s in self._slices]
         self._target = target
@@ -188,16 +191,16 @@ class _Functions(NamedTuple):
     member: Any
     crew: Any
     helper: int
+    routines: tuple[Routine, ...]
     codes: tuple[loader.Code, ...]
 
 
 @cache
 def _functions(target: Target) -> _Functions:
-    codes = tuple(
-        loader.load(emit(target)) for emit in (crew.emit_member, crew.emit_crew, crew.emit_helper)
-    )
+    routines = tuple(emit(target) for emit in (crew.emit_member, crew.emit_crew, crew.emit_helper))
+    codes = tuple(map(loader.load, routines))
     member, whole = (ffi.cast(loader.PROCEDURE, code.address) for code in codes[:2])
-    return _Functions(member, whole, codes[2].address, codes)
+    return _Functions(member, whole, codes[2].address, routines, codes)
 
 
 def _address(words: np.ndarray) -> int:

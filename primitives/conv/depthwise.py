@@ -8,17 +8,18 @@ are [taps][channels]. Not here: the kernels (`jitgen.kernels.depthwise`), layout
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from jitgen.gemm.spec import Step
+from jitgen.emit.steps import Step, operands
 from jitgen.kernels.depthwise import emit_depthwise, emit_depthwise_weights
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.strips import Axis, plan_strip
-from jitgen.primitives.conv.layouts import Conv, Made
+from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.nest.tables import TooLarge
 
 #: Channels of a piece, at least, where threads share them
@@ -110,7 +111,7 @@ def _forward_axes(conv: Conv) -> list[Axis]:
 
 
 def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part:
-    """Images from images (tensors "x", "panels", "y", "bias"), strip by strip.
+    """Images from images (tensors "x", "panels", "y", "bias", "residual"), strip by strip.
 
     Pixel p of x adds w[t] dy[o] to its gradient where it is the one that tap t of o sees:
     p + padding = o stride + t dilation.
@@ -146,8 +147,10 @@ def product_part(conv: Conv, backward: bool, epilogue: tuple[Step, ...]) -> Part
         "b": Ref("panels", {"c": 1}, e),
         "c": Ref("y", {"n": rows.count * y_row, "h": y_row, "w": c, "c": 1}, e),
     }  # fmt: skip
-    if ("bias",) in epilogue:
-        words["bias"] = Ref("bias", {"c": 1}, e)
+    for word in operands(epilogue):
+        words[word] = Ref("bias", {"c": 1}, e) if word == "bias" else replace(
+            words["c"], tensor=word
+        )
     loops = {
         "n": Loop(conv.batch, (1,)), "c": Loop(c, (piece,)), "h": down.loop, "w": along.loop,
     }  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from jitgen.emit.shapes import MOST_TAPS
+from jitgen.emit.steps import Step
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
 from jitgen.primitives.nest.limits import within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
@@ -20,6 +20,7 @@ from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Pixels of a kernel call for which the width of panels is chosen
 MOST_PIXELS = 128
@@ -28,8 +29,6 @@ FEW_CHANNELS = 16
 #: A strided image is read in place in the weight update for fewer output channels than this, if
 #: its rows have this many results
 FEW_FEATURES, SHORT_ROW = 192, 16
-
-Made = tuple[bytes, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Conv:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @property
     def group(self) -> tuple[int, int]:
@@ -102,10 +101,9 @@ class Conv:
 
     @property
     def depthwise(self) -> bool:
-        """Each channel is a group: kernels of its own, if they know window and epilogue."""
+        """Each channel is a group: kernels of its own, if they know the window."""
         alone = self.groups == self.channels == self.features > 1
-        steps = {step for step, *_ in self.epilogue}
-        return alone and len(self.taps) <= MOST_TAPS and "residual" not in steps
+        return alone and len(self.taps) <= MOST_TAPS
 
     @property
     def flat(self) -> bool:

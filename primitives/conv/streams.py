@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgen.doors import NUMPY
-from jitgen.gemm.spec import Step
+from jitgen.emit.steps import Step, operands
 from jitgen.kernels.dot import possible
 from jitgen.primitives.conv import depthwise, weights
 from jitgen.primitives.conv.layouts import (
@@ -42,6 +41,7 @@ from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import STREAMS
+from jitgen.types import NUMPY
 
 #: Products of backward by data, at most
 MOST_PRODUCTS = 1 << 12
@@ -100,11 +100,11 @@ class _Pass:
         return "panels"
 
     def product(
-        self, conv: Conv, p: Taps, name: str, operands: tuple[Tensor, str, Tensor], choice: Choice,
+        self, conv: Conv, p: Taps, name: str, tensors: tuple[Tensor, str, Tensor], choice: Choice,
         epilogue: tuple[Step, ...] = (), residual: Tensor | None = None,
     ) -> None:  # fmt: skip
         """A part, and its tables of offsets."""
-        x, w, y = operands
+        x, w, y = tensors
         width, count = conv.width(p.backward), len(p.offsets)
         w_at = panels(conv, p.backward, w)
         loops, a, b, c = product_operands(conv, p, x, w_at, y, choice)
@@ -122,12 +122,11 @@ class _Pass:
             word: Tensor(table, "t", 8, t=max(1, count)).at(t=("h", first))
             for word, table in zip(("a_offsets", "b_offsets"), tables, strict=True)
         }
-        for step, *_ in epilogue:
-            if step == "bias":
-                bias = Tensor("bias", "c", conv.dtype, c=p.features)
-                words["bias"] = bias.at(c=c.index["c"])
-            elif step == "residual" and residual is not None:
-                words["residual"] = Access(residual, c.index)
+        bias = Tensor("bias", "c", conv.dtype, c=p.features)
+        for word in operands(epilogue):
+            words[word] = bias.at(c=c.index["c"]) if residual is None or word == "bias" else (
+                Access(residual, c.index)
+            )
         self.parts.append(Nest(choice.order, loops, conv.dtype, conv.target, "c").gemm(
             a, b, c, m="w", n="k", k="c", taps="taps", words=words, epilogue=epilogue,
             variants={"taps": ("h", seen)}, title=f"sum over {count} taps",
@@ -226,15 +225,17 @@ def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
 def forward(conv: Conv, choice: Choice | None, packed: bool, strides: Strides = ()) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     p = _Pass(conv, strides)
-    more = [step for step, *_ in conv.epilogue if step in ("bias", "residual")]
+    more = operands(conv.epilogue)
     tensors = [p.input(copied=conv.depthwise and bool(strides)), p.result(conv.features, conv.out)]
     y = tensors[1]
     w = p.panels(False, packed)
     if "residual" in more:
-        tensors.append(p.nhwc("residual", "r", conv.features, conv.out))
+        copied = conv.depthwise and bool(strides)
+        tensors.append(p.nhwc("residual", "r", conv.features, conv.out, copied=copied))
     if choice is None:
         part = depthwise.product_part(conv, False, conv.epilogue)
-        p.parts.append(_renamed(part, {"x": tensors[0].name, "panels": w, "y": y.name}))
+        names = {"x": tensors[0].name, "panels": w, "y": y.name, "residual": tensors[-1].name}
+        p.parts.append(_renamed(part, names))
     else:
         flat, (x, to, *more_in) = _seamless(p.thin, *tensors)
         taps = _forward_taps(flat)

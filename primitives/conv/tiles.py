@@ -14,9 +14,9 @@ import numpy as np
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import panel_width
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
-from jitgen.primitives.conv.layouts import Conv, Made
+from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.nest.loops import Loop, iterate
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import lazy
 
 PLANES = 16

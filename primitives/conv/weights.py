@@ -15,11 +15,11 @@ import numpy as np
 from jitgen.kernels import dot
 from jitgen.kernels.dot import emit_dot
 from jitgen.kernels.elementwise import emit_column_sums
-from jitgen.primitives.conv.layouts import Choice, Conv, Made, check_block, even, most_summed
+from jitgen.primitives.conv.layouts import Choice, Conv, check_block, even, most_summed
 from jitgen.primitives.nest.limits import check_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
-from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 
 #: Elements of a call that adds copies

@@ -29,7 +29,8 @@ def pair(
 
 def _several(value: Any) -> bool:
     """Whether this is a sequence and no size."""
-    return isinstance(value, (tuple, list)) or np.ndim(value) > 0
+    # np.ndim of a class is the attribute that its instances have
+    return isinstance(value, (tuple, list)) or (not isinstance(value, type) and np.ndim(value) > 0)
 
 
 def border(

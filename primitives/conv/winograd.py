@@ -12,16 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import brgemm
-from jitgen.gemm.spec import Step
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
-from jitgen.primitives.conv.layouts import Conv, Made, from_nhwc, images, to_nhwc
+from jitgen.primitives.conv.layouts import Conv, from_nhwc, images, to_nhwc
 from jitgen.primitives.conv.tiles import PLANES, Pass, of_pass, pitch, slowest
 from jitgen.primitives.conv.weights import bias_parts
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.run.cache import STREAMS
 
 #: Rows of a panel of weights that are transformed at a time: their taps stay in L1
@@ -110,8 +110,7 @@ def _products(conv: Conv, backward: bool, packed: bool, epilogue: tuple[Step, ..
     p = of_pass(conv, backward)
     parts: list[Part] = []
     scratch: dict[str, int] = {}
-    tensors = ["image", "w", "result"]
-    tensors += [step for step, *_ in epilogue if step in ("bias", "residual")]
+    tensors = ["image", "w", "result", *operands(epilogue)]
     names = {name: name for name in tensors}
     # panels that are read once are made just before that
     own = not packed and p.strips.extent == p.strips.blocks[0]
@@ -153,7 +152,7 @@ def _product_part(
             size["s"] * p.grid[1], size["k"], c, conv.dtype, ldc=width, packed_b=width,
             target=conv.target, plan={"k_split": 1},
         )  # fmt: skip
-        return kernel.code, {"count": 1}
+        return kernel, {"count": 1}
 
     def finish(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_winograd(
@@ -217,7 +216,7 @@ def backward_weights(conv: Conv) -> Run:
             size["k"], size["c"], size["s"] * p.grid[1], conv.dtype, lda=high, ldb=wide, ldc=wide,
             trans_a=True, beta=0.0 if first else 1.0, target=conv.target, plan={"k_split": 1},
         )  # fmt: skip
-        return kernel.code, {"count": 1}
+        return kernel, {"count": 1}
 
     def back(size: dict[str, int], first: bool, last: bool) -> Made:
         made = emit_winograd(

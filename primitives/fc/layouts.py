@@ -72,7 +72,7 @@ class PackedWeights:
         doors.settle(
             self, layout=(
                 *doors.pair("layout", (inputs, outputs)),
-                doors.one_of("layout[2]", dtype, doors.NUMPY),
+                doors.dtype("layout[2]", dtype),
             ),
         )  # fmt: skip
 

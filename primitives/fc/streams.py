@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import panel_width
-from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Fewer floating-point operations than this are done before a second thread has begun
 OPERATIONS_PER_THREAD = 200_000
@@ -36,7 +37,8 @@ class Layer:
     in_features: int
     out_features: int
     bias: bool
-    activation: str | None
+    residual: bool
+    activation: Step | None
     dtype: str
     threads: int
     target: Target
@@ -59,12 +61,11 @@ def _product(
 
 
 def _run(
-    layer: Layer, product: Product, bias: str = "", more: Sequence[Part] = (),
-    tensors: Sequence[str] = (),
-) -> Run:  # fmt: skip
+    layer: Layer, product: Product, more: Sequence[Part] = (), tensors: Sequence[str] = ()
+) -> Run:
     """The stream of a product of tensors "a" and "b" into "c", and of more parts; `tensors` are
-    theirs and the bias. A plain B is packed into scratch on the way."""
-    parts, panels = product_parts(product, "a", "b", "c", "panels", bias)
+    theirs and the operands of the epilogue. A plain B is packed into scratch on the way."""
+    parts, panels = product_parts(product, "a", "b", "c", "panels")
     scratch = {"panels": panels} if panels else {}
     names = ["a", "b", "c", *tensors]
     return Run([*parts, *more], names, product.threads, layer.target, layer.dtype, scratch)
@@ -78,14 +79,15 @@ def forward(
     blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     epilogue: tuple[Step, ...] = (("bias",),) if layer.bias else ()
+    if layer.residual:
+        epilogue += (("residual",),)
     if layer.activation:
-        epilogue += ((layer.activation,),)
+        epilogue += (layer.activation,)
     product = _product(
         layer, n, k, c, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "n k", epilogue=epilogue,
     )  # fmt: skip
-    bias = ["bias"] if layer.bias else []
-    return _run(layer, _blocked(product, blocked), "".join(bias), tensors=bias)
+    return _run(layer, _blocked(product, blocked), tensors=operands(epilogue))
 
 
 @STREAMS.of
@@ -95,7 +97,7 @@ def backward_data(
     """dz in rows or panels of a_width; w packed or plain (0); dx in rows or blocked."""
     n, c, k = layer.batch, layer.in_features, layer.out_features
     # a panel of dz is a call's depth: in place, so many rows of w would be one matrix
-    far = a_width * c * DTYPES[layer.dtype].element >= MATRIX_BYTES
+    far = a_width * c * DTYPES[layer.dtype].size >= MATRIX_BYTES
     product = _product(
         layer, n, c, k, b_width, strides, a=f"k/{a_width} m k" if a_width else "m k",
         b="" if b_width else "k n", in_place=not (b_width or n >= ROWS_WORTH_PACKING or far),
@@ -125,7 +127,7 @@ def _bias_part(layer: Layer, product: Product, a_width: int) -> Part:
     n, k, dz = layer.batch, layer.out_features, product.tensor("a")
     columns = a_width or -(-k // product.threads // 64) * 64
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_column_sums(n, size["m"], layer.dtype, layer.target, lda=dz.stride("k")), {}
 
     words = {"a": dz.at(m="m"), "c": Tensor("db", "m", layer.dtype, m=k).at(m="m")}

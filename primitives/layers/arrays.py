@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.run.loader import ffi
+from jitgen.types import NUMPY
 
 ALIGN = 64
-DTYPES = {kind: name for name, kind in NUMPY.items()}
 #: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
 buffer_of = ffi.from_buffer
 
@@ -58,7 +57,7 @@ def realigned(array: np.ndarray) -> np.ndarray:
     and kernels would read across lines."""
     if array.__array_interface__["data"][0] % ALIGN == 0:
         return array
-    copy = aligned(array.shape, DTYPES[array.dtype])
+    copy = aligned(array.shape, doors.floats("array", array))
     copy[...] = array
     return copy
 

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
+from jitgen.emit.steps import Step
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES, Step
 from jitgen.primitives.conv import streams, winograd
 from jitgen.primitives.conv.cost import SUMS, candidates, choose, letters
 from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elements, packed_layout
 from jitgen.primitives.conv.tiles import choose_algorithm, possible
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check, realigned
-from jitgen.primitives.layers.elementwise import ACTIVATIONS, activation_gradient, derived_from
+from jitgen.primitives.layers.elementwise import activation_gradient, derived_from, make_activation
 from jitgen.primitives.layers.images import check_images, output_images, windows_text
 from jitgen.primitives.nest.limits import check_elements, check_reach, made, named
 from jitgen.primitives.nest.loops import check_order
@@ -38,6 +37,7 @@ from jitgen.primitives.nest.tuning import tuned
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import NUMPY, DTypeLike
 
 #: Elements of the longest vector
 MOST_LANES = 64
@@ -95,8 +95,9 @@ class Convolution(Frozen):
 
     kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
     bottom), (left, right)), or "same" (the output has ceil(size / stride) pixels a side, as
-    TensorFlow and ONNX SAME_UPPER). groups divides both channels. residual: forward adds an array
-    like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs.
+    TensorFlow and ONNX SAME_UPPER). groups divides both channels. activation: None, a name of
+    `jitgen.primitives.layers.elementwise.ACTIVATIONS`, or (name, parameter, ...). residual: forward
+    adds an array like y before the activation. threads: None for OMP_NUM_THREADS or all CPUs.
 
     algorithm: "direct", or "winograd" for 3 x 3 kernels of stride 1 without groups: 16
     multiplications for 36 and roundings of its own (docs/primitives.md); None: whichever costs less
@@ -120,8 +121,8 @@ class Convolution(Frozen):
     def __init__(
         self, batch: int, in_channels: int, height: int, width: int, out_channels: int,
         kernel: Pair, *, stride: Pair = 1, padding: Any = 0, dilation: Pair = 1, groups: int = 1,
-        bias: bool = True, activation: str | None = None, residual: bool = False,
-        dtype: str = "f32", layout: str = "nchw", threads: int | None = None,
+        bias: bool = True, activation: Any = None, residual: bool = False,
+        dtype: DTypeLike = "f32", layout: str = "nchw", threads: int | None = None,
         algorithm: str | None = None, blocks: Any = None, order: Any = None, tune: bool = False,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
@@ -134,9 +135,8 @@ class Convolution(Frozen):
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={value}")
-        if activation is not None:
-            activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
+        step = make_activation(activation, dtype)
         layout = doors.one_of("layout", layout, LAYOUTS)
         if algorithm is not None:
             algorithm = doors.one_of("algorithm", algorithm, ALGORITHMS)
@@ -148,7 +148,7 @@ class Convolution(Frozen):
         out = out_size(size, around, taps, steps, spread)
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
-        epilogue += ((activation,),) if activation else ()
+        epilogue += (step,) if step else ()
         chosen = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
@@ -157,12 +157,12 @@ class Convolution(Frozen):
         )  # fmt: skip
         self._check_sizes()
         self.residual = residual
-        self.activation = activation
+        self.activation = step
         #: shapes of x, w and y
         self.x_shape = self._shape(in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
         self.y_shape = self._shape(out_channels, self.conv.out)
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
         #: layout and shape of packed weights, by whether they are for backward by data
         self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._tune = tune
@@ -207,7 +207,8 @@ class Convolution(Frozen):
             )
 
     def __repr__(self) -> str:
-        epilogue = ", ".join(name for name, *_ in self.conv.epilogue) or "no epilogue"
+        steps = (" ".join(map(str, step)) for step in self.conv.epilogue)
+        epilogue = ", ".join(steps) or "no epilogue"
         return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
 
     @property
@@ -368,6 +369,7 @@ class Convolution(Frozen):
         inputs = {name: known} if out is dy else {"dy": dy, name: known}
         result: np.ndarray
         result, third = output_images(out, shape, conv.dtype, inputs, conv.nhwc)
+        assert self.activation is not None  # `derived_from` has seen to it
         activation_gradient(
             self.activation, (first, second, third), result.size, conv.dtype, conv.threads,
             conv.target,

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgen.gemm.spec import DTYPES
+import numpy as np
+
+from jitgen.emit.steps import STEPS, Step
+from jitgen.gemm.spec import make_step
 from jitgen.kernels.elementwise import emit_map
+from jitgen.primitives.layers.arrays import buffer_of
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
 from jitgen.run.cache import STREAMS
 from jitgen.run.team import Team
 from jitgen.target import Target
+from jitgen.types import DTYPES, NUMPY
 
-#: Activations whose gradients are known here
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
-#: Activations whose output does not tell their derivative
-OF_INPUT = ("gelu", "silu")
+#: Activations: the steps of an epilogue that take no array, but for scaling
+ACTIVATIONS = tuple(n for n, step in STEPS.items() if step.operand is None and n != "scale")
+#: Activations whose output tells the sign of their input only if their parameter is not negative
+SIGNED = ("leaky_relu", "elu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly
 ELEMENTS = 1 << 14
 #: Fewer elements than this are done before a second thread has begun
@@ -37,10 +42,10 @@ def elementwise(
     of its run-time numbers, taken last ("": none).
     """
 
-    def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
         return emit_map(op, 1, sizes["n"], dtype, target), {}
 
-    element = DTYPES[dtype].element
+    element = DTYPES[dtype].size
     refs: dict[str, Ref] = {word: Ref(word, {"n": 1}, element) for word in words}
     if scalars:
         refs[scalars] = Ref(scalars, {}, element)
@@ -50,31 +55,59 @@ def elementwise(
     return stream.team(target)
 
 
-def derived_from(activation: str | None, y: Any, z: Any) -> tuple[str, Any]:
+def make_activation(activation: Any, dtype: str) -> Step | None:
+    """The step of a layer's `activation`: None, one of ACTIVATIONS, or (name, parameter, ...).
+    TypeError, ValueError: argument, value and rule."""
+    if activation is None:
+        return None
+    return make_step("activation=", activation, dtype, ACTIVATIONS)
+
+
+def shown_activation(activation: Step | None) -> str:
+    """An activation for the eye."""
+    return "no activation" if activation is None else " ".join(map(str, activation))
+
+
+def derived_from(activation: Step | None, y: Any, z: Any) -> tuple[str, Any]:
     """Of an activation's output y and its input z, the one that its derivative is made from: its
-    name and value. ValueError where that one is missing, or the other one given."""
+    name and value. ValueError where that one is missing, or the other one given, or where there is
+    no derivative."""
     if activation is None:
         raise ValueError("activation=None: dz is dy")
-    if activation not in OF_INPUT:
+    name, *parameters = activation
+    known = STEPS[name].known
+    if not known:
+        raise ValueError(f"activation={name!r} has no backward pass: its gradient is not known")
+    if name in SIGNED and parameters[0] < 0:
+        raise ValueError(
+            f"activation={activation} has no backward pass: its output does not tell the sign of "
+            "its input, as it does with a parameter that is not negative"
+        )
+    if known == "y":
         if z is not None or y is None:
             what = "y is missing" if z is None else "z is given"
             raise ValueError(
-                f"{what}: the gradient of {activation} takes y, what forward returned, and no z"
+                f"{what}: the gradient of {name} takes y, what forward returned, and no z"
             )
         return "y", y
     if y is not None or z is None:
         what = "z is missing" if y is None else "y is given"
         raise ValueError(
-            f"{what}: the gradient of {activation} takes z=, the input of the activation (what the "
+            f"{what}: the gradient of {name} takes z=, the input of the activation (what the "
             "same layer with activation=None returns), and y=None"
         )
     return "z", z
 
 
 def activation_gradient(
-    activation: str | None, buffers: tuple[Any, Any, Any], size: int, dtype: str, threads: int,
+    activation: Step, buffers: tuple[Any, Any, Any], size: int, dtype: str, threads: int,
     target: Target,
 ) -> None:  # fmt: skip
     """dz = dy * activation'(z) of `size` elements; buffers: dy, what `derived_from` says, dz."""
-    words = ("a", "b", "c")
-    elementwise(f"{activation}_backward", size, words, "", dtype, threads, target)(buffers)
+    name, *parameters = activation
+    op, words = f"{name}_backward", ("a", "b", "c")
+    if not parameters:
+        elementwise(op, size, words, "", dtype, threads, target)(buffers)
+        return
+    scalars = buffer_of(np.array(parameters, NUMPY[dtype]))
+    elementwise(op, size, words, "bias", dtype, threads, target)((*buffers, scalars))

@@ -1,6 +1,6 @@
 """The fully connected layer: forward, backward by data, weight update.
 
-    y = activation(x w^T + b)       x: batch x in_features, w: out_features x in_features
+    y = activation(x w^T + b + r)   x: batch x in_features, w: out_features x in_features
     dx = dz w                       dz = dy * activation'(...), from `backward_activation`
     dw = dz^T x, db = column sums of dz
 
@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.fc import streams
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.fc.streams import Layer, panels_for
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check, check_output, output
-from jitgen.primitives.layers.elementwise import ACTIVATIONS, activation_gradient, derived_from
+from jitgen.primitives.layers.elementwise import (
+    activation_gradient,
+    derived_from,
+    make_activation,
+    shown_activation,
+)
 from jitgen.primitives.nest.limits import MOST_ELEMENTS, check_elements, check_reach
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.runs import Runs
@@ -32,14 +35,17 @@ from jitgen.primitives.nest.stream import Stream
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import NUMPY, DTypeLike
 
 
 class FullyConnected(Frozen):
     """A fully connected layer y = activation(x w^T + b) for one batch size.
 
-    threads: None for OMP_NUM_THREADS or all CPUs; blocks: rows and columns of a kernel call
-    (columns are rounded up to whole panels), order: the loops over them
-    (`jitgen.primitives.nest.loops`; letters m and n), both None for the automatic choice.
+    activation: None, a name of `jitgen.primitives.layers.elementwise.ACTIVATIONS`, or (name,
+    parameter, ...). residual: forward adds an array like y before the activation. threads: None for
+    OMP_NUM_THREADS or all CPUs; blocks: rows and columns of a kernel call (columns are rounded up
+    to whole panels), order: the loops over them (`jitgen.primitives.nest.loops`; letters m and n),
+    both None for the automatic choice.
     Arrays are C-contiguous, of `dtype` ("f32", "f64"). Methods may be called from several Python
     threads at once. Raises TypeError or ValueError that names argument, value and rule.
 
@@ -51,16 +57,15 @@ class FullyConnected(Frozen):
 
     def __init__(
         self, batch: int, in_features: int, out_features: int, *, bias: bool = True,
-        activation: str | None = None, dtype: str = "f32", threads: int | None = None,
-        blocks: tuple[int, int] | None = None, order: str | None = None,
-        target: str | Target | None = None,
+        activation: Any = None, residual: bool = False, dtype: DTypeLike = "f32",
+        threads: int | None = None, blocks: tuple[int, int] | None = None,
+        order: str | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         batch, in_features, out_features = doors.sizes(
             batch=batch, in_features=in_features, out_features=out_features
         )
-        if activation is not None:
-            activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
+        step = make_activation(activation, dtype)
         if blocks is not None:
             blocks = doors.pair("blocks", blocks, " of sizes: rows, columns")
         if order is not None:
@@ -73,8 +78,9 @@ class FullyConnected(Frozen):
         check_reach(self._sizes, dtype, a_row_of_x=in_features, a_row_of_y=out_features)
         chosen = cpu.choose(target)
         self.layer = Layer(
-            batch, in_features, out_features, doors.flag("bias", bias), activation, dtype,
-            check_threads(threads), chosen, blocks, order,
+            batch, in_features, out_features, doors.flag("bias", bias),
+            doors.flag("residual", residual), step, dtype, check_threads(threads), chosen, blocks,
+            order,
         )  # fmt: skip
         streams.check_blocks(self.layer)
         if blocks is not None:
@@ -83,13 +89,13 @@ class FullyConnected(Frozen):
         #: what must agree between the layer that packed weights and the one that reads them
         self._layout = (in_features, out_features, dtype)
         self._lanes = chosen.machine(dtype, ANY_WIDTH).lanes
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
 
     def __repr__(self) -> str:
-        at = self.layer
+        at, more = self.layer, "residual, " * self.layer.residual
         return (
             f"<primitives.FullyConnected {at.batch}x{at.in_features} -> {at.out_features}, "
-            f"{at.activation or 'no activation'}, {at.dtype} for {at.target.name}, "
+            f"{more}{shown_activation(at.activation)}, {at.dtype} for {at.target.name}, "
             f"threads={at.threads}>"
         )
 
@@ -143,22 +149,41 @@ class FullyConnected(Frozen):
 
     def forward(
         self, x: np.ndarray | Blocked, w: np.ndarray | PackedWeights, b: np.ndarray | None = None,
-        out: np.ndarray | None = None,
+        out: np.ndarray | None = None, *, residual: np.ndarray | Blocked | None = None,
     ) -> Any:  # fmt: skip
-        """y = activation(x w^T + b): batch x out_features, in `out` if that is given.
+        """y = activation(x w^T + b + residual): batch x out_features, in `out` if that is given; it
+        may be the residual, which is copied then.
 
-        A blocked x gives a blocked y. w is plain, or from `pack_weights` (faster).
+        A blocked x gives a blocked y, and takes a residual in panels of the same width. w is plain,
+        or from `pack_weights` (faster).
         """
         layer = self.layer
-        bias: tuple[Any, ...] = ()
+        more: tuple[Any, ...] = ()
         if layer.bias:
-            bias = (check("b", b, (layer.out_features,), layer.dtype),)
+            more = (check("b", b, (layer.out_features,), layer.dtype),)
         elif b is not None:
             raise ValueError("b is given, but the layer was made with bias=False")
+        weights = self._weights(w, False)
+        inputs: dict[str, Any] = {"b": b}
+        if layer.residual:
+            if isinstance(out, np.ndarray) and out is residual:
+                residual = out.copy()
+            width, buffer = self._operand("residual", residual, layer.out_features)
+            wanted = self._result_width(isinstance(x, Blocked), weights[0], layer.in_features,
+                                        layer.out_features)  # fmt: skip
+            if width != wanted:
+                raise ValueError(f"residual has panels of {width}, y of {wanted} (0: none)")
+            more, inputs = (*more, buffer), {**inputs, "residual": residual}
+        elif residual is not None:
+            raise ValueError("residual is given, but the layer was made with residual=False")
         return self._multiply(
-            streams.forward, ("x", x, layer.in_features), self._weights(w, False),
-            layer.out_features, out, bias, {"b": b},
+            streams.forward, ("x", x, layer.in_features), weights, layer.out_features, out, more,
+            inputs,
         )  # fmt: skip
+
+    def _result_width(self, blocked: bool, b_width: int, depth: int, columns: int) -> int:
+        """Panel width of a result (0: plain)."""
+        return (b_width or panels_for(self.layer, self.layer.batch, columns, depth)) * blocked
 
     def backward_data(
         self, dz: np.ndarray | Blocked, w: np.ndarray | PackedWeights,
@@ -209,8 +234,7 @@ class FullyConnected(Frozen):
         if blocked:
             if out is not None:
                 raise ValueError("out: a blocked result is always a new one")
-            width = b_width or panels_for(layer, layer.batch, columns, a[2])
-            panels = self._panels(columns, width)
+            panels = self._panels(columns, self._result_width(True, b_width, a[2], columns))
             run((first, second, buffer_of(panels), *more))
             return Blocked(panels, columns)
         shape = (layer.batch, columns)
@@ -237,8 +261,10 @@ class FullyConnected(Frozen):
     ) -> Any:  # fmt: skip
         """dz = dy * activation'(z), batch x out_features, in `out` if that is given; it may be dy.
 
-        relu, sigmoid and tanh take y, the layer's output; gelu and silu, whose output does not
+        Most activations take y, the layer's output; gelu, silu and hardswish, whose output does not
         tell, take z=, the output of the same layer without activation. Both plain, or both blocked.
+        dz is the gradient of the residual too. ValueError for gelu_tanh and mish, whose gradients
+        are not known here, and for leaky_relu and elu with a negative parameter.
         """
         layer = self.layer
         name, known = derived_from(layer.activation, y, z)
@@ -268,6 +294,7 @@ class FullyConnected(Frozen):
 
     def _gradient(self, buffers: tuple[Any, Any, Any], size: int) -> None:
         at = self.layer
+        assert at.activation is not None  # `derived_from` has seen to it
         activation_gradient(at.activation, buffers, size, at.dtype, at.threads, at.target)
 
     def backward_weights(

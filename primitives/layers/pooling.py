@@ -19,22 +19,22 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
-from jitgen.primitives.conv.layouts import Conv, Made, from_nhwc, to_nhwc
+from jitgen.primitives.conv.layouts import Conv, from_nhwc, to_nhwc
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.images import check_images, output_images, windows_text
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Made, Part, Ref
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
 from jitgen.run.cache import STREAMS
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import DTypeLike
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class _Pool(Frozen):
 
     def __init__(
         self, batch: int, channels: int, height: int, width: int, kernel: Pair, *,
-        stride: Pair | None = None, padding: Any = 0, dtype: str = "f32", layout: str = "nchw",
-        threads: int | None = None, target: str | Target | None = None,
+        stride: Pair | None = None, padding: Any = 0, dtype: DTypeLike = "f32",
+        layout: str = "nchw", threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         batch, channels, height, width = doors.sizes(
             batch=batch, channels=channels, height=height, width=width
         )
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         layout = doors.one_of("layout", layout, LAYOUTS)
         taps = pair("kernel", kernel)
         steps = taps if stride is None else pair("stride", stride)
@@ -100,7 +100,7 @@ class _Pool(Frozen):
         #: shapes of x and y
         self.x_shape = self._shape(size)
         self.y_shape = self._shape(out)
-        self._runs = Runs(self._sizes)
+        self._runs = Runs(type(self).__name__, self._sizes)
 
     def __repr__(self) -> str:
         return f"<primitives.{type(self).__name__} {windows_text(self)}>"

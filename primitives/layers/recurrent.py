@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.runs import Runs
@@ -31,11 +29,12 @@ from jitgen.primitives.rnn.backward import TENSORS, backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
 from jitgen.primitives.rnn.steps import STATES, Layer, Way, check_sizes
-from jitgen.primitives.rnn.streams import forward, pack_weights, packed_elements
+from jitgen.primitives.rnn.streams import forward, pack_weights
 from jitgen.run import cpu
 from jitgen.run.loader import ffi
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
+from jitgen.types import NUMPY, DTypeLike
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
@@ -48,14 +47,14 @@ class _Recurrent(Frozen):
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
-        bias: bool, peephole: bool, dtype: str, threads: int | None, target: str | Target | None,
-        forget_bias: float = 0.0,
+        bias: bool, peephole: bool, dtype: DTypeLike, threads: int | None,
+        target: str | Target | None, forget_bias: float = 0.0,
     ) -> None:  # fmt: skip
         batch, steps, in_features, hidden = doors.sizes(
             batch=batch, steps=steps, in_features=in_features, hidden=hidden
         )
         direction = doors.one_of("direction", direction, DIRECTIONS)
-        dtype = doors.one_of("dtype", dtype, DTYPES)
+        dtype = doors.dtype("dtype", dtype)
         bias, peephole = doors.flag("bias", bias), doors.flag("peephole", peephole)
         chosen = cpu.choose(target)
         both = direction == "bidirectional"
@@ -73,13 +72,12 @@ class _Recurrent(Frozen):
             "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
             "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
         }  # fmt: skip
-        #: elements of packed weights, and of what is kept for the backward pass, by tensor
-        self._packed = packed_elements(self.layer)
-        self._saved = {name: size for name, size in self.layer.sizes.items() if size}
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        self._runs = Runs({"batch": batch, "steps": steps, "hidden": hidden})
+        self._runs = Runs(
+            type(self).__name__, {"batch": batch, "steps": steps, "hidden": hidden}
+        )
         self._zeros = np.zeros((batch, hidden), self._numpy)
         self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
@@ -91,7 +89,8 @@ class _Recurrent(Frozen):
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
-            panels = {n: aligned((s,), self.layer.dtype) for n, s in self._packed.items()}
+            panels = {n: aligned((t.elements,), self.layer.dtype)
+                      for n, t in self.layer.panels.items()}  # fmt: skip
             for array in panels.values():
                 array.fill(0)
             given = self._one(w, d), self._one(r, d)
@@ -149,8 +148,8 @@ class _Recurrent(Frozen):
                 )
             w, r = packed.w, packed.r
             for panels in packed.panels:
-                for name, size in self._packed.items():
-                    check(f"w (packed, {name})", panels.get(name), (size,), layer.dtype)
+                for name, tensor in layer.panels.items():
+                    check(f"w (packed, {name})", panels.get(name), (tensor.elements,), layer.dtype)
         for name, array in (("x", x), ("w", w), ("r", r)):
             check(name, array, self._shapes[name], layer.dtype)
         for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
@@ -197,12 +196,12 @@ class _Recurrent(Frozen):
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
-                arrays |= {name: packed.panels[d][name] for name in self._packed}
+                arrays |= {name: packed.panels[d][name] for name in layer.panels}
             started = any(array is not None for array in given.values())
-            way = Way(reverse, column, started, rows.mask is not None)
+            way = Way(reverse, d, started, rows.mask is not None)
             run = self._run(forward, way, training, packed is not None)
-            names = ["x", *(self._packed if packed else ("w", "r")), *STATES]
-            names += [n for n in self._saved if n != "c"] if training else []
+            names = ["x", *(layer.panels if packed else ("w", "r")), *STATES]
+            names += [n for n in layer.sizes if n != "c"] if training else []
             run(tuple(_pointer(arrays.get(name)) for name in names), rows.flags)
             for name, ends in last.items():
                 ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
@@ -218,7 +217,7 @@ class _Recurrent(Frozen):
     def _saved_arrays(self, d: int, rows: Whole | Lengths) -> dict[str, np.ndarray]:
         """Arrays that the forward pass leaves to the backward pass."""
         layer = self.layer
-        result = {name: self._slab(d, name, size) for name, size in self._saved.items()}
+        result = {name: self._slab(d, name, size) for name, size in layer.sizes.items()}
         for name in result.keys() & {"c", "reset"}:  # which sums over all steps read
             result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
             rows.clear(result[name])
@@ -273,7 +272,7 @@ class _Recurrent(Frozen):
                 more[name] = slab.reshape(layer.steps, layer.batch, wide)
                 rows.clear(more[name])
             more |= {name: self._one(array, d) for name, array in first.items()}
-            way = Way(self._reversed[d], d * h, True, rows.mask is not None)
+            way = Way(self._reversed[d], d, True, rows.mask is not None)
             every = {**arrays, **more}
             run = self._run(backward, way)
             run(tuple(_pointer(every.get(name)) for name in TENSORS), rows.flags)
@@ -336,7 +335,7 @@ class Lstm(_Recurrent):
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
         direction: str = "forward", bias: bool = True, forget_bias: float = 0.0,
-        peephole: bool = False, dtype: str = "f32", threads: int | None = None,
+        peephole: bool = False, dtype: DTypeLike = "f32", threads: int | None = None,
         target: str | Target | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
@@ -389,8 +388,8 @@ class Gru(_WithoutCell):
 
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
-        direction: str = "forward", bias: bool = True, reset: str = "after", dtype: str = "f32",
-        threads: int | None = None, target: str | Target | None = None,
+        direction: str = "forward", bias: bool = True, reset: str = "after",
+        dtype: DTypeLike = "f32", threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         reset = doors.one_of("reset", reset, RESETS)
         super().__init__(
@@ -404,7 +403,7 @@ class Rnn(_WithoutCell):
 
     def __init__(
         self, batch: int, steps: int, in_features: int, hidden: int, *,
-        direction: str = "forward", bias: bool = True, dtype: str = "f32",
+        direction: str = "forward", bias: bool = True, dtype: DTypeLike = "f32",
         threads: int | None = None, target: str | Target | None = None,
     ) -> None:  # fmt: skip
         super().__init__(

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.gemm.spec import DTYPES, Step
+from jitgen.emit.steps import Step, operands
 from jitgen.kernels.dot import emit_dot, possible, within_reach
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
-from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.run.cache import lazy
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 #: Layouts of plain operands: a row, or a column, lies together
 PLAIN = ("m k", "k m", "k n", "n k")
@@ -40,7 +41,8 @@ MOST_COLUMN_BLOCKS, MOST_BLOCKS = 1 << 16, 1 << 20
 CALL_COST = 2000
 
 
-#: Elements from a row to the next of plain operands "a", "b", "c" that have gaps between rows
+#: Elements from a row to the next of plain operands "a", "b", "c", "residual" that have gaps
+#: between rows
 Strides = tuple[tuple[str, tuple[int]], ...]
 
 
@@ -74,7 +76,7 @@ class Product:
     @property
     def element(self) -> int:
         """Bytes of an element."""
-        return DTYPES[self.dtype].element
+        return DTYPES[self.dtype].size
 
     @property
     def packed_elements(self) -> int:
@@ -83,13 +85,14 @@ class Product:
 
     @property
     def plan(self) -> dict[str, int]:
-        """Accumulator sets of every kernel: what hides the latency of the FMA. Fixed for the
-        product, so that its sums, and every bit of them, do not depend on blocks and threads."""
-        rates = self.target.rates
-        vectors = -(-self.width // self.target.machine(self.dtype, self.n).lanes)
+        """Accumulator sets of every kernel: what hides the latency of the FMA, as far as a row of
+        a tile and its two operands fit the registers. Fixed for the product, so that its sums, and
+        every bit of them, do not depend on blocks and threads."""
+        rates, machine = self.target.rates, self.target.machine(self.dtype, self.n)
+        vectors = -(-self.width // machine.lanes)
         split = 1
         while min(self.m, FEW_ROWS) * vectors * split < rates.latency * rates.fma and (
-            split < 4 and 4 * split <= self.k
+            split < 4 and 4 * split <= self.k and 2 * split * vectors + 2 <= machine.vectors
         ):
             split *= 2
         return {"k_split": split}
@@ -194,7 +197,7 @@ class Product:
         """An operand, "a", "b" or "c", as a tensor."""
         layout = getattr(self, operand)
         axes = layout.split()
-        (rows,) = dict(self.gaps).get(operand, (0,))
+        (rows,) = dict(self.gaps).get(name if name == "residual" else operand, (0,))
         strides = {axes[0]: rows} if rows else None
         sizes: dict[str, Any] = {axis: getattr(self, axis) for axis in axes if len(axis) == 1}
         return Tensor(name or operand, layout, self.dtype, strides=strides, **sizes)
@@ -219,7 +222,7 @@ def pack_part(product: Product, source: str, to: str) -> Part:
     )  # fmt: skip
 
 
-def fused_part(p: Product, a: str, b: str, to: str, c: str, bias: str = "") -> Part:
+def fused_part(p: Product, a: str, b: str, to: str, c: str) -> Part:
     """The product of a plain B (tensor `b`): each thread packs a piece of a panel (or of several,
     if they are many) into its own part of tensor `to` and reads it from L2 at once."""
     columns, depth = p.least_columns, p.panel_depth
@@ -232,15 +235,15 @@ def fused_part(p: Product, a: str, b: str, to: str, c: str, bias: str = "") -> P
     )
     return p.nest("Nkm", "k", **loops, m=(p.m, rows)).gemm(
         p.tensor("a", a).at(m="m", k="k"), piece, p.tensor("c", c).at(m="m", n="n"),
-        epilogue=p.epilogue, plan=p.plan, words=_bias(p, bias), before=(packing,),
+        epilogue=p.epilogue, plan=p.plan, words=_operands(p), before=(packing,),
     )  # fmt: skip
 
 
-def _dot_part(p: Product, a: str, b: str, c: str, bias: str = "") -> Part:
+def _dot_part(p: Product, a: str, b: str, c: str) -> Part:
     """The product of a few rows with a B stored by columns, in place: a row at a time."""
     columns = p.blocks[1] if p.blocks else max(64, -(-p.n // (4 * p.threads)))
 
-    def code(size: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+    def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return emit_dot(size["n"], p.k, p.row("b"), p.dtype, p.target, p.epilogue), {}
 
     words = {
@@ -248,31 +251,34 @@ def _dot_part(p: Product, a: str, b: str, c: str, bias: str = "") -> Part:
         "c": p.tensor("c", c).at(m="m", n="n"),
     }  # fmt: skip
     nest = p.nest(p.order or "Nm", n=(p.n, columns), m=(p.m, 1))
-    return nest.call("multiply rows by rows", code, words | _bias(p, bias))
+    return nest.call("multiply rows by rows", code, words | _operands(p))
 
 
-def _bias(p: Product, name: str) -> dict[str, Access]:
-    return {"bias": Tensor(name, "n", p.dtype, n=p.n).at(n="n")} if name else {}
+def _operands(p: Product) -> dict[str, Access]:
+    """Those of the epilogue, tensors "bias", and "residual", which lies as C does."""
+    lie = {"bias": Tensor("bias", "n", p.dtype, n=p.n).at(n="n"),
+           "residual": p.tensor("c", "residual").at(m="m", n="n")}  # fmt: skip
+    return {name: lie[name] for name in operands(p.epilogue)}
 
 
 def product_parts(
-    product: Product, a: str, b: str, c: str, panels: str, bias: str = ""
+    product: Product, a: str, b: str, c: str, panels: str
 ) -> tuple[list[Part], int]:
     """The product with whatever packing of a plain B comes first, and how many elements of scratch
     (tensor `panels`) that takes."""
     p = product
     if p.dot:
-        return [_dot_part(p, a, b, c, bias)], 0
+        return [_dot_part(p, a, b, c)], 0
     if p.fused and not p.order:
-        return [fused_part(p, a, b, panels, c, bias)], p.threads * p.piece
+        return [fused_part(p, a, b, panels, c)], p.threads * p.piece
     if not p.to_pack:
-        return [product_part(p, a, b, c, bias)], 0
-    return [pack_part(p, b, panels), product_part(p, a, panels, c, bias)], p.packed_elements
+        return [product_part(p, a, b, c)], 0
+    return [pack_part(p, b, panels), product_part(p, a, panels, c)], p.packed_elements
 
 
-def product_part(product: Product, a: str, b: str, c: str, bias: str = "", **beside: Any) -> Part:
-    """The product: names of the tensors of A, of B (its panels, unless it is read in place), of C
-    and of the epilogue's bias. beside: arguments of `Nest.call`."""
+def product_part(product: Product, a: str, b: str, c: str, **beside: Any) -> Part:
+    """The product: names of the tensors of A, of B (its panels, unless it is read in place) and
+    of C. beside: arguments of `Nest.call`."""
     p = product
     rows, columns, order = choose_blocks(p)
     order = p.order or order
@@ -288,7 +294,7 @@ def product_part(product: Product, a: str, b: str, c: str, bias: str = "", **bes
     of_b = p.tensor("b", b) if p.in_place else p.panels(b)
     return p.nest(order, "".join(k), **loops).gemm(
         p.tensor("a", a).at(m="m", **k), of_b.at(n="n", **k), p.tensor("c", c).at(m="m", n="n"),
-        epilogue=p.epilogue, plan=p.plan, words=_bias(p, bias), **beside,
+        epilogue=p.epilogue, plan=p.plan, words=_operands(p), **beside,
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from math import prod
 from typing import TypeVar
 
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest.tables import TooLarge
+from jitgen.types import DTYPES
 
 Made = TypeVar("Made")
 
@@ -46,7 +46,7 @@ def check_elements(sizes: Mapping[str, object], **arrays: tuple[int, ...]) -> No
 def check_reach(sizes: Mapping[str, object], dtype: str, **rows: int) -> None:
     """The same for parts of arrays, of so many elements, that kernels address from their begin."""
     for name, elements in rows.items():
-        size = elements * DTYPES[dtype].element
+        size = elements * DTYPES[dtype].size
         if size >= MATRIX_BYTES:
             raise ValueError(
                 f"{named(sizes)}: {name.replace('_', ' ')} takes {size} bytes; it must be less "

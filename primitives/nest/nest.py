@@ -20,12 +20,13 @@ from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.plan import check_overrides
-from jitgen.gemm.spec import DTYPES, make_epilogue
+from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
-from jitgen.primitives.nest.stream import MakeCode, Part
+from jitgen.primitives.nest.stream import Made, MakeCode, Part
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.target import ANY_WIDTH, Target
+from jitgen.types import DTYPES
 
 Sizes = dict[str, int]
 
@@ -89,14 +90,17 @@ class Nest:
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
-        taps: str = "", columns: int = 0, beta: float = 0.0, epilogue: tuple[Any, ...] = (),
-        plan: Mapping[str, Any] | None = None, words: Mapping[str, Access] | None = None,
-        title: str = "multiply", **beside: Any,
+        outer: str = "", taps: str = "", columns: int = 0, beta: float = 0.0,
+        epilogue: tuple[Any, ...] = (), plan: Mapping[str, Any] | None = None,
+        words: Mapping[str, Access] | None = None, title: str = "multiply", **beside: Any,
     ) -> Part:  # fmt: skip
         """c = epilogue(a b + beta c), a call for each block; `m`, `n`, `k` name loops, or axes that
-        a call takes whole. Panels of b ("n/16 k n") and of c, and blocks along k in a ("k/16 m k":
-        a batch), are those of their layouts.
+        a call takes whole. Panels of b ("n/16 k n", or of several axes, "u/16 k g u") and of c,
+        and blocks along k in a ("k/16 m k": a batch), are those of their layouts.
 
+        outer: a loop outside m, or k, of which a call takes a block too: m, or k, of each of its
+        positions. Where these do not follow one another they are a batch along k, and an error
+        along m.
         taps: the variant, or loop, that says how many matrices a batch with offsets has (words
         "a_offsets", "b_offsets"). columns: those of a call where they are not the loop's. beta:
         before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
@@ -120,7 +124,7 @@ class Nest:
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
-            how["packed_b"] = wide.block
+            how["packed_b"] = of_b.stride
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
@@ -129,14 +133,32 @@ class Nest:
             how["ldr"] = self._along(more["residual"], m, "m").stride
         if taps:
             how["batch"] = "offset"
+        if doors.text("outer", outer):
+            doors.one_in("outer", outer, "loops", self.loops)
+        summed = bool(outer) and b.axis(outer) is not None
+        if summed:
+            how["stride_a"] = self._along(a, outer, "outer").stride
+            how["stride_b"] = self._along(b, outer, "outer").stride
+        joined = not outer or self._joined(k if summed else m, outer, a, b if summed else c)
+        if not joined and not summed:
+            raise ValueError(
+                f"outer={outer!r}: a call takes some of its positions, and rows {m} of each, which "
+                f"do not follow one another in {a.tensor!r} and {c.tensor!r}"
+            )
         block = depth.block
         if block and depth.apart * a.tensor.element < MATRIX_BYTES:
             how |= {"stride_a": depth.apart, "stride_b": block * of_b.stride}
         extents = {m: rows.extent, n: columns or wide.extent, k: depth.extent}
 
-        def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(sizes: Sizes, first: bool, last: bool) -> Made:
             high, width, length = (sizes.get(name, x) for name, x in extents.items())
             count = sizes[taps] if taps else 1
+            if not joined:
+                count = sizes[outer]
+            elif summed:
+                length *= sizes[outer]
+            elif outer:
+                high *= sizes[outer]
             if block and length >= block:
                 length, count = block, length // block
             kernel = brgemm(
@@ -144,7 +166,7 @@ class Nest:
                 beta=beta if first else 1.0, epilogue=epilogue if last else (), plan=plan,
                 target=self.target, **how,
             )  # fmt: skip
-            return kernel.code, {"count": count}
+            return kernel, {"count": count}
 
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
 
@@ -159,6 +181,17 @@ class Nest:
                     f"order={self.order!r}: loop {name!r} is missing in sums={self.sums!r}; a and "
                     "b depend on it and c does not, so that each of its calls would overwrite c"
                 )
+
+    def _joined(self, inner: str, outer: str, *accesses: Access) -> bool:
+        """Whether positions of two loops follow one another in a call: it takes one of the outer
+        loop, or all of the inner one, whose last position is as far from the next as others."""
+        loop = self.loops[inner]
+        follow = loop.blocks[-1] >= loop.extent and all(
+            self._along(x, outer, "outer").stride
+            == loop.extent * self._along(x, inner, "m, k").stride
+            for x in accesses
+        )
+        return follow or self.loops[outer].blocks[-1] == 1
 
     def relayout(
         self, source: Access, to: Access, *, title: str, fill: bool = True, **beside: Any
@@ -182,7 +215,7 @@ class Nest:
                     f"of {run}; take a loop over the blocks"
                 )
 
-        def code(sizes: Sizes, first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
+        def code(sizes: Sizes, first: bool, last: bool) -> Made:
             rows, columns = outer.size(sizes), inner.size(sizes)
             moved = Moved(rows, columns, outer.stride or columns, lead.stride or columns,
                           transposed, panel)  # fmt: skip

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from jitgen.frozen import uncopied
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.layers.arrays import ALIGN, aligned, buffer_of
 from jitgen.primitives.nest.stream import Part, Stream
 from jitgen.run.scratch import POOL, Seat
 from jitgen.run.team import Team
 from jitgen.target import Target
+from jitgen.types import DTYPES
 
 
 class Run:
@@ -40,11 +40,13 @@ class Run:
         self._target = target
         self._dtype = dtype
         self._team: Team | None = None
+        #: whose it is, for tools; the first layer that uses it says it
+        self.name = ""
         #: where each tensor of scratch lies in a block, and the block's size
         self._places: list[slice] = []
         self._size = 0
         for elements in self.scratch.values():
-            end = self._size + elements * DTYPES[dtype].element
+            end = self._size + elements * DTYPES[dtype].size
             self._places.append(slice(self._size, end))
             self._size = -(-end // ALIGN) * ALIGN
         self._seat = Seat(POOL)
@@ -58,7 +60,7 @@ class Run:
         """`buffers` of the caller's tensors, in their order (cffi pointers); `flags` of the calls
         that are made (`Stream.chosen`), all of them without."""
         if self._team is None:
-            self._team = self.stream.team(self._target)
+            self._team = self.stream.team(self._target, self.name)
         slices = None if flags is None else self.stream.chosen(flags)
         if not self._size:
             self._team((*buffers, *self._tables) if self._tables else buffers, slices)

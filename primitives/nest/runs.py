@@ -12,10 +12,12 @@ from jitgen.primitives.nest.run import Run
 
 class Runs(dict[Hashable, Run]):
     """Streams by what made them. They belong to the process, so a copy has none: it finds or makes
-    its own when it is used. `sizes` are the layer's arguments, for errors."""
+    its own when it is used. `layer` is what tools call it, `sizes` are its arguments, for them
+    and for errors."""
 
-    def __init__(self, sizes: Mapping[str, object]) -> None:
+    def __init__(self, layer: str, sizes: Mapping[str, object]) -> None:
         super().__init__()
+        self.layer = layer
         self.sizes = sizes
 
     def use(self, make: Callable[..., Run], subject: Any, *how: Any) -> Run:
@@ -25,10 +27,12 @@ class Runs(dict[Hashable, Run]):
         run = self.get(key)
         if run is None:
             run = self[key] = made(partial(make, subject, *how), make.__name__, self.sizes)
+            shape = " ".join(f"{value}" for value in self.sizes.values())
+            run.name = run.name or f"{self.layer} {make.__name__} {shape}"
         return run
 
     def copy(self) -> Runs:
-        return Runs(self.sizes)
+        return Runs(self.layer, self.sizes)
 
-    def __reduce__(self) -> tuple[type[Runs], tuple[Mapping[str, object]]]:
-        return Runs, (self.sizes,)
+    def __reduce__(self) -> tuple[type[Runs], tuple[str, Mapping[str, object]]]:
+        return Runs, (self.layer, self.sizes)

@@ -8,7 +8,7 @@ for a shape. Not here: the driver that replays it (`jitgen.run.replay`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.frame import ARGUMENTS
+from jitgen.emit.routine import Routine
 from jitgen.frozen import Frozen, uncopied
 from jitgen.primitives.nest.loops import Iterations, Loop, check_sums, iterate
 from jitgen.primitives.nest.tables import (
@@ -32,10 +33,10 @@ from jitgen.run.team import Team
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
 
-#: A kernel's machine code for a block, and the words of its argument struct that are the same in
-#: every call: made from sizes by loop, and whether the block is the first and the last one of the
-#: reduction
-MakeCode = Callable[[dict[str, int], bool, bool], tuple[bytes, dict[str, int]]]
+#: A kernel for a block, and the words of its argument struct that are the same in every call
+Made = tuple[Routine, dict[str, int]]
+#: Makes it from sizes by loop, and whether the block is the first and the last one of the reduction
+MakeCode = Callable[[dict[str, int], bool, bool], Made]
 #: Elements that no tensor has
 FAR = 1 << 40
 
@@ -64,7 +65,8 @@ class Ref:
             start=doors.size("start", self.start, -FAR, FAR),
         )  # fmt: skip
         for name, step in doors.mapping("steps", self.steps).items():
-            doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
+            if type(step) is not int or abs(step) > FAR:  # a check takes longer than all of this
+                doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
         for name, elements in doors.mapping("table", self.table).items():
             check_table(f"table[{doors.shown(name)}]", elements)
 
@@ -193,11 +195,12 @@ class Stream(Frozen):
             for ref in part._refs():
                 doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
         check_calls(sum(part.count for part in parts))
-        self._found: list[Call] = []
+        #: kinds of calls and their numbers, by code and words: routines of the same code are one
+        self._found: dict[Hashable, tuple[int, Call]] = {}
         self.parts = tuple(
             self._part(part, iterate(part.order, part.loops, threads)) for part in parts
         )
-        self.calls = tuple(self._found)
+        self.calls = tuple(call for _, call in self._found.values())
         made = [self._slice(t) for t in range(threads)]
         self.slices = tuple(words for words, _ in made)
         self._cuts = [cuts for _, cuts in made]
@@ -207,12 +210,14 @@ class Stream(Frozen):
     @property
     def nbytes(self) -> int:
         """Bytes of words and code, and of what is known of each call, about."""
-        code = sum(len(call.code) for call in self.calls)
-        return 2 * code + sum(s.nbytes for s in self.slices) + sum(c.nbytes for c in self.parts)
+        code = sum(call.routine.nbytes + len(call.code) for call in self.calls)
+        return code + sum(s.nbytes for s in self.slices) + sum(c.nbytes for c in self.parts)
 
-    def team(self, target: Target) -> Team:
-        """The stream, ready to run."""
-        return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target))
+    def team(self, target: Target, name: str = "") -> Team:
+        """The stream, ready to run; `name` says whose it is (for tools; default: its first part's
+        title)."""
+        name = name or next((calls.part.title for calls in self.parts), "")
+        return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target), name)
 
     __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")
 
@@ -285,17 +290,16 @@ class Stream(Frozen):
         kinds = []
         for *sizes, is_first, is_last in shapes.tolist():
             sized = dict(zip(names, sizes, strict=True))
-            code, fixed = doors.items(
+            routine, fixed = doors.items(
                 "result of code", part.code(sized, bool(is_first), bool(is_last)), 2
             )
-            doors.instance("result of code[0]", code, bytes)
+            doors.instance("result of code[0]", routine, Routine)
             for name, value in doors.mapping("result of code[1]", fixed).items():
                 doors.one_of("result of code[1]: word", name, ARGUMENTS)
                 doors.integer(f"result of code[1][{name!r}]", value)
-            call = Call(code, words, tuple(fixed.items()))
-            if call not in self._found:
-                self._found.append(call)
-            kinds.append(FIRST_KIND + self._found.index(call))
+            call = Call(routine, words, tuple(fixed.items()))
+            new = len(self._found), call
+            kinds.append(FIRST_KIND + self._found.setdefault((call.code, *call[1:]), new)[0])
         offsets = np.zeros((len(nest), len(words)), np.int64)
         for w, ref in enumerate(part.words.values()):
             offsets[:, w] = _offsets(ref, nest)

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.gemm.spec import DTYPES
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import FAR, Ref
 from jitgen.primitives.nest.tables import check_table
 from jitgen.run.cache import PLANS
+from jitgen.types import DTYPES
 
 #: A part of a position along an axis: a number, a loop, a loop times a step, or a number for each
 #: position of a loop
@@ -209,17 +209,24 @@ class Access:
         """The place in numbers. Raises ValueError for a loop that is missing, and an index that
         some position of the loops takes beyond its axis."""
         t = self.tensor
-        start, steps, tables = 0, dict[str, int](), dict[str, np.ndarray]()
+        start = 0
+        steps: dict[str, int] = {}
+        tables: dict[str, np.ndarray] = {}
         for axis, terms in self.index.items():
-            first = sum(term for term in terms if isinstance(term, int))
-            moving = list(_steps(terms))
-            self._check(axis, first, moving, loops)
+            first = 0
+            moving: list[tuple[str, Any]] = []
+            for term in terms:
+                if isinstance(term, int):
+                    first += term
+                else:
+                    moving.append((term, 1) if isinstance(term, str) else term)
+            starts = self._check(axis, first, moving, loops)
             block, stride = t.places[axis][0]
-            straight = {name: step for name, step in moving if isinstance(step, int)}
-            starts = [first, *(step * loops[name].blocks[-1] for name, step in straight.items())]
-            if len(straight) == len(moving) and all(at % block == 0 for at in starts):
+            if len(starts) == len(moving) and (
+                block == 1 or not (first % block or any(at % block for at in starts))
+            ):
                 start += first // block * stride
-                for name, each in straight.items():
+                for name, each in moving:
                     steps[name] = steps.get(name, 0) + each * stride // block
                 continue
             if len(moving) > 1 and block > 1:
@@ -234,20 +241,24 @@ class Access:
         return Ref(t.name, steps, t.element, own, start, tables)
 
     def _check(
-        self, axis: str, first: int, moving: list[tuple[str, int | np.ndarray]],
-        loops: Mapping[str, Loop],
-    ) -> None:  # fmt: skip
+        self, axis: str, first: int, moving: list[tuple[str, Any]], loops: Mapping[str, Loop]
+    ) -> list[int]:  # fmt: skip
+        """Raises ValueError as `ref` does; what each loop that moves in equal steps adds from call
+        to call."""
         low = high = first
+        starts = []
         for name, step in moving:
             if name not in loops:
                 raise ValueError(
                     f"{self.tensor.name}: its axis {axis} goes along loop {name!r}; the nest has "
                     f"loops {' '.join(loops)}"
                 )
-            loop = loops[name]
-            last = (loop.extent - 1) // loop.blocks[-1] * loop.blocks[-1]
             if isinstance(step, int):
-                low, high = low + min(0, last * step), high + max(0, last * step)
+                loop = loops[name]
+                each = step * loop.blocks[-1]
+                last = (loop.extent - 1) // loop.blocks[-1] * each
+                low, high = (low + last, high) if last < 0 else (low, high + last)
+                starts.append(each)
             elif len(step):
                 low, high = low + int(step.min()), high + int(step.max())
         if low < 0 or high >= max(self.tensor.sizes[axis], 1):
@@ -255,12 +266,13 @@ class Access:
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
                 f"has {self.tensor.sizes[axis]}"
             )
+        return starts
 
 
 def _element(dtype: str | int) -> int:
     """Bytes of an element."""
     if isinstance(dtype, str):
-        return DTYPES[doors.one_of("dtype", dtype, DTYPES)].element
+        return DTYPES[doors.one_of("dtype", dtype, DTYPES)].size
     element = doors.integer("dtype", dtype)
     if element not in (1, 2, 4, 8):
         raise ValueError(f"dtype={doors.shown(dtype)} is neither a type nor 1, 2, 4 or 8 bytes")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.primitives.rnn.steps import Layer
+from jitgen.types import NUMPY
 
 
 class Whole:

@@ -9,241 +9,135 @@ the backward pass (`jitgen.primitives.rnn.backward`), arrays and their checks
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from jitgen.kernels.layout import emit_transpose
 from jitgen.primitives.nest.gemm import Product, product_part
-from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.stream import Part, Ref
+from jitgen.primitives.nest.stream import Part
+from jitgen.primitives.nest.tensor import Access
 from jitgen.primitives.rnn.steps import (
+    KEPT,
     MOST_ROWS,
     ROWS_BY_LENGTH,
     ROWS_PER_STEP,
     STATES,
     Layer,
-    Span,
+    Pass,
+    Steps,
+    Strides,
     Way,
-    step_cell,
-    step_product,
 )
 from jitgen.run.cache import STREAMS
 
 # ---- weights ------------------------------------------------------------------------------------
 
 
-def packed_elements(layer: Layer) -> dict[str, int]:
-    """Elements of the panels of weights by tensor: the input's, the recurrent ones, and those of
-    the gate that waits for the reset (0: none does)."""
-    units, k = layer.units, layer.hidden
-    later = units * k if layer.kind == "gru_before" else 0
-    return {
-        "w_panels": units * layer.gates * layer.inputs,
-        "r_panels": units * layer.gates * k - later, "n_panels": later,
-    }  # fmt: skip
-
-
 def _pack_parts(layer: Layer) -> list[Part]:
-    h, width = layer.hidden, layer.width
+    def part(source: str, to: str, first: int = 0) -> Part:
+        panels = layer.panels[to]
+        loops = {"g": (panels.sizes["g"], 1), "u": (layer.hidden, layer.width)}
+        weights = layer.tensor(source, f"g u {panels.layout.split()[1]}")
+        return layer.nest("GU", loops).relayout(
+            weights.at(g=[first, "g"], u="u"), panels.at(g="g", u="u"), fill=False,
+            title="weights in panels of gates",
+        )  # fmt: skip
 
-    def part(source: str, to: str, k: int, first: int, count: int) -> Part:
-        # `count` gates from `first` on of weights (gates x hidden) x k
-        def code(size: dict[str, int], begin: bool, end: bool) -> tuple[bytes, dict[str, int]]:
-            made = emit_transpose(size["u"], k, layer.dtype, layer.target, lda=k, ldc=count * width)
-            return made, {}
-
-        words = {
-            "a": Ref(source, {"g": h * k, "u": k}, layer.element, start=first * h * k),
-            "c": Ref(to, {"g": width, "u": k * count}, layer.element),
-        }
-        loops = {"g": Loop(count, (1,)), "u": Loop(h, (width,))}
-        return Part("weights in panels of gates", "GU", loops, code, words)
-
-    together = layer.gates - (layer.kind == "gru_before")
-    parts = [
-        part("w", "w_panels", layer.inputs, 0, layer.gates), part("r", "r_panels", h, 0, together)
-    ]
-    return parts + ([part("r", "n_panels", h, together, 1)] if together < layer.gates else [])
+    parts = [part("w", "w_panels"), part("r", "r_panels")]
+    return parts + ([part("r", "n_panels", 2)] if layer.kind == "gru_before" else [])
 
 
 @STREAMS.of
 def pack_weights(layer: Layer) -> Run:
     """Tensors w, r, w_panels, r_panels, n_panels."""
-    tensors = ["w", "r", *packed_elements(layer)]
+    tensors = ["w", "r", *layer.panels]
     return Run(_pack_parts(layer), tensors, layer.used, layer.target, layer.dtype)
 
 
 # ---- forward ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Forward:
+class _Forward(Pass):
     """The parts of one direction's forward pass."""
 
-    layer: Layer
-    way: Way
-    training: bool
-
-    @property
-    def panel(self) -> int:
-        """Elements of a row of a panel of gates."""
-        return self.layer.gates * self.layer.width
-
-    @property
-    def ldy(self) -> int:
-        """Elements of a row of y."""
-        return self.layer.directions * self.layer.hidden
-
-    @property
-    def per_step(self) -> bool:
-        """The input product of a step is made with the step; else of all steps before the first,
-        which reads the weights once."""
-        return self.layer.batch >= ROWS_PER_STEP
-
-    def own(self, tensor: str) -> bool:
-        """A thread has a block of `tensor` for itself, which does not outlive the step."""
-        return not self.training and (
-            tensor == "recurrent" or (tensor == "gates" and self.per_step and not self.two_parts)
-        )
-
-    @property
-    def two_parts(self) -> bool:
-        """A step has a barrier in its midst."""
-        return self.layer.kind == "gru_before"
-
-    @property
-    def most(self) -> int:
-        """Most rows of a block."""
-        return ROWS_BY_LENGTH if self.way.masked else MOST_ROWS
-
-    @property
-    def block(self) -> int:
-        """Elements of a block that a thread has for itself."""
-        return min(self.layer.batch, self.most) * self.panel
-
-    def gates(self, span: Span, tensor: str = "gates", first: int = 0) -> Ref:
-        """The block of gates from gate `first` on."""
-        layer, start = self.layer, first * self.layer.width
-        if self.own(tensor):
-            return Ref(tensor, {}, layer.element, start=start, per_thread=self.block)
-        step = layer.batch * self.panel
-        return span.ref(
-            tensor, step, start=start, u=layer.steps * layer.batch * layer.gates, n=self.panel
-        )
-
-    def product(
-        self, span: Span, a: Ref, lda: int, panels: str, to: Ref, count: int = 0, bias: str = "",
-        beta: float = 1.0,
-    ) -> Part:  # fmt: skip
-        """`count` gates (0: all) of the units in hand."""
-        layer = self.layer
-        count = count or layer.gates
-        k = layer.inputs if panels == "w_panels" else layer.hidden
-        words = {"a": a, "b": Ref(panels, {"u": k * count}, layer.element), "c": to}
-        if bias:
-            words["bias"] = Ref(bias, {"u": layer.gates}, layer.element)
-        return step_product(
-            span, f"gates from {panels}", words, k, lda, count * layer.width, self.panel,
-            layer.width, beta=beta, gates=count, most=self.most,
-        )  # fmt: skip
+    def __init__(self, layer: Layer, way: Way, training: bool, strides: Strides) -> None:
+        most = ROWS_BY_LENGTH if way.masked else MOST_ROWS
+        super().__init__(layer, way, -way.before, most, layer.width, strides)
+        self.save = training
+        #: the input product of a step is made with the step; else of all steps before the first,
+        #: which reads the weights once
+        self.per_step = layer.batch >= ROWS_PER_STEP or not self.joined("x")
+        if not training:
+            # a thread has a block of gates for itself, which does not outlive the step
+            rows, own = min(layer.batch, most), self.per_step and not self.two_parts
+            for name in KEPT[layer.kind]:
+                if name in ("c", "reset"):
+                    self.tensors[name] = layer.tensor(name, "n h")
+                elif own or name == "recurrent":
+                    self.tensors[name] = layer.tensor(name, "n g u", True, n=rows, u=layer.width)
 
     def parts(self) -> list[Part]:
-        layer, way = self.layer, self.way
-        parts = []
-        if not self.per_step:
-            product = Product(
-                layer.steps * layer.batch, layer.units * layer.gates, layer.inputs, layer.dtype,
-                layer.target, layer.used, self.panel, c=f"n/{self.panel} m n",
-                epilogue=(("bias",),),
-            )  # fmt: skip
-            if way.masked:
-                # threads share the panels alone: few of the rows may be in use
-                rows = layer.steps_by_length * layer.batch
-                product = replace(product, blocks=(rows, self.panel), order="Nm")
-            part = product_part(product, "x", "w_panels", "gates", "bias")
-            parts.append(replace(part, when=Ref("flags", {"m": 1})) if way.masked else part)
-        sign, begin = (-1, layer.steps - 1) if way.reverse else (1, 0)
-        spans = [Span(layer, begin, sign, 1, -sign)]
-        if self.two_parts:
-            # which take turns
-            spans += [Span(layer, begin + sign * i, sign, 1, -sign) for i in range(1, layer.steps)]
-        elif layer.steps > 1:
-            spans.append(Span(layer, begin + sign, sign, layer.steps - 1, -sign))
-        for i, span in enumerate(spans):
-            parts += self.steps(span, i == 0)
+        t = self.layer.steps
+        parts = [] if self.per_step else [self._inputs()]
+        # two parts take turns
+        for steps in self.turns([1] * t if self.two_parts else [1] + [t - 1] * (t > 1)):
+            parts += self._steps(steps)
         return parts
 
-    def steps(self, span: Span, first: bool) -> list[Part]:
-        """Some steps; before the first one the state is given."""
-        layer, way, save = self.layer, self.way, self.training
-        h, e = layer.hidden, layer.element
-        y_size, ldh = layer.batch * self.ldy, h if first else self.ldy
-
-        def state(**steps: int) -> Ref:
-            # of the step before
-            if first:
-                return Ref("h0", {"n": h, **steps}, e)
-            return span.ref("y", y_size, 1, way.column, n=self.ldy, **steps)
-
-        gates = self.gates(span)
-        words = {"a": gates, "residual": span.ref("y", y_size, 0, way.column, n=self.ldy, u=1)}
-        ld = {"residual": self.ldy}
-        how: dict[str, Any] = {"most": self.most, "when": span.flag(way)}
-        if way.masked or layer.kind in ("gru", "gru_before"):
-            words["bias_row"], ld["bias_row"] = state(u=1), ldh
-        before: list[Part] = []
-        if self.per_step:
-            x = span.ref("x", layer.batch * layer.inputs, n=layer.inputs)
-            before.append(self.product(span, x, layer.inputs, "w_panels", gates, 0, "bias", 0.0))
-        if layer.kind == "gru":
-            apart = words["b"] = self.gates(span, "recurrent")
-            before.append(self.product(span, state(), ldh, "r_panels", apart, 0, "bias_r", 0.0))
-        elif not first or way.state:
-            count = 2 if self.two_parts else 0
-            before.append(self.product(span, state(), ldh, "r_panels", gates, count))
-        if layer.kind == "lstm":
-            old, new = Ref("c", {"n": h, "u": 1}, e), Ref("c", {"n": h, "u": 1}, e)
-            if save:
-                old, new = (span.ref("c", layer.batch * h, i, n=h, u=1) for i in (1, 0))
-            words |= {"b": Ref("c0", {"n": h, "u": 1}, e) if first else old, "c": new}
-            ld |= {"b": h, "c": h}
-        if not self.two_parts:
-            save = save and layer.kind != "rnn"
-            return [step_cell(span, way, layer.kind, words, ld, tuple(before), save=save, **how)]
-        # what the reset leaves of all units goes into a second product
-        size = layer.batch * h if save else 0
-        reset = {**words, "residual": span.ref("reset", size, n=h, u=1)}
-        part = step_cell(
-            span, way._replace(masked=False), "gru_before_reset", reset, {**ld, "residual": h},
-            tuple(before), **how,
+    def _inputs(self) -> Part:
+        """The input product of all steps."""
+        layer, panel = self.layer, self.layer.gates * self.layer.width
+        product = Product(
+            layer.extents["m"], layer.units * layer.gates, layer.inputs, layer.dtype, layer.target,
+            layer.used, panel, c=f"n/{panel} m n", gaps=(("a", (self.tensor("x").stride("n"),)),),
+            epilogue=(("bias",),),
         )  # fmt: skip
-        to = self.gates(span, "gates", 2)
-        again = self.product(span, span.ref("reset", size, n=h), h, "n_panels", to, 1)
-        output = step_cell(span, way, "gru_before_output", words, ld, (again,), save=save, **how)
-        return [part, output]
+        if self.way.masked:
+            # threads share the panels alone: few of the rows may be in use
+            rows = layer.steps_by_length * layer.batch
+            product = replace(product, blocks=(rows, panel), order="Nm")
+        return product_part(product, "x", "w_panels", "gates", when=self.when(m="m"))
+
+    def _gates(self, steps: Steps, a: str, panels: str, to: Access, bias: str = "") -> Part:
+        """Gates of the units in hand, from whole rows of an operand."""
+        columns = self.layer.width * self.tensor(panels).sizes["g"]
+        return steps.product(
+            f"gates from {panels}", steps.operand(a, True), panels, to, bias=bias, columns=columns
+        )
+
+    def _steps(self, steps: Steps) -> list[Part]:
+        kind, gates, when, parts = self.layer.kind, steps.at("gates"), steps.when(), []
+        if self.per_step:
+            parts.append(self._gates(steps, "x", "w_panels", gates, "bias"))
+        if kind == "gru":
+            recurrent = steps.at("recurrent")
+            parts.append(self._gates(steps, "h_before", "r_panels", recurrent, "bias_r"))
+        elif self.way.state or not steps.oldest:
+            parts.append(self._gates(steps, "h_before", "r_panels", gates))
+        if not self.two_parts:
+            return [steps.cell(kind, parts, when)]
+        # what the reset leaves of all units goes into a second product
+        again = self._gates(steps, "reset", "n_panels", steps.at("gates", g=2))
+        return [
+            steps.cell("gru_before_reset", parts, when),
+            steps.cell("gru_before_output", [again], when),
+        ]
 
 
 @STREAMS.of
-def forward(layer: Layer, way: Way, training: bool, packed: bool) -> Run:
-    """Tensors of the caller: x, then w, r or the tensors of `packed_elements`, those of `STATES`
-    and, in training, those of `Layer.sizes` (c is among the states)."""
-    maker = _Forward(layer, way, training)
-    parts = maker.parts()
+def forward(layer: Layer, way: Way, training: bool, packed: bool, strides: Strides = ()) -> Run:
+    """Tensors of the caller: x, then w, r or the panels (`Layer.panels`), those of `STATES` and, in
+    training, those of `Layer.sizes` (c is among the states)."""
+    made = _Forward(layer, way, training, strides)
+    parts = made.parts()
+    tensors = ["x", *(layer.panels if packed else ("w", "r")), *STATES]
     scratch: dict[str, int] = {}
-    kept = {name: size for name, size in layer.sizes.items() if size and name != "c"}
-    tensors = ["x"]
-    if packed:
-        tensors += packed_elements(layer)
-    else:
+    if not packed:
         parts = _pack_parts(layer) + parts
-        tensors += ["w", "r"]
-        scratch |= packed_elements(layer)
-    tensors += STATES
+        scratch = {name: panels.elements for name, panels in layer.panels.items()}
+    kept = [name for name in layer.sizes if name != "c"]
     if training:
         tensors += kept
     else:
-        if "reset" in kept:
-            kept["reset"] = layer.batch * layer.hidden
-        scratch |= kept | {n: layer.used * maker.block for n in kept if maker.own(n)}
+        for tensor in map(made.tensor, kept):
+            scratch[tensor.name] = tensor.elements * (layer.used if tensor.own else 1)
     return Run(parts, tensors, layer.used, layer.target, layer.dtype, scratch)

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
+from jitgen.emit.steps import STEPS
 from jitgen.frozen import Frozen
-from jitgen.gemm.spec import DTYPES
+from jitgen.primitives.layers.elementwise import make_activation
 from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.primitives.train.optimizers import Adam, Optimizer, Sgd
-
-#: Activations whose derivative needs no more than their output
-ACTIVATIONS = ("relu", "sigmoid", "tanh")
+from jitgen.types import NUMPY, DTypeLike
 
 
 def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -44,7 +42,8 @@ def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float
 
 
 class Mlp(Frozen):
-    """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them.
+    """Fully connected layers of sizes[0] -> sizes[1] -> ..., `activation` between them: one whose
+    gradient is made from its output.
 
     weights[i] is (sizes[i + 1], sizes[i]) and biases[i] (sizes[i + 1],), as PyTorch has them; they
     begin as PyTorch's do (uniform in +-1/sqrt(inputs)) from `seed`, and may be overwritten in
@@ -52,21 +51,26 @@ class Mlp(Frozen):
     """
 
     def __init__(
-        self, batch: int, sizes: Sequence[int], *, activation: str = "relu", dtype: str = "f32",
-        threads: int | None = None, seed: int = 0,
+        self, batch: int, sizes: Sequence[int], *, activation: Any = "relu",
+        dtype: DTypeLike = "f32", threads: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         given = enumerate(doors.items("sizes", sizes))
         sizes = tuple(doors.size(f"sizes[{i}]", c) for i, c in given)
         if len(sizes) < 2:
             shown = doors.shown(sizes)
             raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
-        activation = doors.one_of("activation", activation, ACTIVATIONS)
-        dtype, batch = doors.one_of("dtype", dtype, DTYPES), doors.size("batch", batch)
+        dtype, batch = doors.dtype("dtype", dtype), doors.size("batch", batch)
+        step = make_activation(activation, dtype)
+        if step is None or STEPS[step[0]].known != "y":
+            raise ValueError(
+                f"activation={doors.shown(activation)}: the gradient of a network's activation is "
+                "made from its output"
+            )
         seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
         self.layers = tuple(
             FullyConnected(
-                batch, c, k, activation=activation if i < last else None, dtype=dtype,
+                batch, c, k, activation=step if i < last else None, dtype=dtype,
                 threads=threads,
             )
             for i, (c, k) in enumerate(itertools.pairwise(sizes))

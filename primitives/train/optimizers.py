@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.doors import NUMPY
 from jitgen.frozen import Frozen
 from jitgen.kernels.elementwise import adam_scalars
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check, check_output, realigned
@@ -27,6 +26,7 @@ from jitgen.primitives.nest.limits import check_elements
 from jitgen.run import cpu
 from jitgen.run.loader import number
 from jitgen.run.threads import check_threads
+from jitgen.types import NUMPY
 
 
 class Optimizer(Frozen):

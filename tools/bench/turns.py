@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.emit.routine import Routine
 from jitgen.primitives.layers.arrays import buffer_of
 from jitgen.run import cpu
 from jitgen.run.replay import END, FIRST_KIND, Call, Word
@@ -106,7 +107,8 @@ def team_peak(isa: str, threads: int) -> tuple[int, Callable[[], Any]]:
     loops, factor = 20 * 400, int(np.float32(0.8).view(np.uint32))
     # a kernel returns 0: xor eax, eax instead of the last byte, a ret
     code = fma_chain(isa, "f32")[:-1] + bytes.fromhex("31c0c3")
-    call = Call(code, (Word("c", 0, 2),), (("a", loops), ("b", factor)))
+    peak_code = Routine("peak", (), cpu.host(), code)
+    call = Call(peak_code, (Word("c", 0, 2),), (("a", loops), ("b", factor)))
     slices = [np.array([FIRST_KIND, 1, 0, END, 0], np.uint32) for _ in range(threads)]
     team, nothing = Team([call], slices, 1, cpu.host()), ffi.new("char[]", 64)
     return 20 * threads * peak.flops_per_call, lambda: team((nothing,))
@@ -118,7 +120,8 @@ def team_walk(
     """Bytes of a call, and for each array (of one size) a call that reads it, or stores to it, on
     all threads and does nothing else."""
     steps = arrays[0].nbytes // (walk_step(isa) * threads)
-    call = Call(memory_walk(isa, store), (Word("a", 0, 2),), (("count", steps),))
+    walk = Routine("walk", (), cpu.host(), memory_walk(isa, store))
+    call = Call(walk, (Word("a", 0, 2),), (("count", steps),))
     piece = steps * walk_step(isa)
     slices = [np.array([FIRST_KIND, 1, t * piece // 4, END, 0], np.uint32) for t in range(threads)]
     team = Team([call], slices, 1, cpu.host())
