@@ -47,6 +47,7 @@ from jitgen.cli import main
 from jitgen.gemm import spec
 from jitgen.inspect import formats
 from jitgen.primitives.nest import curve, loops, tuning
+from jitgen.primitives.nest.cost import cost
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest, relayout
 from jitgen.primitives.nest.stream import Part, Ref, Stream
@@ -342,6 +343,13 @@ add("jitgen.primitives.nest.tensor.Tensor.offset", lambda n: TENSOR.offset(n=n),
 for method in ("blocks", "rank", "run", "stride"):
     add(f"jitgen.primitives.nest.tensor.Tensor.{method}", getattr(TENSOR, method),
         lambda: {"axis": "n"}, axis=text)
+add("jitgen.primitives.nest.tensor.Tensor.merged", lambda axis: TENSOR.merged("n", axis),
+    lambda: {"axis": "c"}, axis=text)
+add("jitgen.primitives.nest.tensor.Tensor.like", TENSOR.like,
+    lambda: {"name": "y", "layout": "c n"}, name=text, layout=text)
+add("jitgen.primitives.nest.cost.cost", lambda **given: cost(**given).cycles,
+    lambda: {"nest": NEST, "accesses": ACCESSES, "threads": 2, "columns": "n", "windows": ""},
+    nest=nothing, accesses=mapping, columns=either(name("n"), name("")), windows=name(""))
 add("jitgen.primitives.nest.nest.Nest", Nest,
     lambda: {"order": "mn", "loops": {"m": Loop(8, (4,)), "n": Loop(4, (4,))}, "dtype": "f32",
              "target": cpu.host(), "sums": ""},

@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from jitgen.emit.steps import Step
+from jitgen.emit.steps import Step, operands
 from jitgen.kernels.dot import possible
 from jitgen.primitives.conv import depthwise, weights
 from jitgen.primitives.conv.layouts import (
@@ -67,11 +67,11 @@ class _Pass(Parts):
         return "panels"
 
     def product(
-        self, conv: Conv, p: Taps, name: str, operands: tuple[Tensor, str, Tensor], choice: Choice,
+        self, conv: Conv, p: Taps, name: str, tensors: tuple[Tensor, str, Tensor], choice: Choice,
         epilogue: tuple[Step, ...] = (), residual: Tensor | None = None,
     ) -> None:  # fmt: skip
         """A part, and its tables of offsets."""
-        x, w, y = operands
+        x, w, y = tensors
         width, count = conv.width(p.backward), len(p.offsets)
         w_at = panels(conv, p.backward, w)
         loops, a, b, c = product_operands(conv, p, x, w_at, y, choice)
@@ -89,12 +89,11 @@ class _Pass(Parts):
             word: Tensor(table, "t", 8, t=max(1, count)).at(t=("h", first))
             for word, table in zip(("a_offsets", "b_offsets"), tables, strict=True)
         }
-        for step, *_ in epilogue:
-            if step == "bias":
-                bias = Tensor("bias", "c", conv.dtype, c=p.features)
-                words["bias"] = bias.at(c=c.index["c"])
-            elif step == "residual" and residual is not None:
-                words["residual"] = Access(residual, c.index)
+        bias = Tensor("bias", "c", conv.dtype, c=p.features)
+        for word in operands(epilogue):
+            words[word] = bias.at(c=c.index["c"]) if residual is None or word == "bias" else (
+                Access(residual, c.index)
+            )
         self.parts.append(Nest(choice.order, loops, conv.dtype, conv.target, "c").gemm(
             a, b, c, m="w", n="k", k="c", taps="taps", words=words, epilogue=epilogue,
             variants={"taps": ("h", seen)}, title=f"sum over {count} taps",
@@ -179,7 +178,7 @@ def subject(conv: Conv, which: str) -> tuple[Conv, Taps | None]:
 def forward(conv: Conv, choice: Choice | None, packed: bool, strides: Strides = ()) -> Run:
     """Tensors of the caller: "image", "w", "result", then "bias" and "residual" as there are."""
     p = _Pass(conv, strides)
-    more = [step for step, *_ in conv.epilogue if step in ("bias", "residual")]
+    more = operands(conv.epilogue)
     tensors = [p.input(), p.result(conv.features, conv.out)]
     y = tensors[1]
     w = p.panels(False, packed)

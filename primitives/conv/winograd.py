@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitgen.emit.steps import Step
+from jitgen.emit.steps import Step, operands
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.winograd import Grid, Squares, emit_winograd
 from jitgen.primitives.conv.layouts import Conv, Strides, images
@@ -120,7 +120,7 @@ def _products(
         (weights if own else made.parts).append(part)
     x = made.nhwc("image", "image NHWC", p.channels, p.size)
     y = made.result(p.features, p.out, "result NHWC")
-    more = [step for step, *_ in epilogue if step in ("bias", "residual")]
+    more = operands(epilogue)
     at, variants, kinds = p.tiles(2)
     v, m = p.planes("v", p.channels), p.planes("m", p.width)
     words = {"a": m.at(s=p.within), "c": y.at(**at, c="k")}

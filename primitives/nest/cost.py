@@ -20,7 +20,7 @@ and blocks there are to choose from (`jitgen.primitives.conv.cost`), measured ti
 >>> places = {"a": x.at(m="m"), "b": w.at(n="n"), "c": y.at(m="m", n="n")}
 >>> found = cost(nest, places, 1, columns="n")
 >>> found.multiply, found.calls, found.far["a"]
-(9600.0, 720, 800.0)
+(9600.0, 720.0, 800.0)
 """
 
 from __future__ import annotations
@@ -163,8 +163,12 @@ def cost(
     loops = doors.instance("nest", nest, Nest).loops
     for word, access in doors.mapping("accesses", accesses).items():
         doors.instance(f"accesses[{doors.shown(word)}]", access, Access).ref(loops)
-    names = [name for level in parse_order(nest.order) for name in level.letters]
-    for name in (*names, *doors.text("windows", windows), *doors.text("columns", columns)):
-        doors.one_in("order, windows, columns: loop", name, "loops", loops)
+    for argument, value in (("order", nest.order), ("columns", columns), ("windows", windows)):
+        for name in doors.text(argument, value):
+            if name not in "[]|" and name.lower() not in loops:
+                raise ValueError(
+                    f"{argument}={doors.shown(value)}: {name!r} is not in loops="
+                    f"{doors.shown(dict(loops))}"
+                )
     work = Work(loops, accesses, nest.dtype, nest.target, columns=columns, windows=windows)
     return work.cost(nest.order, check_threads(threads))

@@ -201,8 +201,8 @@ class Access:
     def steps(self, axis: str) -> dict[str, int]:
         """The loops along an axis, and the step that each makes there (by a table: the least)."""
         return {
-            name: step if isinstance(step, int) else int(np.diff(np.unique(step)).min(initial=1))
-            for name, step in _steps(self.index.get(axis, []))
+            loop: at if isinstance(at, int) else min(np.diff(np.unique(at)).tolist(), default=0)
+            for loop, at in _steps(self.index.get(axis, []))
         }
 
     def moves(self, loop: str) -> bool:
