@@ -31,7 +31,7 @@ from jitgen import doors, primitives
 INSIDE = (
     "conv.cost", "conv.depthwise", "conv.layouts", "conv.streams", "conv.tiles", "conv.weights",
     "conv.windows", "conv.winograd", "fc.streams", "layers.arrays", "layers.elementwise",
-    "layers.images", "nest.gemm", "nest.limits", "nest.run", "nest.runs", "nest.tables",
+    "layers.base", "layers.images", "nest.gemm", "nest.limits", "nest.run", "nest.tables",
     "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."

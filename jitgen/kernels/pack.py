@@ -45,6 +45,7 @@ def pack_b(
 
     Raises TypeError or ValueError that names argument, value and rule.
     """
+    b = doors.view("b", b)
     dtype, trans = doors.floats("b", b), doors.flag("trans", trans)
     if b.ndim not in (2, 3) or 0 in b.shape[-2:]:
         raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")

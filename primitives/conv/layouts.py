@@ -34,7 +34,8 @@ Made = tuple[bytes, dict[str, int]]
 @dataclass(frozen=True)
 class Conv:
     """What a convolution's streams depend on. Pairs are (rows, columns); padding is (top, left),
-    `out` the output's height and width."""
+    `out` the output's height and width. row: pixels of the row that panels of weights are as wide
+    for, where all images are one row (`flat`; 0: this one)."""
 
     batch: int
     channels: int
@@ -52,6 +53,7 @@ class Conv:
     nhwc: bool
     threads: int
     target: Target
+    row: int = 0
 
     @property
     def element(self) -> int:
@@ -154,7 +156,7 @@ class Conv:
 
     def width(self, c: int, k: int) -> int:
         """Columns of a panel of weights for a product over c channels with k results."""
-        row = self.batch * self.out[0] * self.out[1] if self.flat else self.out[1]
+        row = self.row or self.batch * self.out[0] * self.out[1] if self.flat else self.out[1]
         return panel_width(min(row, MOST_PIXELS), k, c, self.dtype, self.target)
 
 

@@ -15,14 +15,12 @@ from jitgen.gemm.kernel import panel_width
 from jitgen.gemm.spec import DTYPES, Step
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import IN_PLACE, Product, pack_part, product_parts
+from jitgen.primitives.nest.limits import threads_that_pay
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
-
-#: Fewer floating-point operations than this are done before a second thread has begun
-OPERATIONS_PER_THREAD = 200_000
 
 #: From so many rows on, packing w for backward by data costs less than it gains
 ROWS_WORTH_PACKING = 24
@@ -46,7 +44,7 @@ class Layer:
 
 def _threads(layer: Layer) -> int:
     work = 2 * layer.batch * layer.in_features * layer.out_features
-    return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
+    return threads_that_pay("fully connected", layer.threads, work)
 
 
 def _product(layer: Layer, m: int, n: int, k: int, **how: Any) -> Product:

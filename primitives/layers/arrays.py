@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import _cffi_backend
 import numpy as np
 
 from jitgen import doors
 from jitgen.doors import NUMPY
-from jitgen.run.loader import ffi
 
 ALIGN = 64
 DTYPES = {kind: name for name, kind in NUMPY.items()}
-#: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
-buffer_of = ffi.from_buffer
+#: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive. Without the
+#: Python part of cffi, which takes as long again
+buffer_of = _cffi_backend.FFI().from_buffer
 
 
 def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:

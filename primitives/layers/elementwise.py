@@ -10,10 +10,11 @@ from typing import Any
 
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
+from jitgen.primitives.nest.limits import threads_that_pay
 from jitgen.primitives.nest.loops import Loop
-from jitgen.primitives.nest.stream import Part, Ref, Stream
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import STREAMS
-from jitgen.run.team import Team
 from jitgen.target import Target
 
 #: Activations whose gradients are known here
@@ -22,19 +23,16 @@ ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu")
 OF_INPUT = ("gelu", "silu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly
 ELEMENTS = 1 << 14
-#: Fewer elements than this are done before a second thread has begun
-ELEMENTS_PER_THREAD = 1 << 15
 
 
 @STREAMS.of
 def elementwise(
     op: str, size: int, words: tuple[str, ...], scalars: str, dtype: str, threads: int,
     target: Target,
-) -> Team:  # fmt: skip
+) -> Run:  # fmt: skip
     """`op` of jitgen.kernels.elementwise.emit_map over `size` elements that follow one another.
 
-    words: its operands, in the order in which the team takes their addresses; `scalars` is the word
-    of its run-time numbers, taken last ("": none).
+    Tensors: the op's operands `words`, and `scalars`, that of its run-time numbers ("": none).
     """
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> tuple[bytes, dict[str, int]]:
@@ -44,10 +42,9 @@ def elementwise(
     refs: dict[str, Ref] = {word: Ref(word, {"n": 1}, element) for word in words}
     if scalars:
         refs[scalars] = Ref(scalars, {}, element)
-    used = max(1, min(threads, size // ELEMENTS_PER_THREAD))
     loops = {"n": Loop(size, (min(size, ELEMENTS),))}
-    stream = Stream([Part(op, "N", loops, code, refs)], list(refs), used)
-    return stream.team(target)
+    used = threads_that_pay("elementwise", threads, size)
+    return Run([Part(op, "N", loops, code, refs)], list(refs), used, target, dtype)
 
 
 def derived_from(activation: str | None, y: Any, z: Any) -> tuple[str, Any]:
@@ -71,10 +68,8 @@ def derived_from(activation: str | None, y: Any, z: Any) -> tuple[str, Any]:
     return "z", z
 
 
-def activation_gradient(
-    activation: str | None, buffers: tuple[Any, Any, Any], size: int, dtype: str, threads: int,
-    target: Target,
-) -> None:  # fmt: skip
-    """dz = dy * activation'(z) of `size` elements; buffers: dy, what `derived_from` says, dz."""
+def gradient(at: Any, activation: str, size: int) -> Run:
+    """Tensors a: dy, b: what `derived_from` says, c: dz = dy * activation'(z), of `size` elements;
+    `at` has dtype, threads and target."""
     words = ("a", "b", "c")
-    elementwise(f"{activation}_backward", size, words, "", dtype, threads, target)(buffers)
+    return elementwise(f"{activation}_backward", size, words, "", at.dtype, at.threads, at.target)

@@ -18,17 +18,16 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
-from jitgen.frozen import Frozen
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.images import check_images, output_images, windows_text
+from jitgen.primitives.layers.base import Operand, Shape
+from jitgen.primitives.layers.images import Images
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.runs import Runs
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
@@ -49,8 +48,8 @@ class Stretch:
     step: int
 
 
-class _Pool(Frozen):
-    """Windows of an image; `kind` is that of `jitgen.kernels.pooling`."""
+class _Pool(Images):
+    """Windows of an image, for any batch; `kind` is that of `jitgen.kernels.pooling`."""
 
     kind = ""
 
@@ -77,68 +76,74 @@ class _Pool(Frozen):
                     f"kernel={doors.shown(kernel)}"
                 )
         out = out_size(size, around, taps, steps)
-        sizes = self._sizes = {
-            "batch": batch, "channels": channels, "height": height, "width": width, "kernel": taps,
-        }  # fmt: skip
-        check_elements(sizes, x=(batch, channels, *size), y=(batch, channels, *out))
-        rows = max(taps) if math.prod(taps) > MOST_TAPS else taps[0]
-        line = channels * max(width, out[1])
-        check_reach(sizes, dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
-        if layout == "nchw":
-            check_reach(sizes, dtype, a_channel_of_an_image=height * width)
-        if batch * max(height, out[0]) > MOST_CALLS:
-            raise ValueError(
-                f"{named(sizes)}: images have {batch * height} rows, each a call of a kernel; a "
-                f"stream has {MOST_CALLS} calls at most"
-            )
         chosen = cpu.choose(target)
         # a depthwise convolution without weights
         self.conv = Conv(
             batch, channels, size, channels, taps, steps, (around[0][0], around[1][0]), out,
             (1, 1), channels, False, (), dtype, layout == "nhwc", check_threads(threads), chosen,
         )  # fmt: skip
+        self._check_sizes(self.conv)
         #: shapes of x and y
-        self.x_shape = self._shape(size)
-        self.y_shape = self._shape(out)
-        self._runs = Runs(self._sizes)
+        self.x_shape = self._image(self.conv, channels, size)
+        self.y_shape = self._image(self.conv, channels, out)
+        super().__init__(self.conv, self.x_shape)
 
-    def __repr__(self) -> str:
-        return f"<primitives.{type(self).__name__} {windows_text(self)}>"
+    def _arguments(self, at: Conv) -> dict[str, object]:
+        return {
+            "batch": at.batch, "channels": at.channels, "height": at.size[0], "width": at.size[1],
+            "kernel": at.kernel,
+        }  # fmt: skip
 
-    def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        conv = self.conv
-        if conv.nhwc:
-            return (conv.batch, *size, conv.channels)
-        return (conv.batch, conv.channels, *size)
+    def _check_sizes(self, conv: Conv) -> None:
+        """Raise ValueError where arrays, or the number of rows, are too large."""
+        sizes, c, (height, width) = self._arguments(conv), conv.channels, conv.size
+        x, y = ((conv.batch, c, *size) for size in (conv.size, conv.out))
+        check_elements(sizes, x=x, y=y)
+        rows = max(conv.kernel) if math.prod(conv.kernel) > MOST_TAPS else conv.kernel[0]
+        line = c * max(width, conv.out[1])
+        check_reach(sizes, conv.dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
+        if not conv.nhwc:
+            check_reach(sizes, conv.dtype, a_channel_of_an_image=height * width)
+        if conv.batch * max(height, conv.out[0]) > MOST_CALLS:
+            raise ValueError(
+                f"{named(sizes)}: images have {conv.batch * height} rows, each a call of a kernel; "
+                f"a stream has {MOST_CALLS} calls at most"
+            )
+
+    def _resized(self, given: Shape) -> Conv:
+        conv = replace(self.conv, batch=given[0])
+        self._check_sizes(conv)
+        return conv
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""
-        return self._call(stream, {"x": (x, self.x_shape)}, self.y_shape, out)
-
-    def _call(
-        self, make: Any, inputs: dict[str, tuple[Any, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None,
-    ) -> np.ndarray:  # fmt: skip
-        dtype, nhwc = self.conv.dtype, self.conv.nhwc
-        buffers = [check_images(name, a, size, dtype, nhwc) for name, (a, size) in inputs.items()]
-        given = {name: array for name, (array, _) in inputs.items()}
-        result: np.ndarray
-        result, last = output_images(out, shape, dtype, given, nhwc)
-        read = buffers if self.kind == "max" else buffers[:1]
-        self._runs.use(make, self.conv, self.kind)((*read, last))
-        return result
+        return self._pool(stream, "y", [("x", "x", x, self.x_shape)], self.y_shape, out)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
         it, a mean does not look at its numbers."""
-        inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
-        if self.kind == "max" or x is not None:
-            inputs["x"] = (x, self.x_shape)
+        inputs: list[Operand] = [("dy", "dy", dy, self.y_shape)]
+        if self.kind == "max":
+            inputs.append(("x", "x", x, self.x_shape))
         elif x is not None:
-            check_images("x", x, self.x_shape, self.conv.dtype, self.conv.nhwc)
-        return self._call(backward_stream, inputs, self.x_shape, out)
+            _, shape = self._images("dy", dy, self.y_shape)
+            self._checked("x", x, (shape[0], *self.x_shape[1:]))
+            if out is not None:
+                self._check_result("out", out, [("x", "x", x, shape)])
+        return self._pool(backward_stream, "dx", inputs, self.x_shape, out)
+
+    def _pool(
+        self, make: Any, to: str, inputs: list[Operand], shape: Shape, out: np.ndarray | None
+    ) -> np.ndarray:
+        sized = self._sized(*inputs[0][1:])
+        n, end = sized.at.batch, "" if self.conv.nhwc else " nchw"
+        given = [(t + end, name, each, (n, *s[1:])) for t, name, each, s in inputs]
+        results = [(to + end, "out", out, (n, *shape[1:]))]
+        result: np.ndarray
+        (result,) = self._call(sized, (make, self.kind), given, results)
+        return result
 
 
 class MaxPool(_Pool):

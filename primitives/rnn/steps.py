@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.spec import DTYPES
 from jitgen.kernels.cells import emit_cell
-from jitgen.primitives.nest.limits import check_elements, check_reach
+from jitgen.primitives.nest.limits import check_elements, check_reach, threads_that_pay
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.stream import Part, Ref
 from jitgen.run.cache import lazy
@@ -37,8 +37,6 @@ ROWS_BY_LENGTH = 12
 ROWS_OF_SUMS = 48
 #: From so many rows on, the input product of a step is made with the step
 ROWS_PER_STEP = 12
-#: Fewer operations of a step than this are done before another thread has passed the barrier
-OPERATIONS_PER_THREAD = 100_000
 #: Steps of a layer that has a barrier in their midst, at most: each is two parts of the stream
 MOST_STEPS = 1 << 14
 
@@ -103,7 +101,7 @@ class Layer:
     def used(self) -> int:
         """Threads that pay."""
         work = 2 * self.batch * self.gates * self.hidden * self.hidden
-        return max(1, min(self.threads, work // OPERATIONS_PER_THREAD))
+        return threads_that_pay("recurrent", self.threads, work)
 
     @property
     def sizes(self) -> dict[str, int]:
