@@ -47,8 +47,8 @@ class Images(Layer):
         if name not in IMAGES:
             return ""
         here, there = ("nhwc", "nchw") if self.conv.nhwc else ("nchw", "nhwc")
-        n, first, *middle, last = shape
-        other = (n, last, first, *middle) if self.conv.nhwc else (n, *middle, last, first)
-        if given == other:
+        _, first, *middle, last = shape
+        other = (last, first, *middle) if self.conv.nhwc else (*middle, last, first)
+        if given[1:] == other:
             return f" (layout={here!r}; with layout={there!r} the shape would be right)"
         return f" (layout={here!r})"
