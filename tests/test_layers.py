@@ -5,8 +5,6 @@ Not here: what a layer computes (the tests of each), arguments in general (`test
 
 from __future__ import annotations
 
-import gc
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -286,9 +284,10 @@ def test_operands_cannot_change_places() -> None:
         run({name: given[name] for name in names})
         np.testing.assert_array_equal(y, x @ w.T)
     for wrong, words in (
-        ({"a": given["a"], "b": given["b"]}, "'c' is missing"),
-        ({"a": given["a"], "b": given["b"], "y": given["c"]}, "'y' is none of them"),
-        ({**given, "bias": given["c"]}, "'bias' is none of them"), ({}, "'a' is missing"),
+        ({"a": given["a"], "b": given["b"]}, "has 'a', 'b'; the stream takes 'a', 'b', 'c'"),
+        ({"a": given["a"], "b": given["b"], "y": given["c"]}, "has 'a', 'b', 'y'; the stream"),
+        ({**given, "bias": given["c"]}, "has 'a', 'b', 'c', 'bias'; the stream"),
+        ({}, "has nothing; the stream"),
     ):  # fmt: skip
         y[...] = 7
         with pytest.raises(TypeError, match=words):

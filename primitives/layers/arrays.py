@@ -28,7 +28,7 @@ def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
             return buffer_of(array)
         except ValueError:
             pass  # not contiguous
-    return buffer_of(doors.array(name, array, shape, NUMPY[dtype]))
+    return buffer_of(doors.array(name, doors.plain(name, array), shape, NUMPY[dtype]))
 
 
 def check_output(
@@ -42,16 +42,6 @@ def check_output(
         if value is not None and np.may_share_memory(array, value):  # what `apart` looks into
             doors.apart(name, array, inputs.items())
     return buffer
-
-
-def output(
-    out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Any]
-) -> tuple[Any, Any]:
-    """The array that a pass writes, `out` or a new one, and its buffer."""
-    if out is None:
-        out = np.empty(shape, NUMPY[dtype])
-        return out, buffer_of(out)
-    return out, check_output("out", out, shape, dtype, inputs)
 
 
 def realigned(array: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ the last few. Not here: what a layer computes, what a stream is (`jitgen.primiti
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -67,7 +68,8 @@ class Layer(Frozen):
             cls._name = cls.__name__
 
     def __init__(self, at: Any, shape: Shape) -> None:
-        """`shape` is that of x."""
+        """`shape` is that of x. ValueError where arrays would be too large."""
+        self._check_sizes(at)
         self._at = at
         self._shape = shape
         #: by the shape of the array that a pass is about
@@ -105,7 +107,11 @@ class Layer(Frozen):
     # ---- sizes and streams ----------------------------------------------------------------------
 
     def _resized(self, given: Shape) -> Any:
-        """`at` for the batch of an array of this shape. ValueError where that is too large."""
+        """`at` for the batch of an array of this shape."""
+        return replace(self._at, batch=given[0])
+
+    def _check_sizes(self, at: Any) -> None:
+        """Raise ValueError where arrays, or what kernels see of them, are too large."""
         raise NotImplementedError
 
     def _arguments(self, at: Any) -> dict[str, object]:
@@ -125,7 +131,10 @@ class Layer(Frozen):
     def _another(self, given: Shape, shape: Shape) -> Sized:
         if len(given) != len(shape) or given[self._free :] != shape[self._free :] or 0 in given:
             given = shape  # which the error of the array's shape names
-        found = self._sizes.get(given) or self._older.get(given) or Sized(self._resized(given))
+        found = self._sizes.get(given) or self._older.get(given)
+        if found is None:
+            found = Sized(self._resized(given))
+            self._check_sizes(found.at)
         if len(self._sizes) >= MOST_SHAPES:
             self._older, self._sizes = self._sizes, {}
         self._sizes[given] = found
@@ -184,6 +193,11 @@ class Layer(Frozen):
             run = self._run(sized, key, strides)
         run(buffers)
         return arrays
+
+    def _result(self, *call: Any) -> ndarray:
+        """The one result of `_call`."""
+        result: ndarray = self._call(*call)[0]
+        return result
 
     def _taken(
         self, sized: Sized, key: Key, tensor: str, name: str, value: Any, shape: Shape
@@ -246,13 +260,11 @@ class Layer(Frozen):
 
     def _gradient(
         self, activation: str | None, shape: Shape, dy: Any, y: Any, z: Any, out: Any
-    ) -> Any:
+    ) -> ndarray:
         """dy * activation'(z); `shape` is that of y at the layer's own batch."""
         name, known = derived_from(activation, y, z)
         sized = self._sized("dy", dy, shape)
         shape = (sized.at.batch, *shape[1:])
-        (result,) = self._call(
-            sized, (gradient, activation, prod(shape)),
-            (("a", "dy", dy, shape), ("b", name, known, shape)), (("c", "out", out, shape),), "dy",
-        )  # fmt: skip
-        return result
+        inputs = (("a", "dy", dy, shape), ("b", name, known, shape))
+        key = (gradient, activation, prod(shape))
+        return self._result(sized, key, inputs, (("c", "out", out, shape),), "dy")

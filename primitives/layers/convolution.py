@@ -152,7 +152,6 @@ class Convolution(Images):
             out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
-        self._check_sizes(self.conv)
         self.residual = residual
         self.activation = activation
         #: shapes of x, w and y
@@ -179,16 +178,12 @@ class Convolution(Images):
             check_order(text, names, SUMS[names])
 
     def _resized(self, given: Shape) -> Conv:
-        conv = self.conv
-        if given[0] == conv.batch:
-            return conv
         # packed weights are for every batch
-        conv = replace(conv, batch=given[0], row=conv.row or conv.batch * prod(conv.out))
-        self._check_sizes(conv)
-        return conv
+        own = self.conv
+        row = own.batch * prod(own.out) if own.flat and own.batch != given[0] else 0
+        return replace(own, batch=given[0], row=row)
 
     def _check_sizes(self, conv: Conv) -> None:
-        """Raise ValueError where arrays, or the numbers of taps or rows, are too large."""
         sizes = self._arguments(conv)
         taps = prod(conv.kernel)
         if taps > MOST_TAPS:
@@ -335,9 +330,7 @@ class Convolution(Images):
                 residual = self._checked("residual", residual, y_shape).copy()
             inputs.append(("residual", "residual", residual, y_shape))
         results = (("result", "out", out, y_shape),)
-        result: np.ndarray
-        (result,) = self._call(sized, ("forward", packed), inputs, results, "residual")
-        return result
+        return self._result(sized, ("forward", packed), inputs, results, "residual")
 
     def _in_place(self, conv: Conv) -> bool:
         """Whether each element of the residual is read once, just before the result that takes its
@@ -356,8 +349,7 @@ class Convolution(Images):
         """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
         be dy. y or z as `FullyConnected.backward_activation` takes them; the residual is part of
         z."""
-        result: np.ndarray = self._gradient(self.activation, self.y_shape, dy, y, z, out)
-        return result
+        return self._gradient(self.activation, self.y_shape, dy, y, z, out)
 
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
@@ -367,9 +359,7 @@ class Convolution(Images):
         packed, weights = self._weights(w, "backward", True)
         results = (("result", "out", out, (shape[0], *self.x_shape[1:])),)
         inputs = (("image", "dy", dy, shape), weights)
-        result: np.ndarray
-        (result,) = self._call(sized, ("backward_data", packed), inputs, results)
-        return result
+        return self._result(sized, ("backward_data", packed), inputs, results)
 
     def backward_weights(
         self, dy: np.ndarray, x: np.ndarray

@@ -12,7 +12,6 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -71,12 +70,11 @@ class FullyConnected(base.Layer):
             batch, in_features, out_features, doors.flag("bias", bias), activation, dtype,
             check_threads(threads), cpu.choose(target), blocks, order,
         )  # fmt: skip
-        self._check_sizes(self.layer)
+        super().__init__(self.layer, (batch, in_features))
         self._w_shape = (out_features, in_features)
         #: what must agree between the layer that packed weights and the one that reads them
         self._layout = (in_features, out_features, dtype)
         self._lanes = self.layer.target.machine(dtype, ANY_WIDTH).lanes
-        super().__init__(self.layer, (batch, in_features))
 
     def _arguments(self, at: Layer) -> dict[str, object]:
         names = ("batch", "in_features", "out_features", *(["blocks"] if at.blocks else []))
@@ -88,11 +86,6 @@ class FullyConnected(base.Layer):
         check_elements(sizes, x=(n, c), w=(k, c), y=(n, k))
         check_reach(sizes, at.dtype, a_row_of_x=c, a_row_of_y=k)
         streams.check_blocks(at)
-
-    def _resized(self, given: Shape) -> Layer:
-        at = replace(self.layer, batch=given[0])
-        self._check_sizes(at)
-        return at
 
     def _words(self) -> list[str]:
         at = self.layer
@@ -207,7 +200,12 @@ class FullyConnected(base.Layer):
         out: Any, more: tuple[Operand, ...],
     ) -> Any:  # fmt: skip
         """A product of rows `a` and weights."""
-        sized, a_width, a, shape = self._operand(name, a, depth)
+        shape: Shape
+        sized = self._sizes.get(a.shape) if type(a) is np.ndarray else None
+        if sized is not None:  # as `_operand` would say
+            a_width, shape = 0, (sized.at.batch, depth)
+        else:
+            sized, a_width, a, shape = self._operand(name, a, depth)
         b_width, weights = self._weights(w, backward)
         inputs = (("a", name, a, shape), weights, *more)
         key = (make, a_width, b_width, a_width > 0)
@@ -273,10 +271,12 @@ class FullyConnected(base.Layer):
             self._check_width("x", x)
         dw, db = (None, None) if out is None else doors.items("out", out, 2, ": dw, db")
         results: list[Operand] = [("c", "out[0]", dw, self._w_shape)]
-        if self._wanted("out[1]", db, at.bias, "bias=False"):
+        if at.bias:
             results.append(("db", "out[1]", db, (at.out_features,)))
-        for _, name, value, _ in results if out is not None else ():
-            doors.view(name, value)  # no None
+        if out is not None:
+            self._wanted("out[1]", db, at.bias, "bias=False")
+            for _, name, value, _ in results:
+                doors.view(name, value)  # no None
         inputs = (("a", "dz", a, a_shape), ("b", "x", b, b_shape))
         found = self._call(sized, (streams.backward_weights, a_width, b_width), inputs, results)
         return found[0], found[1] if at.bias else None

@@ -82,7 +82,6 @@ class _Pool(Images):
             batch, channels, size, channels, taps, steps, (around[0][0], around[1][0]), out,
             (1, 1), channels, False, (), dtype, layout == "nhwc", check_threads(threads), chosen,
         )  # fmt: skip
-        self._check_sizes(self.conv)
         #: shapes of x and y
         self.x_shape = self._image(self.conv, channels, size)
         self.y_shape = self._image(self.conv, channels, out)
@@ -95,7 +94,6 @@ class _Pool(Images):
         }  # fmt: skip
 
     def _check_sizes(self, conv: Conv) -> None:
-        """Raise ValueError where arrays, or the number of rows, are too large."""
         sizes, c, (height, width) = self._arguments(conv), conv.channels, conv.size
         x, y = ((conv.batch, c, *size) for size in (conv.size, conv.out))
         check_elements(sizes, x=x, y=y)
@@ -109,11 +107,6 @@ class _Pool(Images):
                 f"{named(sizes)}: images have {conv.batch * height} rows, each a call of a kernel; "
                 f"a stream has {MOST_CALLS} calls at most"
             )
-
-    def _resized(self, given: Shape) -> Conv:
-        conv = replace(self.conv, batch=given[0])
-        self._check_sizes(conv)
-        return conv
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""
@@ -141,9 +134,7 @@ class _Pool(Images):
         n, end = sized.at.batch, "" if self.conv.nhwc else " nchw"
         given = [(t + end, name, each, (n, *s[1:])) for t, name, each, s in inputs]
         results = [(to + end, "out", out, (n, *shape[1:]))]
-        result: np.ndarray
-        (result,) = self._call(sized, (make, self.kind), given, results)
-        return result
+        return self._result(sized, (make, self.kind), given, results)
 
 
 class MaxPool(_Pool):

@@ -65,7 +65,6 @@ class _Recurrent(base.Layer):
             kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
-        check_sizes(self.layer)
         self.bias = bias
         self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
@@ -105,9 +104,10 @@ class _Recurrent(base.Layer):
         return {"batch": at.batch, "steps": at.steps, "hidden": at.hidden}
 
     def _resized(self, given: Shape) -> Layer:
-        at = replace(self.layer, steps=given[0], batch=given[1])
+        return replace(self.layer, steps=given[0], batch=given[1])
+
+    def _check_sizes(self, at: Layer) -> None:
         check_sizes(at)
-        return at
 
     def _words(self) -> list[str]:
         at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"

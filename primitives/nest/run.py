@@ -66,8 +66,8 @@ class Run:
         try:
             given = self._pick(buffers)
         except KeyError:
-            given = ()
-        if len(given) != len(buffers) or not given:
+            raise self._wrong(buffers) from None
+        if len(given) != len(buffers):
             raise self._wrong(buffers)
         if self._team is None:
             self._team = self.stream.team(self._target)
@@ -88,13 +88,8 @@ class Run:
             seat.blocks.append(block)
 
     def _wrong(self, buffers: Mapping[str, Any]) -> TypeError:
-        """What is wrong with the names of a call."""
-        missing = [name for name in self.tensors if name not in buffers]
-        what = f"{missing[0]!r} is missing" if missing else ""
-        for name in buffers:
-            if name not in self.tensors:
-                what = f"{name!r} is none of them"
-        return TypeError(f"buffers: {what}; the stream has {', '.join(map(repr, self.tensors))}")
+        names, own = (", ".join(map(repr, each)) for each in (buffers, self.tensors))
+        return TypeError(f"buffers has {names or 'nothing'}; the stream takes {own}")
 
     __reduce_ex__ = uncopied("copy the layer")
 
