@@ -228,6 +228,10 @@ class Layer(Frozen):
 
     def _checked(self, name: str, value: Any, shape: Shape) -> ndarray:
         """A C-contiguous array. TypeError, ValueError."""
+        right = type(value) is ndarray and value.dtype is NUMPY[self._at.dtype]
+        if right and value.shape == shape and value.flags.c_contiguous:
+            checked: ndarray = value
+            return checked
         array = self._shaped(name, value, shape)
         return doors.array(name, array, shape, array.dtype)
 

@@ -267,7 +267,7 @@ class FullyConnected(base.Layer):
         at = self.layer
         sized, a_width, a, a_shape = self._operand("dz", dz, at.out_features)
         _, b_width, b, b_shape = self._operand("x", x, at.in_features, sized)
-        if isinstance(x, Blocked):
+        if b_width and isinstance(x, Blocked):
             self._check_width("x", x)
         dw, db = (None, None) if out is None else doors.items("out", out, 2, ": dw, db")
         results: list[Operand] = [("c", "out[0]", dw, self._w_shape)]

@@ -23,7 +23,7 @@ from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.primitives.conv.layouts import Conv, Made, gather, spread
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.base import Operand, Shape
+from jitgen.primitives.layers.base import Operand
 from jitgen.primitives.layers.images import Images
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import Loop
@@ -86,6 +86,8 @@ class _Pool(Images):
         self.x_shape = self._image(self.conv, channels, size)
         self.y_shape = self._image(self.conv, channels, out)
         super().__init__(self.conv, self.x_shape)
+        #: in names of the caller's tensors
+        self._caller = "" if self.conv.nhwc else " nchw"
 
     def _arguments(self, at: Conv) -> dict[str, object]:
         return {
@@ -110,31 +112,28 @@ class _Pool(Images):
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""
-        return self._pool(stream, "y", [("x", "x", x, self.x_shape)], self.y_shape, out)
+        sized, shape = self._images("x", x, self.x_shape)
+        inputs = ((f"x{self._caller}", "x", x, shape),)
+        results = ((f"y{self._caller}", "out", out, (shape[0], *self.y_shape[1:])),)
+        return self._result(sized, (stream, self.kind), inputs, results)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
         it, a mean does not look at its numbers."""
-        inputs: list[Operand] = [("dy", "dy", dy, self.y_shape)]
+        sized, shape = self._images("dy", dy, self.y_shape)
+        x_shape = (shape[0], *self.x_shape[1:])
+        inputs: tuple[Operand, ...] = ((f"dy{self._caller}", "dy", dy, shape),)
+        seen: Operand = (f"x{self._caller}", "x", x, x_shape)
         if self.kind == "max":
-            inputs.append(("x", "x", x, self.x_shape))
+            inputs += (seen,)
         elif x is not None:
-            _, shape = self._images("dy", dy, self.y_shape)
-            self._checked("x", x, (shape[0], *self.x_shape[1:]))
+            self._checked("x", x, x_shape)
             if out is not None:
-                self._check_result("out", out, [("x", "x", x, shape)])
-        return self._pool(backward_stream, "dx", inputs, self.x_shape, out)
-
-    def _pool(
-        self, make: Any, to: str, inputs: list[Operand], shape: Shape, out: np.ndarray | None
-    ) -> np.ndarray:
-        sized = self._sized(*inputs[0][1:])
-        n, end = sized.at.batch, "" if self.conv.nhwc else " nchw"
-        given = [(t + end, name, each, (n, *s[1:])) for t, name, each, s in inputs]
-        results = [(to + end, "out", out, (n, *shape[1:]))]
-        return self._result(sized, (make, self.kind), given, results)
+                self._check_result("out", out, [seen])
+        results = ((f"dx{self._caller}", "out", out, x_shape),)
+        return self._result(sized, (backward_stream, self.kind), inputs, results)
 
 
 class MaxPool(_Pool):

@@ -68,20 +68,18 @@ class _Recurrent(base.Layer):
         self.bias = bias
         self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
-        self._lead = (2,) if both else ()
-        self._shapes = self._shapes_of(self.layer)
         #: elements of packed weights by tensor
         self._packed = packed_elements(self.layer)
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        super().__init__(self.layer, self._shapes["x"])
+        super().__init__(self.layer, self.layer.shapes["x"])
         self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
 
     def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
         """w and r as the forward pass reads them: pass the result as its w, and r=None."""
-        w, r = (self._checked(n, a, self._shapes[n]) for n, a in (("w", w), ("r", r)))
+        w, r = (self._checked(n, a, self.layer.shapes[n]) for n, a in (("w", w), ("r", r)))
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
@@ -117,16 +115,7 @@ class _Recurrent(base.Layer):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the arguments by name."""
-        return MappingProxyType(self._shapes)
-
-    def _shapes_of(self, at: Layer) -> dict[str, Shape]:
-        """Shapes of the arguments by name, of a size."""
-        lead, rows, h = self._lead, at.gates * at.hidden, at.hidden
-        return {
-            "x": (at.steps, at.batch, at.inputs), "w": (*lead, rows, at.inputs),
-            "r": (*lead, rows, h), "b": (*lead, 2, rows), "p": (*lead, 3, h),
-            "h0": (*lead, at.batch, h), "y": (at.steps, at.batch, at.directions * h),
-        }  # fmt: skip
+        return MappingProxyType(self.layer.shapes)
 
     def _states(
         self, given: dict[str, Any], shapes: dict[str, Shape]
@@ -155,9 +144,9 @@ class _Recurrent(base.Layer):
     ) -> list[Any]:  # fmt: skip
         """y and the last states."""
         training = doors.flag("training", training)
-        sized = self._sized("x", x, self._shapes["x"])
+        sized = self._sized("x", x, self.layer.shapes["x"])
         layer: Layer = sized.at
-        shapes = self._shapes_of(layer)
+        shapes = layer.shapes
         packed = w if isinstance(w, PackedRecurrent) else None
         if packed is not None:
             if r is not None:
@@ -264,7 +253,7 @@ class _Recurrent(base.Layer):
         if kept is None:
             raise ValueError("backward needs a forward pass with training=True before it")
         kept.check()
-        layer, shapes = kept.layer, self._shapes_of(kept.layer)
+        layer, shapes = kept.layer, kept.layer.shapes
         sized = self._another(shapes["x"], shapes["x"])
         dy = self._checked("dy", dy, shapes["y"])
         given = self._states(given, shapes)

@@ -97,6 +97,16 @@ class Layer:
         few = self.steps_by_length
         return few * max(1, ROWS_OF_SUMS // (few * self.rows_by_length))
 
+    @lazy
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the layer's arguments."""
+        lead, rows, h = (2,)[: self.directions - 1], self.gates * self.hidden, self.hidden
+        return {
+            "x": (self.steps, self.batch, self.inputs), "w": (*lead, rows, self.inputs),
+            "r": (*lead, rows, h), "b": (*lead, 2, rows), "p": (*lead, 3, h),
+            "h0": (*lead, self.batch, h), "y": (self.steps, self.batch, self.directions * h),
+        }  # fmt: skip
+
     @property
     def used(self) -> int:
         """Threads that pay."""
