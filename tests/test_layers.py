@@ -72,8 +72,8 @@ MAKE: dict[str, Any] = {
         lambda n: Convolution(n, 20, 9, 8, 24, 3, stride=2, activation="relu", layout="nhwc",
                               algorithm="direct"), (24, 20, 3, 3)),
     "convolution, one row": (
-        lambda n: Convolution(n, 20, 2, 3, 70, 1, activation="relu", layout="nhwc"),
-        (70, 20, 1, 1)),
+        lambda n: Convolution(n, 20, 2, 3, 96, 1, activation="relu", layout="nhwc"),
+        (96, 20, 1, 1)),
     "convolution, blocks": (
         lambda n: Convolution(n, 20, 8, 8, 40, 3, activation="relu", blocks=(4, 10)),
         (40, 20, 3, 3)),

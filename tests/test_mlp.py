@@ -150,7 +150,7 @@ FROZEN.flags.writeable = False
         (lambda n: n.gradients(X, LABELS + 2), ValueError, "each must be 0 .. 1"),
         (lambda n: n.gradients(X, LABELS * 0.5), TypeError, "float64"),
         (lambda n: n.gradients(X[:2], LABELS), ValueError, "labels has shape (3,)"),
-            (lambda n: n.gradients(X[:, :2], LABELS), ValueError, "x has shape (3, 2)"),
+        (lambda n: n.gradients(X[:, :2], LABELS), ValueError, "x has shape (3, 2)"),
         (lambda n: Sgd([], lr=1), ValueError, "parameters=[] is empty"),
         (lambda n: Sgd([LABELS], lr=1), TypeError, "int64"),
         (lambda n: Sgd([FROZEN], lr=1), ValueError, "parameters[0] is read-only"),
