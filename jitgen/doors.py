@@ -13,7 +13,8 @@ since arguments become keys of caches.
   its name.
 - Names: str, one of those told. Sequences: what can be iterated but text, bytes, mappings and sets;
   their elements are named argument[i].
-- Arrays: numpy.ndarray of the one dtype in native byte order and of the one shape, C-contiguous
+- Arrays: numpy.ndarray, or what has `__array_interface__` or DLPack in the CPU's memory (a torch
+  tensor), never copied; of the one dtype in native byte order and of the one shape, C-contiguous
   unless strides are told; any alignment. Outputs are writable and overlap no other array. Masked
   arrays (their mask would be lost) and np.matrix (its operators differ) are refused; other
   subclasses count as the arrays that they are.
@@ -43,6 +44,8 @@ MOST = (1 << 31) - 1
 SEARCH_LIMIT: Any = 100_000
 #: Bytes that no path has, with its end
 PATH_BYTES = 4096
+#: The CPU's memory, as DLPack numbers devices
+CPU_MEMORY = 1
 #: Characters of a value, bits of an integer, elements of an array that a message shows
 LONGEST, BITS, ELEMENTS = 60, 200, 8
 
@@ -269,9 +272,30 @@ def plain(name: str, value: Any, of: str = "") -> np.ndarray:
     return value
 
 
+def view(name: str, value: Any, of: str = "") -> np.ndarray:
+    """As `plain`, also of an object that gives its memory, which is not copied."""
+    if isinstance(value, (np.ndarray, np.generic, type)):
+        return plain(name, value, of)
+    try:
+        if hasattr(value, "__array_interface__"):
+            return np.asarray(value)
+        if not hasattr(value, "__dlpack__"):
+            return plain(name, value, of)
+        device = value.__dlpack_device__()
+        if device[0] != CPU_MEMORY:
+            raise BufferError(f"it is on device {tuple(map(int, device))}, not in CPU memory")
+        if getattr(value, "is_neg", bool)():  # torch's, of which DLPack does not know
+            raise BufferError("it is a negative view")
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {type(value).__name__}, whose memory cannot be taken: {error}"
+        ) from None
+
+
 def typed(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """An array of a dtype."""
-    array = value if type(value) is np.ndarray else plain(name, value, f" of {dtype}")
+    array = value if type(value) is np.ndarray else view(name, value, f" of {dtype}")
     if array.dtype != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}; it must be {dtype}")
     return array
@@ -285,6 +309,25 @@ def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     if not found.flags.c_contiguous:
         raise ValueError(f"{name} has strides {found.strides}; it must be C-contiguous")
     return found
+
+
+def strides(name: str, array: np.ndarray) -> tuple[int, ...]:
+    """Strides in elements of all axes but the last, whose elements lie side by side; those of the
+    others are whole elements apart, upwards, and overlap nowhere."""
+    size, found = array.itemsize, []
+    for extent, stride in zip(array.shape, array.strides, strict=True):
+        # an axis of one element has no stride that counts
+        found.append(stride if extent > 1 else 0)
+    last = found.pop()
+    rule = "" if last in (0, size) else "the elements of its last axis must lie side by side"
+    end = array.shape[-1] * size
+    for stride, extent in sorted(zip(found, array.shape, strict=False)):
+        if extent > 1 and (stride < end or stride % size):
+            rule = rule or f"others must be multiples of {size} that keep elements apart"
+        end += stride * (extent - 1)
+    if rule:
+        raise ValueError(f"{name} has strides {array.strides} for shape {array.shape}; {rule}")
+    return tuple(stride // size for stride in found)
 
 
 def floats(name: str, value: Any) -> str:

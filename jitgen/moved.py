@@ -29,7 +29,7 @@ _ROOMS = {
     ),
     "jitgen.analysis": ("jitgen", "measure"),
     "jitgen.primitives.nest": (
-        "jitgen.primitives", "loops curve stream tables run runs limits gemm tuning",
+        "jitgen.primitives", "loops curve stream tables run limits gemm tuning",
     ),
     "jitgen.primitives.layers": (
         "jitgen.primitives", "fully_connected convolution convolution_1d pooling recurrent arrays "

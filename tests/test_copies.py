@@ -103,7 +103,7 @@ def test_what_belongs_to_the_process_is_refused() -> None:
     a = numbers((4, 4))
     bound = kernel.bind(a, a.copy(), a.copy())
     layer.forward(a, a, a[0].copy())
-    (run,) = layer._runs.values()
+    (run,) = layer._own().runs.values()
     for thing in (bound, kernel._loaded, run, run._team, run.stream):
         for way, make in WAYS.items():
             with pytest.raises(TypeError, match="belongs to its process"):
@@ -284,7 +284,7 @@ def test_copies_do_not_share_what_a_layer_remembers() -> None:
     layer = Convolution(1, 8, 9, 9, 16, 3)
     use(layer)
     other = copy.copy(layer)
-    assert layer._runs and not other._runs
+    assert layer._sizes and not other._sizes
     assert other._choices == layer._choices and other._choices is not layer._choices
 
 

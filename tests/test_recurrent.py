@@ -19,7 +19,7 @@ from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
 from jitgen import Gru, Lstm, Rnn
-from jitgen.primitives.rnn import steps as recurrent_steps
+from jitgen.primitives.nest import limits
 from jitgen.run import cpu
 
 HERE = [name for name, why in cpu.targets().items() if not why]
@@ -32,7 +32,7 @@ PARTS, PART = 10, 30
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share also the work of a test, and what a layer allocates is NaN at first."""
-    monkeypatch.setattr(recurrent_steps, "OPERATIONS_PER_THREAD", 1)
+    monkeypatch.setitem(limits.WORK_PER_THREAD, "recurrent", 1)
     poison_empty(monkeypatch)
 
 

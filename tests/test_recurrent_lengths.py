@@ -20,8 +20,8 @@ from recurrent_cases import Problem, poison_empty, random_problem
 from rig import count
 
 from jitgen import Lstm
+from jitgen.primitives.nest import limits
 from jitgen.primitives.nest.stream import Stream
-from jitgen.primitives.rnn import steps as recurrent_steps
 from jitgen.run import cpu
 from jitgen.run.replay import BARRIER, END, FIRST_KIND
 from jitgen.run.team import Team
@@ -38,7 +38,7 @@ each_direction = pytest.mark.parametrize("direction", ["forward", "reverse", "bi
 @pytest.fixture(autouse=True)
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share also the work of a test, and what a layer allocates is NaN at first."""
-    monkeypatch.setattr(recurrent_steps, "OPERATIONS_PER_THREAD", 1)
+    monkeypatch.setitem(limits.WORK_PER_THREAD, "recurrent", 1)
     poison_empty(monkeypatch)
 
 

@@ -73,11 +73,12 @@ class Elsewhere:
                 self._alive -= 1
                 self._changed.notify_all()
 
-    def call(self, run: Run, buffers: tuple[Any, ...], flags: np.ndarray | None = None) -> None:
+    def call(self, run: Run, buffers: dict[str, Any], flags: np.ndarray | None = None) -> None:
         """The stream of `run`, on copies of the tensors; which are copied back."""
         (words,) = run.stream.slices if flags is None else run.stream.chosen(flags)
+        given = [buffers[name] for name in run.tensors]
         tensors = [np.frombuffer(ffi.buffer(b), np.uint8) if b != ffi.NULL else None
-                   for b in buffers]  # fmt: skip
+                   for b in given]  # fmt: skip
         with self._changed:
             self.streams += 1
             place: Any = ("start", "end")[self.streams % 2]

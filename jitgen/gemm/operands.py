@@ -55,7 +55,7 @@ def make_arguments(
     for name in ("a_offsets", "b_offsets"):
         if spec.batch != "offset" and extra[name] is not None:
             raise ValueError(f"{name} is given; batch={spec.batch!r} takes none")
-    _matrix("c", c, spec.ldc, spec, "ldc")
+    c = _matrix("c", c, spec.ldc, spec, "ldc")
     outputs = [("c", c)]
     for name, step in STEP_OF.items():
         value = extra[name]
@@ -66,14 +66,14 @@ def make_arguments(
         if value is None:
             raise ValueError(f"{name} is missing: the epilogue has a step {step!r}")
         if name == "mask":
-            doors.array(name, value, (spec.m, spec.mask_bytes), _BYTES)
+            value = doors.array(name, value, (spec.m, spec.mask_bytes), _BYTES)
             outputs.append((name, value))
         elif name == "residual":
-            _matrix(name, value, spec.ldr, spec, "ldr")
+            value = _matrix(name, value, spec.ldr, spec, "ldr")
             inputs.append((name, value))
         else:
             shape = (spec.n if name == "bias" else spec.m,)
-            doors.array(name, value, shape, NUMPY[spec.c_type])
+            value = doors.array(name, value, shape, NUMPY[spec.c_type])
             inputs.append((name, value))
         words[name] = address(value)
     words["c"] = address(c)
@@ -88,11 +88,12 @@ def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _matrix(name: str, value: Any, leading: int, spec: KernelSpec, what: str) -> None:
+def _matrix(name: str, value: Any, leading: int, spec: KernelSpec, what: str) -> np.ndarray:
     array, shape = doors.typed(name, value, NUMPY[spec.c_type]), (spec.m, spec.n)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; the kernel wants {shape}")
     _strides(name, array, (leading,), f"{what}, {spec.c_type}")
+    return array
 
 
 def _strides(name: str, array: np.ndarray, leading: tuple[int, ...], what: str) -> None:
@@ -114,19 +115,18 @@ def _strided(
         ("a", a, spec.a_type, spec.a_shape, (spec.lda,), spec.stride_a),
         ("b", b, spec.b_type, spec.b_shape, spec.b_leading, spec.stride_b),
     ):
-        array = doors.typed(name, value, NUMPY[dtype])
-        if array.ndim == len(shape):
-            array = array[np.newaxis]
+        given = doors.typed(name, value, NUMPY[dtype])
+        array = given[np.newaxis] if given.ndim == len(shape) else given
         if array.shape[1:] != shape:
             raise ValueError(
-                f"{name} has shape {value.shape}; the kernel wants (count, "
+                f"{name} has shape {given.shape}; the kernel wants (count, "
                 f"{', '.join(map(str, shape))})"
             )
         if array.shape[0]:
             _strides(name, array, (stride, *leading), f"stride_{name}, ld{name}, {dtype}")
         counts.append(array.shape[0])
-        inputs.append((name, value))
-        words[name] = address(value)
+        inputs.append((name, given))
+        words[name] = address(given)
     if counts[0] != counts[1]:
         raise ValueError(f"a holds {counts[0]} matrices and b {counts[1]}; they must be as many")
     return counts[0]
@@ -147,6 +147,7 @@ def _addressed(
         ("a", a, spec.a_type, spec.a_shape, (spec.lda,)),
         ("b", b, spec.b_type, spec.b_shape, spec.b_leading),
     ):
+        taken = []
         for i, value in enumerate(arrays):
             array = doors.typed(f"{name}[{i}]", value, NUMPY[dtype])
             if array.shape != shape:
@@ -155,7 +156,8 @@ def _addressed(
                 )
             _strides(f"{name}[{i}]", array, leading, f"ld{name}, {dtype}")
             inputs.append((f"{name}[{i}]", array))
-        pointers = np.array([address(x) for x in arrays], np.uint64)
+            taken.append(array)
+        pointers = np.array([address(x) for x in taken], np.uint64)
         keep.append(pointers)
         words[name] = address(pointers)
     return len(a)
@@ -176,7 +178,7 @@ def _offset(
         offsets = extra[f"{name}_offsets"]
         if offsets is None:
             raise ValueError(f"{name}_offsets is missing: batch='offset' wants element offsets")
-        doors.typed(f"{name}_offsets", offsets, _OFFSETS)
+        offsets = doors.typed(f"{name}_offsets", offsets, _OFFSETS)
         if offsets.ndim != 1:
             raise ValueError(f"{name}_offsets has shape {offsets.shape}; it must have one axis")
         span = 1 + sum((n - 1) * step for n, step in zip(shape, (*leading, 1), strict=True))

@@ -46,6 +46,7 @@ def pack_b(
 
     Raises TypeError or ValueError that names argument, value and rule.
     """
+    b = doors.view("b", b)
     dtype, trans = doors.floats("b", b), doors.flag("trans", trans)
     if b.ndim not in (2, 3) or 0 in b.shape[-2:]:
         raise ValueError(f"b has shape {b.shape}; it must be (count, k, n) or (k, n), none zero")
@@ -63,15 +64,15 @@ def pack_b(
         raise ValueError(f"b has strides {b.strides}, shape {b.shape}; 0 to 2 GiB are allowed")
     shape = (len(batch), *panels) if b.ndim == 3 else panels
     if out is None:
-        out = np.empty(shape, b.dtype)
+        to = out = np.empty(shape, b.dtype)
     else:
-        doors.array("out", out, shape, b.dtype)
-        doors.writable("out", out)
-        doors.apart("out", out, [("b", b)])
+        to = doors.array("out", out, shape, b.dtype)
+        doors.writable("out", to)
+        doors.apart("out", to, [("b", b)])
     if len(batch):
         function = _packer(k, n, leading, stride, width, dtype, trans, target)
         struct = loader.ffi.new(loader.WORDS, len(ARGUMENTS))
-        for name, word in (("a", address(b)), ("c", address(out)), ("count", len(batch))):
+        for name, word in (("a", address(b)), ("c", address(to)), ("count", len(batch))):
             struct[ARGUMENTS[name] // 8] = word
         if function(struct):
             raise RuntimeError("this thread's SVE vector length is not the host's")

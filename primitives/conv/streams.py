@@ -346,5 +346,4 @@ def seconds(conv: Conv, which: str, run: Run, packed: int) -> float:
         "w": packed, "dw": k * conv.group[0] * e,
         "bias": k, "db": k,
     }  # fmt: skip
-    names = run.stream.tensors[: -len(run.scratch) - len(run.constants) or None]
-    return run.seconds([sizes[name] for name in names])
+    return run.seconds(sizes)

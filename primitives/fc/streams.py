@@ -15,15 +15,13 @@ from jitgen.emit.steps import Step, operands
 from jitgen.gemm.kernel import panel_width
 from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.primitives.nest.gemm import Product, Strides, pack_part, product_parts
+from jitgen.primitives.nest.limits import threads_that_pay
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Made, Part
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
 from jitgen.target import Target
 from jitgen.types import DTYPES
-
-#: Fewer floating-point operations than this are done before a second thread has begun
-OPERATIONS_PER_THREAD = 200_000
 
 #: From so many rows on, packing w for backward by data costs less than it gains
 ROWS_WORTH_PACKING = 24
@@ -48,7 +46,7 @@ class Layer:
 
 def _threads(layer: Layer) -> int:
     work = 2 * layer.batch * layer.in_features * layer.out_features
-    return max(1, min(layer.threads, work // OPERATIONS_PER_THREAD))
+    return threads_that_pay("fully connected", layer.threads, work)
 
 
 def _product(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import _cffi_backend
 import numpy as np
 
 from jitgen import doors
-from jitgen.run.loader import ffi
 from jitgen.types import NUMPY
 
 ALIGN = 64
-#: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive
-buffer_of = ffi.from_buffer
+#: The memory of a C-contiguous array as a cffi pointer, which keeps the array alive. Without the
+#: Python part of cffi, which takes as long again
+buffer_of = _cffi_backend.FFI().from_buffer
 
 
 def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -26,7 +27,7 @@ def check(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Any:
             return buffer_of(array)
         except ValueError:
             pass  # not contiguous
-    return buffer_of(doors.array(name, array, shape, NUMPY[dtype]))
+    return buffer_of(doors.array(name, doors.plain(name, array), shape, NUMPY[dtype]))
 
 
 def check_output(
@@ -40,16 +41,6 @@ def check_output(
         if value is not None and np.may_share_memory(array, value):  # what `apart` looks into
             doors.apart(name, array, inputs.items())
     return buffer
-
-
-def output(
-    out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Any]
-) -> tuple[Any, Any]:
-    """The array that a pass writes, `out` or a new one, and its buffer."""
-    if out is None:
-        out = np.empty(shape, NUMPY[dtype])
-        return out, buffer_of(out)
-    return out, check_output("out", out, shape, dtype, inputs)
 
 
 def realigned(array: np.ndarray) -> np.ndarray:
@@ -69,3 +60,8 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     raw = np.empty(size + ALIGN, np.uint8)
     start = -raw.__array_interface__["data"][0] % ALIGN
     return raw[start : start + size].view(kind).reshape(shape)
+
+
+def first_of(array: np.ndarray) -> np.ndarray:
+    """The first element, where the array begins."""
+    return array[(slice(1),) * array.ndim]

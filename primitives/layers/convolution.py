@@ -9,8 +9,7 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
@@ -18,26 +17,25 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.steps import Step
-from jitgen.frozen import Frozen
 from jitgen.primitives.conv import streams, winograd
 from jitgen.primitives.conv.cost import SUMS, candidates, choose, letters
 from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elements, packed_layout
 from jitgen.primitives.conv.tiles import choose_algorithm, possible
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.arrays import aligned, buffer_of, check, realigned
-from jitgen.primitives.layers.elementwise import activation_gradient, derived_from, make_activation
-from jitgen.primitives.layers.images import check_images, output_images, windows_text
-from jitgen.primitives.nest.limits import check_elements, check_reach, made, named
+from jitgen.primitives.layers.arrays import aligned, realigned
+from jitgen.primitives.layers.base import Operand, Shape, Sized
+from jitgen.primitives.layers.elementwise import make_activation, shown_activation
+from jitgen.primitives.layers.images import Images
+from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.runs import Runs
 from jitgen.primitives.nest.stream import Stream
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.primitives.nest.tuning import tuned
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
-from jitgen.types import NUMPY, DTypeLike
+from jitgen.types import DTypeLike
 
 #: Elements of the longest vector
 MOST_LANES = 64
@@ -90,8 +88,8 @@ class PackedFilter:
         self.__dict__.update(state)
 
 
-class Convolution(Frozen):
-    """A convolution for one size of images.
+class Convolution(Images):
+    """A convolution for one size of images; a call's own batch need not be `batch`.
 
     kernel, stride, dilation: an int or a pair (rows, columns). padding: the same, or ((top,
     bottom), (left, right)), or "same" (the output has ceil(size / stride) pixels a side, as
@@ -117,6 +115,11 @@ class Convolution(Frozen):
     >>> layer.forward(x, w)[0, 0].tolist()[:2]
     [[8.0, 12.0, 12.0, 8.0], [12.0, 18.0, 18.0, 12.0]]
     """
+
+    _strided = {
+        "forward": ("image", "result", "residual"), "backward_data": ("image", "result"),
+        "backward_weights": ("dy", "image"),
+    }  # fmt: skip
 
     def __init__(
         self, batch: int, in_channels: int, height: int, width: int, out_channels: int,
@@ -155,16 +158,15 @@ class Convolution(Frozen):
             out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
             check_threads(threads), chosen,
         )  # fmt: skip
-        self._check_sizes()
         self.residual = residual
         self.activation = step
         #: shapes of x, w and y
-        self.x_shape = self._shape(in_channels, size)
+        self.x_shape = self._image(self.conv, in_channels, size)
         self.w_shape = (out_channels, in_channels // groups, *self._sides(taps))
-        self.y_shape = self._shape(out_channels, self.conv.out)
-        self._runs = Runs(type(self).__name__, self._sizes)
+        self.y_shape = self._image(self.conv, out_channels, self.conv.out)
+        super().__init__(self.conv, self.x_shape)
         #: layout and shape of packed weights, by whether they are for backward by data
-        self._packed: dict[bool, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._packed: dict[bool, tuple[Shape, Shape]] = {}
         self._tune = tune
         self._choices: dict[str, Choice | None] = {}
         self._algorithm = algorithm
@@ -181,9 +183,15 @@ class Convolution(Frozen):
             names = letters(streams.subject(self.conv, which)[0], which)
             check_order(text, names, SUMS[names])
 
-    def _check_sizes(self) -> None:
-        """Raise ValueError where arrays, or the numbers of taps or rows, are too large."""
-        conv, sizes = self.conv, self._sizes
+    def _resized(self, given: Shape) -> Conv:
+        # packed weights are for every batch
+        own = self.conv
+        if given[0] == own.batch:
+            return own
+        return replace(own, batch=given[0], widths=(own.width(False), own.width(True)))
+
+    def _check_sizes(self, conv: Conv) -> None:
+        sizes = self._arguments(conv)
         taps = prod(conv.kernel)
         if taps > MOST_TAPS:
             raise ValueError(f"kernel={conv.kernel} has {taps} taps; it has {MOST_TAPS} at most")
@@ -206,34 +214,28 @@ class Convolution(Frozen):
                 f"a stream has {MOST_CALLS} calls at most"
             )
 
-    def __repr__(self) -> str:
-        steps = (" ".join(map(str, step)) for step in self.conv.epilogue)
-        epilogue = ", ".join(steps) or "no epilogue"
-        return f"<primitives.Convolution {windows_text(self)}, {epilogue}>"
+    def _words(self) -> list[str]:
+        steps = [shown_activation(step) for step in self.conv.epilogue] or ["no epilogue"]
+        return [*super()._words(), *steps]
 
-    @property
-    def _sizes(self) -> dict[str, object]:
-        """The arguments that say how large the layer is, for errors."""
-        return self.conv.arguments
+    def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
+        if not isinstance(maker, str):
+            return super()._make(sized, maker, *how, **more)
+        if maker == "pack_weights":
+            module = winograd if self.choice(PASSES[how[0]]) == WINOGRAD else streams
+            return super()._make(sized, module.pack_weights, *how)
+        make, choice = self._maker(maker, self._choice_of(sized.at, maker))
+        return super()._make(sized, make, *choice, *how, **more)
 
-    def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """The sides that arrays have of a window or an image."""
-        return size
+    def _choice_of(self, conv: Conv, which: str) -> Choice | None:
+        """How a pass is cut for a batch: by the layer's algorithm, and of others not measured."""
+        own = self.choice(which)
+        if conv.batch == self.conv.batch or own is None or own == WINOGRAD:
+            return own
+        subject, product = streams.subject(conv, which)
+        return choose(subject, which, product, self._blocks.get(which), self._order.get(which))
 
-    def _shape(self, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
-        conv, sides = self.conv, self._sides(size)
-        return (conv.batch, *sides, channels) if conv.nhwc else (conv.batch, channels, *sides)
-
-    def _run(self, which: str, *how: Any) -> Run:
-        key = (which, *how)
-        run = self._runs.get(key)
-        if run is None:
-            make, choice = self._maker(which)
-            run = made(partial(make, self.conv, *choice, *how), which, self._sizes)
-            self._runs[key] = run
-        return run
-
-    def _layout(self, backward: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _layout(self, backward: bool) -> tuple[Shape, Shape]:
         """Layout and shape of packed weights."""
         known = self._packed.get(backward)
         if known is None:  # 10 microseconds: once is enough
@@ -278,7 +280,7 @@ class Convolution(Frozen):
             found[WINOGRAD.order] = WINOGRAD
         at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
         at |= {"algorithm": fixed, "blocks": blocks, "order": order}
-        sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "target")
+        sizes = ", ".join(f"{n} {v}" for n, v in at.items() if n not in ("target", "widths"))
         key = f"{self.conv.target.name}, convolution {which}, {sizes}"
         return tuned(key, found, lambda choice: self._seconds(which, choice))
 
@@ -299,20 +301,21 @@ class Convolution(Frozen):
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
         "backward_weights"; print its `text()`."""
         name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
-        return self._run(name, *(() if name == "backward_weights" else (packed,))).stream
+        how = () if name == "backward_weights" else (packed,)
+        return self._run(self._own(), (name, *how)).stream
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
-        """w as the passes read it; without `backward` for the forward pass only."""
-        conv = self.conv
-        buffer, backward = check("w", w, self.w_shape, conv.dtype), doors.flag("backward", backward)
+        """w as the passes read it at any batch; without `backward` for the forward pass only."""
+        backward = doors.flag("backward", backward)
+        inputs: list[Operand] = [("w", "w", w, self.w_shape)]
         packed = []
         for way in (False, True)[: 1 + backward]:
             shape = self._layout(way)[1]
-            check_elements(self._sizes, w_in_panels=shape)
-            array = aligned(shape, conv.dtype)
-            module = winograd if self.choice(PASSES[way]) == WINOGRAD else streams
-            run = made(partial(module.pack_weights, conv, way), "pack_weights", self._sizes)
-            run((buffer, buffer_of(array)))
+            check_elements(self._arguments(self.conv), w_in_panels=shape)
+            array = aligned(shape, self.dtype)
+            self._call(
+                self._own(), ("pack_weights", way), inputs, [("panels", "panels", array, shape)]
+            )
             packed.append(array)
         layouts = self._layout(False)[0], self._layout(True)[0]
         return PackedFilter(packed[0], packed[1] if backward else None, layouts)
@@ -323,34 +326,24 @@ class Convolution(Frozen):
     ) -> np.ndarray:  # fmt: skip
         """y = activation(x * w + b + residual), in `out` if that is given; it may be the residual,
         which saves memory traffic."""
-        conv = self.conv
+        sized, shape = self._images("x", x, self.x_shape)
         packed, weights = self._weights(w, "forward", False)
-        more = []
-        for name, value, wanted in (("b", b, conv.bias), ("residual", residual, self.residual)):
-            if not wanted:
-                if value is not None:
-                    raise ValueError(f"{name} is given, but the layer was made without")
-            elif name == "b":
-                more.append(check(name, value, (conv.features,), conv.dtype))
-            else:
-                more.append(self._images(name, value, self.y_shape))
-        first = self._images("x", x, self.x_shape)
-        inputs = {"x": x, "b": b, "residual": residual, "w": getattr(w, "forward", w)}
-        if out is not None and out is residual:
-            del inputs["residual"]
-            if not self._in_place():
-                more[-1] = buffer_of(residual.copy())
-        result: np.ndarray
-        result, third = output_images(out, self.y_shape, conv.dtype, inputs, conv.nhwc)
-        self._run("forward", packed)((first, weights, third, *more))
-        return result
+        y_shape = (shape[0], *self.y_shape[1:])
+        inputs: list[Operand] = [("image", "x", x, shape), weights]
+        if self._wanted("b", b, self.conv.bias, "bias=False"):
+            inputs.append(("bias", "b", b, (self.conv.features,)))
+        if self._wanted("residual", residual, self.residual, "residual=False"):
+            if out is not None and out is residual and not self._in_place(sized.at):
+                residual = self._checked("residual", residual, y_shape).copy()
+            inputs.append(("residual", "residual", residual, y_shape))
+        results = (("result", "out", out, y_shape),)
+        return self._result(sized, ("forward", packed), inputs, results, "residual")
 
-    def _in_place(self) -> bool:
+    def _in_place(self, conv: Conv) -> bool:
         """Whether each element of the residual is read once, just before the result that takes its
         place is written: a sum in one piece, of which no part waits in memory (as kernels of many
         taps may have it), and no vectors that overlap at the last channel."""
-        conv = self.conv
-        choice = self.choice("forward")
+        choice = self._choice_of(conv, "forward")
         whole = choice == WINOGRAD
         if choice is not None and len(conv.taps) == 1:
             whole = choice.channels >= conv.group[0]
@@ -363,52 +356,34 @@ class Convolution(Frozen):
         """dy * activation'(z), the gradient of the residual too, in `out` if that is given; it may
         be dy. y or z as `FullyConnected.backward_activation` takes them; the residual is part of
         z."""
-        conv, shape = self.conv, self.y_shape
-        name, known = derived_from(self.activation, y, z)
-        first, second = self._images("dy", dy, shape), self._images(name, known, shape)
-        inputs = {name: known} if out is dy else {"dy": dy, name: known}
-        result: np.ndarray
-        result, third = output_images(out, shape, conv.dtype, inputs, conv.nhwc)
-        assert self.activation is not None  # `derived_from` has seen to it
-        activation_gradient(
-            self.activation, (first, second, third), result.size, conv.dtype, conv.threads,
-            conv.target,
-        )  # fmt: skip
-        return result
+        return self._gradient(self.activation, self.y_shape, dy, y, z, out)
 
     def backward_data(
         self, dy: np.ndarray, w: np.ndarray | PackedFilter, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x; dy is the gradient before the activation (`backward_activation`)."""
-        conv = self.conv
+        sized, shape = self._images("dy", dy, self.y_shape)
         packed, weights = self._weights(w, "backward", True)
-        first = self._images("dy", dy, self.y_shape)
-        result: np.ndarray
-        inputs = {"dy": dy, "w": getattr(w, "backward", w)}
-        result, third = output_images(out, self.x_shape, conv.dtype, inputs, conv.nhwc)
-        self._run("backward_data", packed)((first, weights, third))
-        return result
+        results = (("result", "out", out, (shape[0], *self.x_shape[1:])),)
+        inputs = (("image", "dy", dy, shape), weights)
+        return self._result(sized, ("backward_data", packed), inputs, results)
 
     def backward_weights(
         self, dy: np.ndarray, x: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """dw, shaped like w, and db = sums of dy by channel (None without bias)."""
-        conv = self.conv
-        first = self._images("dy", dy, self.y_shape)
-        second = self._images("x", x, self.x_shape)
-        dw = np.empty(self.w_shape, NUMPY[conv.dtype])
-        db = np.empty(conv.features, dw.dtype) if conv.bias else None
-        more = [buffer_of(db)] if db is not None else []
-        self._run("backward_weights")((first, second, buffer_of(dw), *more))
-        return dw, db
+        sized, shape = self._images("dy", dy, self.y_shape)
+        inputs = (("dy", "dy", dy, shape), ("image", "x", x, (shape[0], *self.x_shape[1:])))
+        results: list[Operand] = [("dw", "dw", None, self.w_shape)]
+        if self.conv.bias:
+            results.append(("db", "db", None, (self.conv.features,)))
+        dw, *more = self._call(sized, ("backward_weights",), inputs, results)
+        return dw, more[0] if more else None
 
-    def _images(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
-        return check_images(name, array, shape, self.conv.dtype, self.conv.nhwc)
-
-    def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Any]:
-        conv = self.conv
+    def _weights(self, w: Any, name: str, backward: bool) -> tuple[bool, Operand]:
+        """Whether weights are packed, and their operand."""
         if not isinstance(w, PackedFilter):
-            return False, check("w", w, self.w_shape, conv.dtype)
+            return False, ("w", "w", w, self.w_shape)
         array = getattr(w, name)
         if array is None:
             raise ValueError("w was packed with backward=False")
@@ -418,4 +393,4 @@ class Convolution(Frozen):
                 f"w is packed as {w.layouts[backward]}, by a layer of other channels, kernel, "
                 f"groups, target or algorithm; this layer reads {wanted}"
             )
-        return True, check("w", array, shape, conv.dtype)
+        return True, ("w", "w", array, shape)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from jitgen import doors
+from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.conv.windows import border, out_size, pair
 from jitgen.primitives.layers.convolution import Convolution
 
@@ -19,9 +20,8 @@ from jitgen.primitives.layers.convolution import Convolution
 class _Signals(Convolution):
     """A convolution of images of height 1 that arrays do not show."""
 
-    @property
-    def _sizes(self) -> dict[str, object]:
-        images = super()._sizes.items()
+    def _arguments(self, at: Conv) -> dict[str, object]:
+        images = super()._arguments(at).items()
         return {
             "length" if name == "width" else name: value[1] if isinstance(value, tuple) else value
             for name, value in images if name != "height"
@@ -29,6 +29,11 @@ class _Signals(Convolution):
 
     def _sides(self, size: tuple[int, int]) -> tuple[int, ...]:
         return size[1:]
+
+    def _apart(self, strides: tuple[int, ...]) -> tuple[int, ...]:
+        # of the one row of an image any will do
+        outer, inner = strides
+        return (outer, outer, inner) if self.conv.nhwc else (outer, inner, inner)
 
 
 def convolution_1d(

@@ -13,13 +13,13 @@ import numpy as np
 from jitgen.emit.steps import STEPS, Step
 from jitgen.gemm.spec import make_step
 from jitgen.kernels.elementwise import emit_map
-from jitgen.primitives.layers.arrays import buffer_of
+from jitgen.primitives.nest.limits import threads_that_pay
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
-from jitgen.primitives.nest.stream import Made, Stream
+from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.stream import Made
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.cache import STREAMS
-from jitgen.run.team import Team
 from jitgen.target import Target
 from jitgen.types import NUMPY
 
@@ -29,19 +29,17 @@ ACTIVATIONS = tuple(n for n, step in STEPS.items() if step.operand is None and n
 SIGNED = ("leaky_relu", "elu")
 #: Elements of a call: enough to make its cost vanish, few enough to deal them out evenly
 ELEMENTS = 1 << 14
-#: Fewer elements than this are done before a second thread has begun
-ELEMENTS_PER_THREAD = 1 << 15
 
 
 @STREAMS.of
 def elementwise(
     op: str, size: int, words: tuple[str, ...], scalars: str, dtype: str, threads: int,
-    target: Target,
-) -> Team:  # fmt: skip
+    target: Target, numbers: tuple[float, ...] = (),
+) -> Run:  # fmt: skip
     """`op` of jitgen.kernels.elementwise.emit_map over `size` elements that follow one another.
 
-    words: its operands, in the order in which the team takes their addresses; `scalars` is the word
-    of its run-time numbers, taken last ("": none).
+    Tensors: the op's operands `words`, and `scalars`, that of its run-time numbers ("": none),
+    unless these are given as `numbers`.
     """
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:
@@ -50,9 +48,11 @@ def elementwise(
     at = {word: Tensor(word, "n", dtype, n=size).at(n="n") for word in words}
     if scalars:
         at[scalars] = Tensor(scalars, "n", dtype, n=1).at()
-    used = max(1, min(threads, size // ELEMENTS_PER_THREAD))
+    used = threads_that_pay("elementwise", threads, size)
     nest = Nest("N", {"n": Loop(size, (min(size, ELEMENTS),))}, dtype, target)
-    return Stream([nest.call(op, code, at)], list(at), used).team(target)
+    constants = {scalars: np.array(numbers, NUMPY[dtype])} if numbers else {}
+    tensors = [name for name in at if name not in constants]
+    return Run([nest.call(op, code, at)], tensors, used, target, dtype, constants=constants)
 
 
 def make_activation(activation: Any, dtype: str) -> Step | None:
@@ -99,15 +99,11 @@ def derived_from(activation: Step | None, y: Any, z: Any) -> tuple[str, Any]:
     return "z", z
 
 
-def activation_gradient(
-    activation: Step, buffers: tuple[Any, Any, Any], size: int, dtype: str, threads: int,
-    target: Target,
-) -> None:  # fmt: skip
-    """dz = dy * activation'(z) of `size` elements; buffers: dy, what `derived_from` says, dz."""
-    name, *parameters = activation
-    op, words = f"{name}_backward", ("a", "b", "c")
-    if not parameters:
-        elementwise(op, size, words, "", dtype, threads, target)(buffers)
-        return
-    scalars = buffer_of(np.array(parameters, NUMPY[dtype]))
-    elementwise(op, size, words, "bias", dtype, threads, target)((*buffers, scalars))
+def gradient(at: Any, activation: Step, size: int) -> Run:
+    """Tensors a: dy, b: what `derived_from` says, c: dz = dy * activation'(z), of `size` elements;
+    `at` has dtype, threads and target."""
+    name, *numbers = activation
+    return elementwise(
+        f"{name}_backward", size, ("a", "b", "c"), "bias" if numbers else "", at.dtype, at.threads,
+        at.target, tuple(numbers),
+    )  # fmt: skip

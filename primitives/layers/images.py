@@ -1,4 +1,4 @@
-"""Images at the door of a layer: arrays whose shape depends on the layout, which errors name.
+"""Layers of images: shapes depend on the layout, which errors name.
 
 An array does not say what its axes are: where there are as many channels as rows and columns,
 both layouts have one shape. Not here: images in streams (`jitgen.primitives.conv.layouts`).
@@ -8,45 +8,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgen.primitives.layers.arrays import check, output
+from jitgen.primitives.conv.layouts import Conv
+from jitgen.primitives.layers.base import Layer, Shape, Sized
+
+#: Arguments that are images
+IMAGES = ("x", "dy", "y", "z", "residual", "out")
 
 
-def check_images(name: str, array: Any, shape: tuple[int, ...], dtype: str, nhwc: bool) -> Any:
-    """As `jitgen.primitives.layers.arrays.check`; `shape` is that of the layout."""
-    try:
-        return check(name, array, shape, dtype)
-    except ValueError as error:
-        raise ValueError(f"{error}{_layout(array, shape, nhwc)}") from None
+class Images(Layer):
+    """A layer whose arrays are images, of shapes `x_shape` and `y_shape`."""
 
+    conv: Conv
+    x_shape: Shape
+    y_shape: Shape
 
-def output_images(
-    out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Any], nhwc: bool
-) -> tuple[Any, Any]:
-    """As `jitgen.primitives.layers.arrays.output`; `shape` is that of the layout."""
-    try:
-        return output(out, shape, dtype, inputs)
-    except ValueError as error:
-        raise ValueError(f"{error}{_layout(out, shape, nhwc)}") from None
+    def _arguments(self, at: Conv) -> dict[str, object]:
+        return at.arguments
 
+    def _sides(self, size: tuple[int, int]) -> Shape:
+        """The sides that arrays have of a window or an image."""
+        return size
 
-def windows_text(layer: Any) -> str:
-    """A layer with `conv`, `x_shape` and `y_shape`, in words for its repr."""
-    conv = layer.conv
-    x, y, kernel = ("x".join(map(str, s)) for s in (layer.x_shape, layer.y_shape, conv.kernel))
-    layout = "nhwc" if conv.nhwc else "nchw"
-    return (
-        f"{x} -> {y} {layout}, kernel {kernel}, {conv.dtype} for {conv.target.name}, "
-        f"threads={conv.threads}"
-    )
+    def _image(self, conv: Conv, channels: int, size: tuple[int, int]) -> Shape:
+        sides = self._sides(size)
+        return (conv.batch, *sides, channels) if conv.nhwc else (conv.batch, channels, *sides)
 
+    def _images(self, name: str, value: Any, shape: Shape) -> tuple[Sized, Shape]:
+        """The layer for the batch of images, and their shape, which is `shape` at its own."""
+        sized = self._sized(name, value, shape)
+        return sized, (sized.at.batch, *shape[1:])
 
-def _layout(array: Any, shape: tuple[int, ...], nhwc: bool) -> str:
-    """What a wrong shape has to do with the layout."""
-    if array.shape == shape:
-        return ""
-    here, there = ("nhwc", "nchw") if nhwc else ("nchw", "nhwc")
-    n, first, *middle, last = shape
-    other = (n, last, first, *middle) if nhwc else (n, *middle, last, first)
-    if array.shape == other:
-        return f" (layout={here!r}; with layout={there!r} the shape would be right)"
-    return f" (layout={here!r})"
+    def _words(self) -> list[str]:
+        at = self.conv
+        x, y, kernel = ("x".join(map(str, s)) for s in (self.x_shape, self.y_shape, at.kernel))
+        return [f"{x} -> {y} {'nhwc' if at.nhwc else 'nchw'}, kernel {kernel}"]
+
+    def _hint(self, name: str, given: Shape, shape: Shape) -> str:
+        if name not in IMAGES:
+            return ""
+        here, there = ("nhwc", "nchw") if self.conv.nhwc else ("nchw", "nhwc")
+        _, first, *middle, last = shape
+        other = (last, first, *middle) if self.conv.nhwc else (*middle, last, first)
+        if given[1:] == other:
+            return f" (layout={here!r}; with layout={there!r} the shape would be right)"
+        return f" (layout={here!r})"

@@ -13,13 +13,12 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
-from jitgen.frozen import Frozen
 from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.conv.pooling import backward_stream, stream
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.images import check_images, output_images, windows_text
+from jitgen.primitives.layers.base import Operand
+from jitgen.primitives.layers.images import Images
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
-from jitgen.primitives.nest.runs import Runs
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
@@ -27,10 +26,14 @@ from jitgen.target import Target
 from jitgen.types import DTypeLike
 
 
-class _Pool(Frozen):
-    """Windows of an image; `kind` is that of `jitgen.kernels.pooling`."""
+class _Pool(Images):
+    """Windows of an image, for any batch; `kind` is that of `jitgen.kernels.pooling`."""
 
     kind = ""
+    _strided = {
+        stream: ("x", "y", "x nchw", "y nchw"),
+        backward_stream: ("dy", "x", "dx", "dy nchw", "x nchw", "dx nchw"),
+    }
 
     def __init__(
         self, batch: int, channels: int, height: int, width: int, kernel: Pair, *,
@@ -55,20 +58,6 @@ class _Pool(Frozen):
                     f"kernel={doors.shown(kernel)}"
                 )
         out = out_size(size, around, taps, steps)
-        sizes = self._sizes = {
-            "batch": batch, "channels": channels, "height": height, "width": width, "kernel": taps,
-        }  # fmt: skip
-        check_elements(sizes, x=(batch, channels, *size), y=(batch, channels, *out))
-        rows = max(taps) if math.prod(taps) > MOST_TAPS else taps[0]
-        line = channels * max(width, out[1])
-        check_reach(sizes, dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
-        if layout == "nchw":
-            check_reach(sizes, dtype, a_channel_of_an_image=height * width)
-        if batch * max(height, out[0]) > MOST_CALLS:
-            raise ValueError(
-                f"{named(sizes)}: images have {batch * height} rows, each a call of a kernel; a "
-                f"stream has {MOST_CALLS} calls at most"
-            )
         chosen = cpu.choose(target)
         # a depthwise convolution without weights
         self.conv = Conv(
@@ -76,47 +65,57 @@ class _Pool(Frozen):
             (1, 1), channels, False, (), dtype, layout == "nhwc", check_threads(threads), chosen,
         )  # fmt: skip
         #: shapes of x and y
-        self.x_shape = self._shape(size)
-        self.y_shape = self._shape(out)
-        self._runs = Runs(type(self).__name__, self._sizes)
+        self.x_shape = self._image(self.conv, channels, size)
+        self.y_shape = self._image(self.conv, channels, out)
+        super().__init__(self.conv, self.x_shape)
+        #: in names of the caller's tensors
+        self._caller = "" if self.conv.nhwc else " nchw"
 
-    def __repr__(self) -> str:
-        return f"<primitives.{type(self).__name__} {windows_text(self)}>"
+    def _arguments(self, at: Conv) -> dict[str, object]:
+        return {
+            "batch": at.batch, "channels": at.channels, "height": at.size[0], "width": at.size[1],
+            "kernel": at.kernel,
+        }  # fmt: skip
 
-    def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        conv = self.conv
-        if conv.nhwc:
-            return (conv.batch, *size, conv.channels)
-        return (conv.batch, conv.channels, *size)
+    def _check_sizes(self, conv: Conv) -> None:
+        sizes, c, (height, width) = self._arguments(conv), conv.channels, conv.size
+        x, y = ((conv.batch, c, *size) for size in (conv.size, conv.out))
+        check_elements(sizes, x=x, y=y)
+        rows = max(conv.kernel) if math.prod(conv.kernel) > MOST_TAPS else conv.kernel[0]
+        line = c * max(width, conv.out[1])
+        check_reach(sizes, conv.dtype, the_rows_of_x_that_a_kernel_sees=rows * line)
+        if not conv.nhwc:
+            check_reach(sizes, conv.dtype, a_channel_of_an_image=height * width)
+        if conv.batch * max(height, conv.out[0]) > MOST_CALLS:
+            raise ValueError(
+                f"{named(sizes)}: images have {conv.batch * height} rows, each a call of a kernel; "
+                f"a stream has {MOST_CALLS} calls at most"
+            )
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""
-        return self._call(stream, {"x": (x, self.x_shape)}, self.y_shape, out)
-
-    def _call(
-        self, make: Any, inputs: dict[str, tuple[Any, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None,
-    ) -> np.ndarray:  # fmt: skip
-        dtype, nhwc = self.conv.dtype, self.conv.nhwc
-        buffers = [check_images(name, a, size, dtype, nhwc) for name, (a, size) in inputs.items()]
-        given = {name: array for name, (array, _) in inputs.items()}
-        result: np.ndarray
-        result, last = output_images(out, shape, dtype, given, nhwc)
-        read = buffers if self.kind == "max" else buffers[:1]
-        self._runs.use(make, self.conv, self.kind)((*read, last))
-        return result
+        sized, shape = self._images("x", x, self.x_shape)
+        inputs = ((f"x{self._caller}", "x", x, shape),)
+        results = ((f"y{self._caller}", "out", out, (shape[0], *self.y_shape[1:])),)
+        return self._result(sized, (stream, self.kind), inputs, results)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx, shaped like x, in `out` if that is given. x is what `forward` had: a maximum needs
         it, a mean does not look at its numbers."""
-        inputs: dict[str, tuple[Any, tuple[int, ...]]] = {"dy": (dy, self.y_shape)}
-        if self.kind == "max" or x is not None:
-            inputs["x"] = (x, self.x_shape)
+        sized, shape = self._images("dy", dy, self.y_shape)
+        x_shape = (shape[0], *self.x_shape[1:])
+        inputs: tuple[Operand, ...] = ((f"dy{self._caller}", "dy", dy, shape),)
+        seen: Operand = (f"x{self._caller}", "x", x, x_shape)
+        if self.kind == "max":
+            inputs += (seen,)
         elif x is not None:
-            check_images("x", x, self.x_shape, self.conv.dtype, self.conv.nhwc)
-        return self._call(backward_stream, inputs, self.x_shape, out)
+            self._checked("x", x, x_shape)
+            if out is not None:
+                self._check_result("out", out, [seen])
+        results = ((f"dx{self._caller}", "out", out, x_shape),)
+        return self._result(sized, (backward_stream, self.kind), inputs, results)
 
 
 class MaxPool(_Pool):

@@ -14,6 +14,7 @@ theirs along a first axis. ONNX's tensors: `jitgen.primitives.rnn.onnx`. Not her
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,14 +22,13 @@ import numpy as np
 
 from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
-from jitgen.frozen import Frozen
-from jitgen.primitives.layers.arrays import aligned, buffer_of, check
-from jitgen.primitives.nest.run import Run
-from jitgen.primitives.nest.runs import Runs
-from jitgen.primitives.rnn.backward import TENSORS, backward
+from jitgen.primitives.layers import base
+from jitgen.primitives.layers.arrays import aligned, buffer_of, first_of
+from jitgen.primitives.layers.base import Key, Shape, Sized
+from jitgen.primitives.rnn.backward import backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
-from jitgen.primitives.rnn.steps import STATES, Layer, Way, check_sizes
+from jitgen.primitives.rnn.steps import Layer, Way, check_sizes
 from jitgen.primitives.rnn.streams import forward, pack_weights
 from jitgen.run import cpu
 from jitgen.run.loader import ffi
@@ -38,12 +38,16 @@ from jitgen.types import NUMPY, DTypeLike
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
+#: Arrays of steps and rows that may have gaps between them
+SEQUENCES = ("x", "dy")
 
 
-class _Recurrent(Frozen):
-    """What the layers share. A pass allocates its results; `training` keeps x, w, r, p and y, which
-    must not change before `backward`, and is for one Python thread at a time; copies of the layer
-    have it too."""
+class _Recurrent(base.Layer):
+    """What the layers share; steps and batch of a call need not be those of the layer. A pass
+    allocates its results; `training` keeps x, w, r, p and y, which must not change before
+    `backward`, and is for one Python thread at a time; copies of the layer have it too."""
+
+    _free = 2
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
@@ -62,61 +66,67 @@ class _Recurrent(Frozen):
             kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
-        check_sizes(self.layer)
         self.bias = bias
         self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
-        lead, rows = (2,) if both else (), self.layer.gates * hidden
-        self._shapes = {
-            "x": (steps, batch, in_features), "w": (*lead, rows, in_features),
-            "r": (*lead, rows, hidden), "b": (*lead, 2, rows), "p": (*lead, 3, hidden),
-            "h0": (*lead, batch, hidden), "y": (steps, batch, (1 + both) * hidden),
-        }  # fmt: skip
         self._layout = (
             kind, in_features, hidden, self.layer.directions, self.layer.width, dtype
         )  # fmt: skip
-        self._runs = Runs(
-            type(self).__name__, {"batch": batch, "steps": steps, "hidden": hidden}
-        )
-        self._zeros = np.zeros((batch, hidden), self._numpy)
+        super().__init__(self.layer, self.layer.shapes["x"])
         self._kept: Kept | None = None
         self._slabs: list[dict[str, np.ndarray]] = [{} for _ in self._reversed]
 
     def pack_weights(self, w: np.ndarray, r: np.ndarray) -> PackedRecurrent:
         """w and r as the forward pass reads them: pass the result as its w, and r=None."""
-        for name, array in (("w", w), ("r", r)):
-            check(name, array, self._shapes[name], self.layer.dtype)
+        w, r = (self._checked(n, a, self.layer.shapes[n]) for n, a in (("w", w), ("r", r)))
         packed = []
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
-            panels = {n: aligned((t.elements,), self.layer.dtype)
-                      for n, t in self.layer.panels.items()}  # fmt: skip
+            panels = {n: aligned((t.elements,), self.dtype) for n, t in self.layer.panels.items()}
             for array in panels.values():
                 array.fill(0)
-            given = self._one(w, d), self._one(r, d)
-            self._run(pack_weights)(tuple(buffer_of(a) for a in (*given, *panels.values())))
+            arrays = {"w": self._one(w, d), "r": self._one(r, d), **panels}
+            self._replay(self._own(), (pack_weights,), arrays)
             packed.append(panels)
         return PackedRecurrent(packed, self._layout, w, r)
 
-    def _run(self, make: Any, *how: Any) -> Run:
-        return self._runs.use(make, self.layer, *how)
+    def _replay(
+        self, sized: Sized, key: Key, arrays: dict[str, Any], flags: np.ndarray | None = None
+    ) -> None:
+        """Run a stream on those of the arrays that are its tensors; it reads no others."""
+        apart = {n: a for n in SEQUENCES if (a := arrays.get(n)) is not None}
+        strides = tuple(
+            (n, doors.strides(n, a)) for n, a in apart.items() if not a.flags.c_contiguous
+        )
+        run = self._run(sized, key, strides)
+        run({name: _pointer(arrays.get(name)) for name in run.tensors}, flags)
 
-    def __repr__(self) -> str:
+    def _arguments(self, at: Layer) -> dict[str, object]:
+        return {"batch": at.batch, "steps": at.steps, "hidden": at.hidden}
+
+    def _resized(self, given: Shape) -> Layer:
+        return replace(self.layer, steps=given[0], batch=given[1])
+
+    def _check_sizes(self, at: Layer) -> None:
+        check_sizes(at)
+
+    def _words(self) -> list[str]:
         at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"
         way = "bidirectional" if at.directions == 2 else way
-        return (
-            f"<primitives.{type(self).__name__} {at.steps}x{at.batch}x{at.inputs} -> {at.hidden} "
-            f"{way}, {at.dtype} for {at.target.name}, threads={at.threads}>"
-        )
+        return [f"{at.steps}x{at.batch}x{at.inputs} -> {at.hidden} {way}"]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the arguments by name."""
-        return MappingProxyType(self._shapes)
+        return MappingProxyType(self.layer.shapes)
 
-    @property
-    def _numpy(self) -> np.dtype[Any]:
-        return NUMPY[self.layer.dtype]
+    def _states(
+        self, given: dict[str, Any], shapes: dict[str, Shape]
+    ) -> dict[str, np.ndarray | None]:
+        """States, or their gradients, as arrays."""
+        return {
+            n: a if a is None else self._checked(n, a, shapes["h0"]) for n, a in given.items()
+        }  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         # the copy's `_kept` may be this one's arrays: the next training pass takes new memory. In
@@ -136,7 +146,10 @@ class _Recurrent(Frozen):
         lengths: Any, training: bool,
     ) -> list[Any]:  # fmt: skip
         """y and the last states."""
-        layer, training = self.layer, doors.flag("training", training)
+        training = doors.flag("training", training)
+        sized = self._sized("x", x, self.layer.shapes["x"])
+        layer: Layer = sized.at
+        shapes = layer.shapes
         packed = w if isinstance(w, PackedRecurrent) else None
         if packed is not None:
             if r is not None:
@@ -148,18 +161,15 @@ class _Recurrent(Frozen):
                 )
             w, r = packed.w, packed.r
             for panels in packed.panels:
-                for name, tensor in layer.panels.items():
-                    check(f"w (packed, {name})", panels.get(name), (tensor.elements,), layer.dtype)
-        for name, array in (("x", x), ("w", w), ("r", r)):
-            check(name, array, self._shapes[name], layer.dtype)
-        for name, array, wanted in (("b", b, self.bias), ("p", p, layer.peephole)):
-            if wanted:
-                check(name, array, self._shapes[name], layer.dtype)
-            elif array is not None:
-                raise ValueError(f"{name} is given, but the layer was made without")
-        for name, array in states.items():
-            if array is not None:
-                check(name, array, self._shapes["h0"], layer.dtype)
+                for name, tensor in self.layer.panels.items():
+                    self._checked(f"w (packed, {name})", panels.get(name), (tensor.elements,))
+        x = self._loose("x", x, shapes["x"])[0]
+        w, r = (self._checked(n, a, shapes[n]) for n, a in (("w", w), ("r", r)))
+        if self._wanted("b", b, self.bias, "bias=False"):
+            b = self._checked("b", b, shapes["b"])
+        if self._wanted("p", p, layer.peephole, "peephole=False"):
+            p = self._checked("p", p, shapes["p"])
+        states = self._states(states, shapes)
         if training:
             size = layer.steps * layer.batch * layer.gates * layer.units * layer.element
             if size >= MATRIX_BYTES:
@@ -172,20 +182,21 @@ class _Recurrent(Frozen):
         # states into the arrays of the first ones
         x = rows.cleared(x) if training else rows.rows(x[: rows.steps])
         begin = {n: a if a is None else rows.first(a, training) for n, a in states.items()}
-        y = rows.new(self._shapes["y"], self._numpy, training)
+        y = rows.new(shapes["y"], sized.kind, training)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
         kept = []
+        zeros = np.zeros((layer.batch, layer.hidden), sized.kind)
         if training:
             self._kept = None  # its memory is written again
         for d, reverse in enumerate(self._reversed):
             given = {name: self._one(array, d) for name, array in begin.items()}
-            first = {n: self._zeros if a is None else a for n, a in given.items()}
+            first = {n: zeros if a is None else a for n, a in given.items()}
             column = d * layer.hidden
             # by first state, those after each step; an LSTM's inference has one c for all steps
             after: dict[str, Any] = {"h0": y[:, :, column : column + layer.hidden]}
             arrays: dict[str, Any]
             if training:
-                arrays = self._saved_arrays(d, rows)
+                arrays = self._saved_arrays(layer, d, rows)
                 after |= {"c0": arrays["c"]} if "c" in arrays else {}
             else:
                 arrays = {"c": np.array(first["c0"])} if "c0" in first else {}
@@ -196,27 +207,25 @@ class _Recurrent(Frozen):
             arrays |= self._biases(self._one(b, d))
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
-                arrays |= {name: packed.panels[d][name] for name in layer.panels}
+                arrays |= {name: packed.panels[d][name] for name in self.layer.panels}
             started = any(array is not None for array in given.values())
             way = Way(reverse, d, started, rows.mask is not None)
-            run = self._run(forward, way, training, packed is not None)
-            names = ["x", *(layer.panels if packed else ("w", "r")), *STATES]
-            names += [n for n in layer.sizes if n != "c"] if training else []
-            run(tuple(_pointer(arrays.get(name)) for name in names), rows.flags)
+            self._replay(sized, (forward, way, training, packed is not None), arrays, rows.flags)
             for name, ends in last.items():
                 ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
             kept.append(arrays)
         if training:
-            self._kept = Kept(rows, kept)
+            self._kept = Kept(rows, kept, layer)
         results: list[Any] = [rows.result(y, training)]
         for name, parts in last.items():
             state = np.stack(parts) if len(parts) == 2 else np.array(parts[0])
             results.append(rows.back(state, states[name]))
         return results
 
-    def _saved_arrays(self, d: int, rows: Whole | Lengths) -> dict[str, np.ndarray]:
+    def _saved_arrays(
+        self, layer: Layer, d: int, rows: Whole | Lengths
+    ) -> dict[str, np.ndarray]:
         """Arrays that the forward pass leaves to the backward pass."""
-        layer = self.layer
         result = {name: self._slab(d, name, size) for name, size in layer.sizes.items()}
         for name in result.keys() & {"c", "reset"}:  # which sums over all steps read
             result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
@@ -226,7 +235,7 @@ class _Recurrent(Frozen):
     def _biases(self, b: np.ndarray | None) -> dict[str, np.ndarray]:
         """The biases in panels of gates."""
         layer = self.layer
-        pair = np.zeros((2, layer.gates * layer.hidden), self._numpy) if b is None else b
+        pair = np.zeros((2, layer.gates * layer.hidden), NUMPY[self.dtype]) if b is None else b
         if layer.kind == "gru":
             return {"bias": self._panels(pair[0]), "bias_r": self._panels(pair[1])}
         both = pair[0] + pair[1]
@@ -236,7 +245,7 @@ class _Recurrent(Frozen):
 
     def _panels(self, b: np.ndarray) -> np.ndarray:
         layer = self.layer
-        wide = np.zeros((layer.gates, layer.units), self._numpy)
+        wide = np.zeros((layer.gates, layer.units), NUMPY[self.dtype])
         wide[:, : layer.hidden] = b.reshape(layer.gates, layer.hidden)
         return np.ascontiguousarray(
             wide.reshape(layer.gates, -1, layer.width).transpose(1, 0, 2)
@@ -244,19 +253,19 @@ class _Recurrent(Frozen):
 
     def _backward(self, dy: np.ndarray, given: dict[str, np.ndarray | None]) -> list[Any]:
         """dx, dw, dr, db, the gradients of the first states, and dp with peepholes."""
-        layer, kept = self.layer, self._kept
+        kept = self._kept
         if kept is None:
             raise ValueError("backward needs a forward pass with training=True before it")
         kept.check()
-        check("dy", dy, self._shapes["y"], layer.dtype)
-        for name, array in given.items():
-            if array is not None:
-                check(name, array, self._shapes["h0"], layer.dtype)
+        layer, shapes = kept.layer, kept.layer.shapes
+        sized = self._another(shapes["x"], shapes["x"])
+        dy = self._loose("dy", dy, shapes["y"])[0]
+        given = self._states(given, shapes)
         h, wide, rows = layer.hidden, layer.gates * layer.hidden, kept.rows
-        result = {name: np.empty(self._shapes[name], self._numpy) for name in ("w", "r", "b", "p")}
+        result = {name: np.empty(shapes[name], sized.kind) for name in ("w", "r", "b", "p")}
         dy = rows.rows(dy[: rows.steps])
         first = {
-            n: np.zeros(self._shapes["h0"], self._numpy) if a is None else np.array(rows.rows(a))
+            n: np.zeros(shapes["h0"], sized.kind) if a is None else np.array(rows.rows(a))
             for n, a in given.items()
         }
         dx: Any = None
@@ -265,7 +274,7 @@ class _Recurrent(Frozen):
             more = {
                 "dy": dy, "dw": dw, "dr": dr, "dr_n": dr[2 * h :], "db": db[0], "db_r": db[1],
                 "r_n": arrays["r"].reshape(wide, h)[2 * h :],  # the caller may have reshaped it
-                "dx": rows.new(self._shapes["x"], self._numpy, d > 0),
+                "dx": rows.new(shapes["x"], sized.kind, d > 0),
             }  # fmt: skip
             for name in ("dgates", "dgates_r") if layer.kind == "gru" else ("dgates",):
                 slab = self._slab(d, name, layer.steps * layer.batch * wide)
@@ -274,12 +283,12 @@ class _Recurrent(Frozen):
             more |= {name: self._one(array, d) for name, array in first.items()}
             way = Way(self._reversed[d], d, True, rows.mask is not None)
             every = {**arrays, **more}
-            run = self._run(backward, way)
-            run(tuple(_pointer(every.get(name)) for name in TENSORS), rows.flags)
+            self._replay(sized, (backward, way), every, rows.flags)
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:
-                self._peepholes(every, self._one(result["p"], d), self._reversed[d], rows.longest)
+                dp = self._one(result["p"], d)
+                self._peepholes(layer, every, dp, self._reversed[d], rows.longest)
             if d == 0:
                 dx = more["dx"]
             else:
@@ -293,17 +302,17 @@ class _Recurrent(Frozen):
     def _slab(self, d: int, name: str, size: int) -> np.ndarray:
         """Memory that training passes use again."""
         slabs = self._slabs[d]
-        if name not in slabs:
+        if name not in slabs or slabs[name].size != size:
             slabs[name] = aligned((size,), self.layer.dtype)
             slabs[name].fill(0)
         return slabs[name]
 
     def _peepholes(
-        self, arrays: dict[str, Any], dp: np.ndarray, reverse: bool, longest: int | None
-    ) -> None:
+        self, layer: Layer, arrays: dict[str, Any], dp: np.ndarray, reverse: bool,
+        longest: int | None,
+    ) -> None:  # fmt: skip
         """The gradient of the peepholes' weights: sums of the gates' times the cells' states, of so
         many steps (None: all)."""
-        layer = self.layer
         gates = arrays["dgates"].reshape(layer.steps, layer.batch, layer.gates, layer.hidden)
         c, c0 = arrays["c"][:longest], arrays["c0"][None]
         later = arrays["c"][1:][:longest]
@@ -314,7 +323,9 @@ class _Recurrent(Frozen):
 
 def _pointer(array: Any) -> Any:
     """The address of an array that a stream reads, or of none."""
-    return ffi.NULL if array is None or not array.size else buffer_of(array)
+    if array is None or not array.size:
+        return ffi.NULL
+    return buffer_of(array if array.flags.c_contiguous else first_of(array))
 
 
 class Lstm(_Recurrent):

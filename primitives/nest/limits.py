@@ -18,8 +18,16 @@ from jitgen.types import DTYPES
 
 Made = TypeVar("Made")
 
+#: Threads that pay: what one thread has done before another one has begun (recurrent: has passed
+#: the barrier of a step), in operations or elements. Layers of images take all threads
+WORK_PER_THREAD = {"fully connected": 200_000, "recurrent": 100_000, "elementwise": 1 << 15}
 #: Elements of an array that a stream addresses, at most
 MOST_ELEMENTS = 1 << 32
+
+
+def threads_that_pay(kind: str, threads: int, work: int) -> int:
+    """Of so many threads, those that are worth it for the work of a kind."""
+    return max(1, min(threads, work // WORK_PER_THREAD[kind]))
 
 
 def within_reach(apart: int, element: int) -> int:

@@ -7,7 +7,8 @@ where scratch memory comes from (`jitgen.run.scratch`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from jitgen.types import DTYPES
 class Run:
     """Parts on tensors: those of the caller, then scratch, then constants.
 
-    scratch: elements by tensor name; it is zero when it is first used, and keeps what a call left
-    or is zero again. constants: arrays by tensor name.
+    A call takes the caller's (two at least) by name, so that no two of the same size can change
+    places. scratch: elements by tensor name; it is zero when it is first used, and keeps what a
+    call left or is zero again. constants: arrays by tensor name.
     """
 
     def __init__(
@@ -33,6 +35,10 @@ class Run:
         dtype: str, scratch: Mapping[str, int] | None = None,
         constants: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
+        #: the caller's tensors
+        self.tensors = tuple(tensors)
+        # their places in the stream are looked up here once
+        self._pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*self.tensors)
         self.scratch = dict(scratch or {})
         self.constants = dict(constants or {})
         self.stream = Stream(parts, [*tensors, *self.scratch, *self.constants], threads)
@@ -56,14 +62,20 @@ class Run:
         """Bytes that this holds without scratch: words, code, constants, what the stream tells."""
         return self.stream.nbytes + sum(a.nbytes for a in self.constants.values())
 
-    def __call__(self, buffers: tuple[Any, ...], flags: np.ndarray | None = None) -> None:
-        """`buffers` of the caller's tensors, in their order (cffi pointers); `flags` of the calls
-        that are made (`Stream.chosen`), all of them without."""
+    def __call__(self, buffers: Mapping[str, Any], flags: np.ndarray | None = None) -> None:
+        """`buffers` by tensor (cffi pointers); `flags` of the calls that are made
+        (`Stream.chosen`), all of them without. TypeError if a tensor is missing or unknown."""
+        try:
+            given = self._pick(buffers)
+        except KeyError:
+            raise self._wrong(buffers) from None
+        if len(given) != len(buffers):
+            raise self._wrong(buffers)
         if self._team is None:
             self._team = self.stream.team(self._target, self.name)
         slices = None if flags is None else self.stream.chosen(flags)
         if not self._size:
-            self._team((*buffers, *self._tables) if self._tables else buffers, slices)
+            self._team((*given, *self._tables) if self._tables else given, slices)
             return
         seat = self._seat
         try:
@@ -72,17 +84,21 @@ class Run:
             block = POOL.take(self._size)
         if block.views is None:
             block.views = [buffer_of(block.memory[place]) for place in self._places]
-        self._team((*buffers, *block.views, *self._tables), slices)
+        self._team((*given, *block.views, *self._tables), slices)
         seat.used = next(POOL.clock)
         if not (POOL.over and POOL.full):
             seat.blocks.append(block)
 
+    def _wrong(self, buffers: Mapping[str, Any]) -> TypeError:
+        names, own = (", ".join(map(repr, each)) for each in (buffers, self.tensors))
+        return TypeError(f"buffers has {names or 'nothing'}; the stream takes {own}")
+
     __reduce_ex__ = uncopied("copy the layer")
 
-    def seconds(self, sizes: Sequence[int], least: float = 0.01) -> float:
-        """The shortest time of a call on arrays of zeros, of so many elements, of those of `least`
-        seconds and of two or more."""
-        arrays = tuple(self._zeros(size) for size in sizes)
+    def seconds(self, sizes: Mapping[str, int], least: float = 0.01) -> float:
+        """The shortest time of a call on arrays of zeros, of so many elements by tensor, of those
+        of `least` seconds and of two or more."""
+        arrays = {name: self._zeros(sizes[name]) for name in self.tensors}
         self(arrays)
         times: list[float] = []
         while len(times) < 2 or sum(times) < least:

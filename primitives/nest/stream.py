@@ -225,7 +225,7 @@ class Stream(Frozen):
         """The slices without the calls whose flag (`Part.when`) is not set, and without the
         barriers before phases that have no call left. `flags` are booleans."""
         least = max(int(flag.max()) for _, flag in self._cuts) + 1
-        doors.typed("flags", flags, np.dtype(bool))
+        flags = doors.typed("flags", flags, np.dtype(bool))
         if flags.ndim != 1 or len(flags) < least:
             raise ValueError(f"flags has shape {flags.shape}; it must be ({least},), or longer")
         known = np.append(flags, True)  # -1: no flag

@@ -13,6 +13,7 @@ import numpy as np
 from jitgen import doors
 from jitgen.primitives.layers.arrays import realigned
 from jitgen.primitives.rnn.lengths import Lengths, Whole
+from jitgen.primitives.rnn.steps import Layer
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,10 +47,11 @@ class PackedRecurrent:
 
 @dataclass
 class Kept:
-    """What the backward pass needs of a forward pass."""
+    """What the backward pass needs of a forward pass; `layer` is of its batch and steps."""
 
     rows: Whole | Lengths
     directions: list[dict[str, Any]]
+    layer: Layer
 
     def __post_init__(self) -> None:
         self._bytes = self._count()

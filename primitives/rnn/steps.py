@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jitgen.kernels.cell_bodies import CELLS
 from jitgen.kernels.cells import emit_cell
-from jitgen.primitives.nest.limits import check_elements, check_reach
+from jitgen.primitives.nest.limits import check_elements, check_reach, threads_that_pay
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.stream import Made, Part
@@ -69,8 +69,6 @@ ROWS_BY_LENGTH = 12
 ROWS_OF_SUMS = 48
 #: From so many rows on, the input product of a step is made with the step
 ROWS_PER_STEP = 12
-#: Fewer operations of a step than this are done before another thread has passed the barrier
-OPERATIONS_PER_THREAD = 100_000
 #: Steps of a layer that has a barrier in their midst, at most: each is two parts of the stream
 MOST_STEPS = 1 << 14
 
@@ -131,11 +129,21 @@ class Layer:
         few = self.steps_by_length
         return few * max(1, ROWS_OF_SUMS // (few * self.rows_by_length))
 
+    @lazy
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the layer's arguments."""
+        lead, rows, h = (2,)[: self.directions - 1], self.gates * self.hidden, self.hidden
+        return {
+            "x": (self.steps, self.batch, self.inputs), "w": (*lead, rows, self.inputs),
+            "r": (*lead, rows, h), "b": (*lead, 2, rows), "p": (*lead, 3, h),
+            "h0": (*lead, self.batch, h), "y": (self.steps, self.batch, self.directions * h),
+        }  # fmt: skip
+
     @property
     def used(self) -> int:
         """Threads that pay."""
         work = 2 * self.batch * self.gates * self.hidden * self.hidden
-        return max(1, min(self.threads, work // OPERATIONS_PER_THREAD))
+        return threads_that_pay("recurrent", self.threads, work)
 
     @lazy
     def extents(self) -> dict[str, int]:

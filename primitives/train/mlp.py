@@ -85,20 +85,20 @@ class Mlp(Frozen):
         self.weights, self.biases = tuple(weights), tuple(biases)
         self.batch = batch
         self.classes = sizes[-1]
-        self._allocate()
+        self._allocate(batch)
 
     def __repr__(self) -> str:
         sizes = [self.weights[0].shape[1], *map(len, self.biases)]
         return f"<primitives.Mlp {' -> '.join(map(str, sizes))}, batch={self.batch}>"
 
-    def _allocate(self) -> None:
+    def _allocate(self, batch: int) -> None:
         """Arrays that every step writes again; a copy of the network has its own."""
         kind = NUMPY[self.layers[0].layer.dtype]
         self._gradients = [
             (np.empty(w.shape, kind), np.empty(b.shape, kind))
             for w, b in zip(self.weights, self.biases, strict=True)
         ]
-        self._outputs = [np.empty((self.batch, len(b)), kind) for b in self.biases]
+        self._outputs = [np.empty((batch, len(b)), kind) for b in self.biases]
         self._deltas = [np.empty_like(y) for y in self._outputs[:-1]]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Mlp(Frozen):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._allocate()
+        self._allocate(self.batch)
 
     @property
     def parameters(self) -> list[np.ndarray]:
@@ -115,7 +115,10 @@ class Mlp(Frozen):
         return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """The logits, batch x classes; the array is overwritten by the next call."""
+        """The logits, batch x classes, for any batch; the array is overwritten by the next call."""
+        x = doors.view("x", x)
+        if x.shape[1:] == self.weights[0].shape[1:] and len(x) not in (0, len(self._outputs[0])):
+            self._allocate(len(x))
         for layer, w, b, out in zip(
             self.layers, self.weights, self.biases, self._outputs, strict=True
         ):

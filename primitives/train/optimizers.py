@@ -115,10 +115,11 @@ class Optimizer(Frozen):
         self._scalars[: len(scalars)] = scalars
         numbers, target = buffer_of(self._scalars), cpu.host()
         for shape, both, state in zip(self._shapes, buffers, self._state, strict=True):
-            team: Any = elementwise(
+            run = elementwise(
                 self.op, math.prod(shape), self.words, "bias", self.dtype, self.threads, target
             )
-            team((*both, *map(buffer_of, state), numbers))
+            arrays = *both, *map(buffer_of, state)
+            run({**dict(zip(self.words, arrays, strict=True)), "bias": numbers})
 
 
 def _arrays(name: str, value: Any) -> tuple[Any, ...]:
