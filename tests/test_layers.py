@@ -398,33 +398,6 @@ def test_tensors_of_torch() -> None:
 # ---- strides ------------------------------------------------------------------------------------
 
 
-def test_strides_reach_the_maker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a pass that takes them; each is a stream of its own."""
-    layer = FullyConnected(4, 6, 5, bias=False)
-    x, w, y = numbers(4, 9)[:, 1:7], numbers(5, 6), np.zeros((4, 8), np.float32)[:, :5]
-    with pytest.raises(ValueError, match=r"x has strides \(36, 4\); it must be C-contiguous"):
-        layer.forward(x, w)
-    asked: list[Any] = []
-
-    def forward(at: Any, *how: Any, strides: Any = ()) -> Any:
-        asked.append(strides)
-
-        def run(buffers: Any) -> None:
-            for name, array in (("a", x), ("c", y)):
-                start = array.__array_interface__["data"][0]
-                assert int(jitgen.run.loader.number(buffers[name])) == start
-
-        return run
-
-    monkeypatch.setattr(streams, "forward", forward)
-    monkeypatch.setattr(FullyConnected, "_strided", {forward: ("a", "c")})
-    for _ in range(2):
-        layer.forward(x, w, None, y)
-    assert asked == [(("a", (9,)), ("c", (8,)))]
-    with pytest.raises(ValueError, match="w has strides"):
-        layer.forward(x, numbers(5, 8)[:, :6], None, y)
-
-
 @pytest.mark.parametrize(
     ("array", "strides"),
     [

@@ -275,9 +275,10 @@ def to_nhwc(
     y = images(conv, to, channels, inside, strides, nhwc=True)
     high, wide = (-(-n // step) for n, step in zip(size, steps, strict=True))
     even_shares = steps == (1, 1) and conv.batch % conv.threads == 0
-    if even_shares and inside[1] == wide and (whole := x.merged("h", "w")):
+    of_x, of_y = x.merged("h", "w"), y.merged("h", "w")
+    if even_shares and inside[1] == wide and of_x and of_y:
         # images without a border are one long row, where the threads share images evenly
-        x, y, at = whole, y.merged("h", "w") or y, (0, at[0] * wide)
+        x, y, at = of_x, of_y, (0, at[0] * wide)
         high, wide = 1, high * wide
     loops = {"n": Loop(conv.batch, (1,)), "h": Loop(high, (1,)), "w": Loop(wide, (wide,))}
     return Nest("NHw", loops, conv.dtype, conv.target).relayout(
@@ -292,8 +293,9 @@ def from_nhwc(
     """Copy NHWC images to images of the layer's layout."""
     x = images(conv, source, channels, size, nhwc=True)
     y = images(conv, to, channels, size, strides)
-    if whole := y.merged("h", "w"):
-        x, y = x.merged("h", "w") or x, whole
+    of_x, of_y = x.merged("h", "w"), y.merged("h", "w")
+    if of_x and of_y:
+        x, y = of_x, of_y
     # pieces of some channels, so that few images suffice for many threads
     loops = {"n": Loop(conv.batch, (1,)), "c": Loop(channels, (min(channels, 64),)),
              "h": Loop(y.sizes["h"], (1,))}  # fmt: skip
