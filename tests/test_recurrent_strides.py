@@ -83,10 +83,9 @@ class Arrays:
     def run(self, make: Any, *how: Any) -> None:
         """Run a stream on these."""
         run = make(self.layer, self.way, *how, strides=self.strides)
-        names = [name for name in run.stream.tensors if name not in run.scratch]
         absent = {"p"} if not self.layer.peephole else set[str]()
-        run(tuple(buffer_of(self.bases[name]) if name in self.bases and name not in absent
-                  else ffi.NULL for name in names), self.rows.flags)  # fmt: skip
+        run({name: buffer_of(self.bases[name]) if name in self.bases and name not in absent
+             else ffi.NULL for name in run.tensors}, self.rows.flags)  # fmt: skip
 
 
 def passes(layer: Layer, way: Way, gaps: str, lengths: list[int] | None) -> Arrays:
