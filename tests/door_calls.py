@@ -277,7 +277,7 @@ def no_code(sizes: dict[str, int], first: bool, last: bool) -> Any:
     return SHOWN, {"count": 1}
 
 
-REF = Ref("A", {"n": 1})
+REF = Ref("A", {"n": 1}, 4, 0, 0, {})
 LOOPS = {"n": Loop(4, (2,))}
 
 
@@ -294,17 +294,6 @@ add("jitgen.primitives.nest.loops.parse_order", loops.parse_order, lambda: {"ord
     order=text)
 add("jitgen.primitives.nest.loops.iterate", lambda **given: loops.iterate(**given).thread,
     lambda: {"order": "n", "loops": LOOPS, "threads": 2}, order=nothing, loops=nothing)
-add("jitgen.primitives.nest.stream.Ref", Ref,
-    lambda: {"tensor": "A", "steps": {"n": 1}, "element": 4, "per_thread": 0, "start": 0,
-             "table": {"n": np.arange(4)}},
-    tensor=text, steps=mapping, element=lambda v: v if size(1, 8)(v) in (1, 2, 4, 8) else NO,
-    per_thread=size(0, 1 << 40), start=size(-(1 << 40), 1 << 40), table=mapping)  # fmt: skip
-add("jitgen.primitives.nest.stream.Part", Part,
-    lambda: {"title": "t", "order": "n", "loops": LOOPS, "code": no_code, "words": {"a": REF},
-             "reduction": "", "before": (), "after": (), "variants": {}, "when": REF},
-    title=text, order=text, loops=nothing, code=function, words=mapping, reduction=name("", "n"),
-    before=items(nothing), after=items(nothing), variants=mapping,
-    when=optional(nothing))  # fmt: skip
 add("jitgen.primitives.nest.stream.Stream", lambda **given: Stream(**given).slices,
     lambda: {"parts": [part()], "tensors": ["A"], "threads": 2}, parts=items(nothing),
     tensors=nothing)
@@ -318,7 +307,7 @@ add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(targ
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
 TEAM = Stream(
     [part(code=lambda sizes, first, last: (PLAIN, {"count": 1}),
-          words={word: Ref(word, {}) for word in "abc"})],
+          words={word: Ref(word, {}, 4, 0, 0, {}) for word in "abc"})],
     list("abc"),
 ).team(cpu.host())  # fmt: skip
 add("the call of a Stream.team", TEAM,

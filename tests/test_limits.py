@@ -175,7 +175,7 @@ def code(size: dict[str, int], first: bool, last: bool) -> Any:
 def part(order: str, reduction: str = "k", **steps: int) -> Part:
     loops = {name: Loop(4, (2,)) for name in "mnk"}
     steps = steps or {"m": 4, "n": 1}
-    words = {"a": Ref("a", {"m": 4, "k": 1}), "c": Ref("c", steps)}
+    words = {"a": Ref("a", {"m": 4, "k": 1}, 4, 0, 0, {}), "c": Ref("c", steps, 4, 0, 0, {})}
     return Part("product", order, loops, code, words, reduction)
 
 
@@ -208,7 +208,7 @@ def test_results_that_two_threads_store_are_refused() -> None:
     # a barrier parts them
     loops = {"m": Loop(2, (1,)), "n": Loop(2, (1,))}
     place = np.array([0, 1]), np.array([0, 1])
-    words = {"c": Ref("c", {}, table={"m": place[0], "n": -place[1] + 1})}
+    words = {"c": Ref("c", {}, 4, 0, 0, {"m": place[0], "n": -place[1] + 1})}
     for order in ("m|N", "mN"):
         made = Part("crossed", order, loops, code, words)
         if "|" in order:
@@ -248,4 +248,4 @@ def test_a_curve_is_over_two_loops() -> None:
 def test_the_number_of_calls_is_known_before_the_stream_is_made() -> None:
     loops = {"n": Loop(MOST_CALLS + 1, (1,)), "k": Loop(1 << 30, (1,))}
     with pytest.raises(TooLarge, match=f"{(MOST_CALLS + 1) << 30} kernel calls"):
-        Stream([Part("many", "nk", loops, code, {"c": Ref("c", {})})], ["c"])
+        Stream([Part("many", "nk", loops, code, {"c": Ref("c", {}, 4, 0, 0, {})})], ["c"])

@@ -214,7 +214,7 @@ def test_offsets_beyond_32_bits_are_refused() -> None:
         return Routine("nothing", (), AVX2, b"\xc3"), {}
 
     loops = {"n": Loop(4, (2,))}
-    part = Part("far", "n", loops, code, {"a": Ref("a", {"n": 1 << 31})})
+    part = Part("far", "n", loops, code, {"a": Ref("a", {"n": 1 << 31}, 4, 0, 0, {})})
     with pytest.raises(ValueError, match="far"):
         Stream([part], ["a"])
 
@@ -237,7 +237,8 @@ def test_the_driver_reports_a_refusal() -> None:
     def code(size: dict[str, int], first: bool, last: bool) -> Made:
         return codes[first], {}
 
-    part = Part("refuse", "n", {"n": Loop(2, (1,))}, code, {"a": Ref("a", {"n": 1})}, "n")
+    refs = {"a": Ref("a", {"n": 1}, 4, 0, 0, {})}
+    part = Part("refuse", "n", {"n": Loop(2, (1,))}, code, refs, "n")
     with pytest.raises(RuntimeError, match="vectors"):
         Stream([part], ["a"]).team(target)([loader.ffi.NULL])
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jitgen.emit.routine import Operand, Written, emitter
-from jitgen.emit.steps import Step, StepOperand, apply, check_places
+from jitgen.emit.steps import Step, StepOperand, apply, check_places, operands
 from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.strips import Axis, Walk
 from jitgen.run.cache import CODE
@@ -66,6 +66,8 @@ def _written(kind: str, walk: Walk, dtype: str, target: Target) -> Written:
     rows, columns = walk.rows, walk.columns
     name = f"{kind} {dtype} {rows.count}x{columns.count}x{walk.channels}"
     signature = tuple(Operand(word, role, dtype) for role, word in walk.words.items())
+    if "residual" in operands(walk.epilogue):
+        signature += (Operand("residual", "residual", dtype),)
     return Written(name, signature, target, walk.emit())
 
 

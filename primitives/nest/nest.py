@@ -17,6 +17,7 @@ from math import gcd, prod
 from typing import Any, NamedTuple
 
 from jitgen import doors
+from jitgen.emit.frame import ARGUMENTS
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.plan import check_overrides
@@ -24,6 +25,7 @@ from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
+from jitgen.primitives.nest.tables import check_table
 from jitgen.primitives.nest.tensor import Access, Tensor
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES
@@ -77,16 +79,28 @@ class Nest:
         """A kernel at each iteration, as `code` makes it; `words` of its argument struct. `before`,
         `after`, `variants` and `when` are those of `Part`.
 
-        Raises ValueError for a loop that is missing, an index beyond its axis, and a sum that
-        threads would share.
+        Raises TypeError or ValueError for a loop that is missing, an index beyond its axis, and a
+        sum that threads would share.
         """
-        refs = {
-            word: doors.instance(f"words[{doors.shown(word)}]", access, Access).ref(self.loops)
-            for word, access in doors.mapping("words", words).items()
-        }
+        refs = {}
+        for word, access in doors.mapping("words", words).items():
+            if word not in ARGUMENTS:
+                doors.one_of("words: word", word, ARGUMENTS)
+            refs[word] = doors.instance(f"words[{word!r}]", access, Access).ref(self.loops)
         flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
-        beside = (before, after, {} if variants is None else variants, flag)
-        return Part(title, self.order, self.loops, code, refs, self.sums, *beside)
+        variants = {} if variants is None else doors.mapping("variants", variants)
+        for name, variant in variants.items():
+            what = f"variants[{doors.shown(name)}]"
+            loop, values = doors.items(what, variant, 2)
+            extent = self.loops[doors.one_in(f"{what}: loop", loop, "loops", self.loops)].extent
+            check_table(what, values, extent)
+        for name, others in (("before", before), ("after", after)):
+            for i, other in enumerate(doors.items(name, others)):
+                doors.instance(f"{name}[{i}]", other, Part)
+        return Part(
+            doors.text("title", title), self.order, self.loops, doors.function("code", code), refs,
+            self.sums, tuple(before), tuple(after), variants, flag,
+        )  # fmt: skip
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from jitgen.primitives.nest.tables import (
     TooLarge,
     check_calls,
     check_owners,
-    check_table,
     distinct,
     groups,
 )
@@ -41,40 +41,25 @@ MakeCode = Callable[[dict[str, int], bool, bool], Made]
 FAR = 1 << 40
 
 
-@dataclass(frozen=True)
-class Ref:
+class Ref(NamedTuple):
     """Where a word of the argument struct points: `tensor` plus, for each loop named in `steps`,
     its position times a number of elements; `element` is the size of an element in bytes. Where
-    `per_thread` is not 0, each thread has that many elements of the tensor for itself."""
+    `per_thread` is not 0, each thread has that many elements of the tensor for itself. Made by
+    `jitgen.primitives.nest.tensor.Access`."""
 
     tensor: str
     steps: Mapping[str, int]
-    element: int = 4
-    per_thread: int = 0
-    start: int = 0
+    element: int
+    per_thread: int
+    start: int
     #: loop -> elements to add at each position of the loop
-    table: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        element = doors.integer("element", self.element)
-        if element not in (1, 2, 4, 8):
-            raise ValueError(f"element={doors.shown(self.element)} is not 1, 2, 4 or 8 bytes")
-        doors.settle(
-            self, element=element, tensor=doors.text("tensor", self.tensor),
-            per_thread=doors.size("per_thread", self.per_thread, 0, FAR),
-            start=doors.size("start", self.start, -FAR, FAR),
-        )  # fmt: skip
-        for name, step in doors.mapping("steps", self.steps).items():
-            if type(step) is not int or abs(step) > FAR:  # a check takes longer than all of this
-                doors.size(f"steps[{doors.shown(name)}]", step, -FAR, FAR)
-        for name, elements in doors.mapping("table", self.table).items():
-            check_table(f"table[{doors.shown(name)}]", elements)
+    table: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Part:
     """A loop nest and the kernel in it; `reduction` names the loops that sum into the same
-    output.
+    output. Made by `jitgen.primitives.nest.nest.Nest`, which checks.
 
     `when` (of an outermost part): an element of an array of flags; `Stream.chosen` leaves out the
     calls whose flag is not set, with those before and after them. Between barriers the flag of the
@@ -99,54 +84,11 @@ class Part:
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     when: Ref | None = None
 
-    def __post_init__(self) -> None:
-        doors.function("code", self.code)
-        doors.settle(
-            self, title=doors.text("title", self.title), order=doors.text("order", self.order),
-            reduction=doors.text("reduction", self.reduction),
-            before=doors.items("before", self.before), after=doors.items("after", self.after),
-        )  # fmt: skip
-        for name, loop in doors.mapping("loops", self.loops).items():
-            doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
-        for name in self.reduction:
-            if name not in self.loops:
-                raise ValueError(
-                    f"reduction={doors.shown(self.reduction)}: {name!r} is not in loops="
-                    f"{doors.shown(self.loops)}"
-                )
-        for name, ref in doors.mapping("words", self.words).items():
-            doors.one_of("words: word", name, ARGUMENTS)
-            doors.instance(f"words[{name!r}]", ref, Ref)
-            for loop_name in (*ref.steps, *ref.table):
-                doors.one_in(f"words[{name!r}]: loop", loop_name, "loops", self.loops)
-            for loop_name, elements in ref.table.items():
-                self._check_extent(f"words[{name!r}].table[{loop_name!r}]", loop_name, elements)
-        for name, variant in doors.mapping("variants", self.variants).items():
-            what = f"variants[{doors.shown(name)}]"
-            loop_name, values = doors.items(what, variant, 2)
-            doors.one_in(f"{what}: loop", loop_name, "loops", self.loops)
-            check_table(what, values)
-            self._check_extent(what, loop_name, values)
-        if self.when is not None:
-            doors.instance("when", self.when, Ref)
-            for loop_name in (*self.when.steps, *self.when.table):
-                doors.one_in("when: loop", loop_name, "loops", self.loops)
-        for name, others in (("before", self.before), ("after", self.after)):
-            for i, other in enumerate(others):
-                doors.instance(f"{name}[{i}]", other, Part)
-
-    def _check_extent(self, name: str, loop: str, values: np.ndarray) -> None:
-        if len(values) < self.loops[loop].extent:
-            raise ValueError(
-                f"{name} has {len(values)} numbers; loop {loop!r} has {self.loops[loop].extent} "
-                "positions"
-            )
-
-    def _refs(self) -> Iterator[Ref]:
+    def refs(self) -> Iterator[Ref]:
         """Those of its words, and of the parts beside it."""
         yield from self.words.values()
         for other in (*self.before, *self.after):
-            yield from other._refs()
+            yield from other.refs()
 
     @property
     def count(self) -> int:
@@ -192,7 +134,7 @@ class Stream(Frozen):
             for i, part in enumerate(doors.items("parts", parts))
         ]
         for i, part in enumerate(parts):
-            for ref in part._refs():
+            for ref in part.refs():
                 doors.one_in(f"parts[{i}]: tensor", ref.tensor, "tensors", self.tensors)
         check_calls(sum(part.count for part in parts))
         #: kinds of calls and their numbers, by code and words: routines of the same code are one

@@ -24,12 +24,14 @@ def check_calls(count: int) -> None:
         raise TooLarge(f"{count} kernel calls; a stream has {MOST_CALLS} at most")
 
 
-def check_table(name: str, value: np.ndarray) -> None:
-    """A number for each position of a loop."""
+def check_table(name: str, value: np.ndarray, extent: int = 0) -> None:
+    """A number for each of so many positions of a loop."""
     if doors.plain(name, value).dtype.kind not in "iu" or value.ndim != 1:
         error = ValueError if value.dtype.kind in "iu" else TypeError
         raise error(f"{name} has shape {value.shape} and dtype {value.dtype}; it must be a vector "
                     "of integers")  # fmt: skip
+    if len(value) < extent:
+        raise ValueError(f"{name} has {len(value)} numbers; the loop has {extent} positions")
 
 
 def check_owners(title: str, order: str, nest: Iterations, results: np.ndarray) -> None:

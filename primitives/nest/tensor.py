@@ -260,7 +260,9 @@ class Access:
                 last = (loop.extent - 1) // loop.blocks[-1] * each
                 low, high = (low + last, high) if last < 0 else (low, high + last)
                 starts.append(each)
-            elif len(step):
+                continue
+            check_table(f"{self.tensor.name}: table along {axis}", step, loops[name].extent)
+            if len(step):
                 low, high = low + int(step.min()), high + int(step.max())
         # a table may also point behind the last one, where a call reads nothing
         behind = any(not isinstance(step, int) for _, step in moving)
