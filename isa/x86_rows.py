@@ -146,6 +146,26 @@ class _Encoding:
             else:
                 self.sizes = (2, 5)
         self._roles()
+        #: operands with a range: index, least value, one past the largest
+        self.ranges = [(i, *self._range(kind)) for i, kind in enumerate(self.kinds)
+                       if kind in REGISTERS or kind in IMMEDIATE_BYTES]  # fmt: skip
+        if self.mask:
+            self.ranges.append((len(self.kinds), 1, 8))
+        self.count = len(self.kinds) + self.mask
+        # what does not depend on the operands; N of disp8*N (SDM 2.7.5) is the size of the memory
+        # operand, 1 outside EVEX
+        self.compression = self.memory_bits // 8 if self.space == "EVEX" else 1
+        self.second = self.w << 7 | 4 | self.prefix
+        self.third = self.zero << 7 | self.length << 5 | self.broadcast << 4
+        self.bytes_named = any(self.kinds[i] == "r8" for i in (self.reg, self.rm) if i >= 0)
+
+    def _range(self, kind: str) -> tuple[int, int]:
+        if kind in REGISTERS:
+            limit = 16 if self.space != "EVEX" and kind != "k" else len(REGISTERS[kind])
+            return 0, 1 if kind == "rax" else limit
+        bits = 8 * IMMEDIATE_BYTES[kind]
+        low = 0 if kind[0] == "u" else -(1 << bits - 1)
+        return low, 1 << bits if kind[0] == "u" or bits == 64 else 1 << bits - 1
 
     def _roles(self) -> None:
         """Which operand goes to ModRM.reg, VEX.vvvv, ModRM.rm, is4 and the immediate."""
@@ -174,7 +194,11 @@ class _Encoding:
 
     def encode(self, operands: Operands) -> bytes:
         """The instruction's bytes."""
-        self._check(operands)
+        if len(operands) != self.count:
+            raise EncodingError(f"{self.signature}: {len(operands)} operands {operands}")
+        for i, low, high in self.ranges:
+            if not low <= operands[i] < high:
+                raise self._wrong(i, operands[i])
         if self.label_at >= 0:
             return self._encode_label(operands)
         reg = operands[self.reg] if self.reg >= 0 else (self.digit or 0)
@@ -183,7 +207,7 @@ class _Encoding:
             base = index = 0
             tail = b""
         elif self.memory_bits:
-            base, index, tail = _memory(operands[self.rm], reg & 7, self._compression())
+            base, index, tail = _memory(operands[self.rm], reg & 7, self.compression)
         else:
             base, index = operands[self.rm], 0
             tail = bytes((0xC0 | (reg & 7) << 3 | base & 7,)) if self.modrm else b""
@@ -201,10 +225,6 @@ class _Encoding:
             code += (operands[self.immediate] & (1 << 8 * n) - 1).to_bytes(n, "little")
         return code
 
-    def _compression(self) -> int:
-        """N of disp8*N (SDM 2.7.5): the size of the memory operand; 1 outside EVEX."""
-        return self.memory_bits // 8 if self.space == "EVEX" else 1
-
     def _legacy(self, reg: int, index: int, base: int) -> bytes:
         opcodes = list(self.opcodes)
         prefix = []
@@ -212,7 +232,7 @@ class _Encoding:
             prefix.append(opcodes.pop(0))
         rex = 0x48 * self.w | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | base >> 3 & 1
         # without a REX prefix, the numbers 4 to 7 name ah to bh
-        byte_register = any(
+        byte_register = self.bytes_named and any(
             i >= 0 and self.kinds[i] == "r8" and register >= 4
             for i, register in ((self.reg, reg), (self.rm, base))
         )
@@ -233,10 +253,8 @@ class _Encoding:
     def _evex(self, reg: int, index: int, base: int, vvvv: int, mask: int) -> bytes:
         x = ~(index if self.memory_bits else base >> 1) >> 3 & 1
         first = (~reg >> 3 & 1) << 7 | x << 6 | (~base >> 3 & 1) << 5 | (~reg >> 4 & 1) << 4
-        second = self.w << 7 | (~vvvv & 15) << 3 | 4 | self.prefix
-        third = (
-            self.zero << 7 | self.length << 5 | self.broadcast << 4 | (~vvvv >> 4 & 1) << 3 | mask
-        )
+        second = self.second | (~vvvv & 15) << 3
+        third = self.third | (~vvvv >> 4 & 1) << 3 | mask
         return bytes((0x62, first | self.map, second, third, self.opcodes[0]))
 
     def _encode_label(self, operands: Operands) -> bytes:
@@ -254,23 +272,14 @@ class _Encoding:
             return bytes((opcode, offset & 0xFF))
         return bytes(self.opcodes) + (offset & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def _check(self, operands: Operands) -> None:
-        if len(operands) != len(self.kinds) + self.mask:
-            raise EncodingError(f"{self.signature}: {len(operands)} operands {operands}")
-        for kind, value in zip(self.kinds, operands, strict=False):
-            registers = REGISTERS.get(kind)
-            if registers is not None:
-                limit = 16 if self.space != "EVEX" and kind != "k" else len(registers)
-                if not 0 <= value < (1 if kind == "rax" else limit):
-                    raise EncodingError(f"{self.signature}: {value} is no {kind} register")
-            elif kind in IMMEDIATE_BYTES:
-                bits = 8 * IMMEDIATE_BYTES[kind]
-                low = 0 if kind[0] == "u" else -(1 << bits - 1)
-                high = (1 << bits) if kind[0] == "u" or bits == 64 else 1 << bits - 1
-                if not low <= value < high:
-                    raise EncodingError(f"{self.signature}: immediate {value} needs {kind}")
-        if self.mask and not 1 <= operands[-1] <= 7:
-            raise EncodingError(f"{self.signature}: mask k{operands[-1]}; a mask is k1 to k7")
+    def _wrong(self, at: int, value: int) -> EncodingError:
+        """What is wrong with an operand that is out of range."""
+        if at == len(self.kinds):
+            return EncodingError(f"{self.signature}: mask k{value}; a mask is k1 to k7")
+        kind = self.kinds[at]
+        if kind in REGISTERS:
+            return EncodingError(f"{self.signature}: {value} is no {kind} register")
+        return EncodingError(f"{self.signature}: immediate {value} needs {kind}")
 
     # ---- text -----------------------------------------------------------------------------
 
