@@ -195,6 +195,8 @@ class Walk(ABC):
         self.acc = [
             list(range(first + i * pixels, first + (i + 1) * pixels)) for i in range(rows.alive)
         ]
+        #: by result along the row: the taps that see a pixel, and that pixel
+        self.seen = [columns.seen(p) for p in range(pixels)]
         self.frame = Frame(machine)
 
     @abstractmethod
@@ -314,8 +316,8 @@ class Walk(ABC):
         """Multiply a row of input with `taps`: for each (results, row of taps) of `uses`."""
         machine, x, width = self.machine, self.frame["x_now"], len(self.columns.taps)
         found: dict[int, list[tuple[int, int]]] = {}
-        for p in range(self.columns.count):
-            for s, place in self.columns.seen(p):
+        for p, sees in enumerate(self.seen):
+            for s, place in sees:
                 for acc, r in uses:
                     if r * width + s in taps:
                         pair = (acc[p], self.weights[r * width + s])
