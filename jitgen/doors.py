@@ -215,6 +215,8 @@ def path(name: str, value: Any) -> str:
 
 def items(name: str, value: Any, count: int | None = None, what: str = "") -> tuple[Any, ...]:
     """The elements of a sequence, `count` of them if told; `what` says of what."""
+    if type(value) is tuple and (count is None or len(value) == count):
+        return value  # most are; abstract classes take microseconds
     error: type[Exception] = TypeError
     if not isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set)):
         with contextlib.suppress(TypeError):
@@ -234,9 +236,10 @@ def pair(name: str, value: Any, what: str = "", least: int = 1) -> tuple[int, in
 
 def mapping(name: str, value: Any) -> Mapping[Any, Any]:
     """A mapping."""
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise TypeError(f"{name}={shown(value)} is no mapping")
-    return value
+    mapped: Mapping[Any, Any] = value
+    return mapped
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

@@ -139,9 +139,10 @@ class Stream(Frozen):
         check_calls(sum(part.count for part in parts))
         #: kinds of calls and their numbers, by code and words: routines of the same code are one
         self._found: dict[Hashable, tuple[int, Call]] = {}
-        self.parts = tuple(
-            self._part(part, iterate(part.order, part.loops, threads)) for part in parts
-        )
+        # parts of many steps have the same loops
+        self._nests: dict[Hashable, Iterations] = {}
+        self.parts = tuple(self._part(part, self._iterate(part, threads)) for part in parts)
+        self._nests.clear()
         self.calls = tuple(call for _, call in self._found.values())
         made = [self._slice(t) for t in range(threads)]
         self.slices = tuple(words for words, _ in made)
@@ -178,6 +179,13 @@ class Stream(Frozen):
             result.append(np.concatenate([words[begin:end] for begin, end in pairs]))
         return result
 
+    def _iterate(self, part: Part, threads: int) -> Iterations:
+        key = part.order, threads, *part.loops.items()
+        nest = self._nests.get(key)
+        if nest is None:
+            nest = self._nests[key] = iterate(part.order, part.loops, threads)
+        return nest
+
     def _part(self, part: Part, nest: Iterations) -> Calls:
         check_sums(part.order, part.reduction)
         before, after = (
@@ -192,7 +200,7 @@ class Stream(Frozen):
         """The calls of a part beside another, and the iteration of that one each stands by: the
         first one of its position, or the last one."""
         blocks = {n: loop.blocks[0] for n, loop in other.loops.items() if n in part.loops}
-        own = iterate(other.order, other.loops)
+        own = self._iterate(other, 1)
         key, wanted = (
             np.stack([np.zeros(len(x), int), *(x.start[n] // b for n, b in blocks.items())], axis=1)
             for x in (own, nest)
