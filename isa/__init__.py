@@ -13,7 +13,7 @@ binding of the verbs of `jitgen.isa.machine.Machine` to rows of that table.
 from __future__ import annotations
 
 import importlib
-import sys
+from types import ModuleType
 
 from jitgen.isa.machine import Machine
 from jitgen.isa.program import Program
@@ -26,6 +26,7 @@ FAMILIES = {
     "avx512": ("jitgen.isa.avx512", "x86_64"),
     "sve": ("jitgen.isa.sve", "aarch64"),
 }
+_modules: dict[str, ModuleType] = {}
 
 
 def open_machine(
@@ -37,9 +38,9 @@ def open_machine(
     if not told), names of `jitgen.isa.types.DTYPES`; `vector_bits` is needed where the family
     leaves it open (SVE). ValueError for what the family has not.
     """
-    path = FAMILIES[name][0]
-    # layers open several when they are made: what is imported is found without the import system
-    module = sys.modules.get(path) or importlib.import_module(path)
+    module = _modules.get(name)  # layers open several when they are made
+    if module is None:
+        module = _modules[name] = importlib.import_module(FAMILIES[name][0])
     machine: Machine = module.open_machine(arithmetic, vector_bits, storage)
     return machine
 

@@ -44,6 +44,8 @@ MOST = (1 << 31) - 1
 SEARCH_LIMIT: Any = 100_000
 #: Bytes that no path has, with its end
 PATH_BYTES = 4096
+#: What says that it was too much effort (NumPy 1.24 has it elsewhere)
+TOO_HARD = getattr(np, "exceptions", np).TooHardError
 #: The CPU's memory, as DLPack numbers devices
 CPU_MEMORY = 1
 #: Characters of a value, bits of an integer, elements of an array that a message shows
@@ -277,20 +279,21 @@ def plain(name: str, value: Any, of: str = "") -> np.ndarray:
 
 def view(name: str, value: Any, of: str = "") -> np.ndarray:
     """As `plain`, also of an object that gives its memory, which is not copied."""
-    if isinstance(value, (np.ndarray, np.generic, type)):
+    given = not isinstance(value, (np.ndarray, np.generic, type)) and (
+        hasattr(value, "__array_interface__") or hasattr(value, "__dlpack__")
+    )
+    if not given:
         return plain(name, value, of)
     try:
         if hasattr(value, "__array_interface__"):
             return np.asarray(value)
-        if not hasattr(value, "__dlpack__"):
-            return plain(name, value, of)
         device = value.__dlpack_device__()
         if device[0] != CPU_MEMORY:
             raise BufferError(f"it is on device {tuple(map(int, device))}, not in CPU memory")
         if getattr(value, "is_neg", bool)():  # torch's, of which DLPack does not know
             raise BufferError("it is a negative view")
         return np.from_dlpack(value)
-    except (BufferError, RuntimeError, ValueError) as error:
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} is {type(value).__name__}, whose memory cannot be taken: {error}"
         ) from None
@@ -317,19 +320,22 @@ def array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 def strides(name: str, array: np.ndarray) -> tuple[int, ...]:
     """Strides in elements of all axes but the last, whose elements lie side by side; those of the
     others are whole elements apart, upwards, and overlap nowhere."""
-    size, found = array.itemsize, []
-    for extent, stride in zip(array.shape, array.strides, strict=True):
-        # an axis of one element has no stride that counts
-        found.append(stride if extent > 1 else 0)
-    last = found.pop()
-    rule = "" if last in (0, size) else "the elements of its last axis must lie side by side"
-    end = array.shape[-1] * size
-    for stride, extent in sorted(zip(found, array.shape, strict=False)):
+    if not array.ndim:
+        return ()
+    size, shape, found = array.itemsize, array.shape, list(array.strides)
+    end = size
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == 1:  # no stride of it counts: it gets that of an array without gaps
+            found[axis] = end
+        end = found[axis] * shape[axis]
+    rule = "" if found.pop() == size else "the elements of its last axis must lie side by side"
+    end = shape[-1] * size
+    for stride, extent in sorted(zip(found, shape, strict=False)):
         if extent > 1 and (stride < end or stride % size):
             rule = rule or f"others must be multiples of {size} that keep elements apart"
         end += stride * (extent - 1)
     if rule:
-        raise ValueError(f"{name} has strides {array.strides} for shape {array.shape}; {rule}")
+        raise ValueError(f"{name} has strides {array.strides} for shape {shape}; {rule}")
     return tuple(stride // size for stride in found)
 
 
@@ -376,7 +382,7 @@ def apart(name: str, array: np.ndarray, others: Iterable[tuple[str, Any]]) -> No
             continue
         try:
             shared = np.shares_memory(array, value, max_work=SEARCH_LIMIT)
-        except np.exceptions.TooHardError:
+        except TOO_HARD:
             shared = True
         if shared:
             raise ValueError(f"{name} overlaps {other}; an output may overlap no other array")

@@ -3,17 +3,19 @@
     import jitgen.kernel          # DeprecationWarning: it is jitgen.gemm.kernel now
     import primitives             # in a checkout: the very module jitgen.primitives
 
-Either way what is imported is the module itself, never a second copy of it.
+Either way what is imported is the module itself, never a second copy of it. Names in a module that
+went to another one (`Rates` to `jitgen.target`) are found there only.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import CodeType, ModuleType
 
 #: New package: the modules that moved there from the package before it, as old=new where the name
 #: changed too
@@ -74,6 +76,13 @@ class _Finder:
     ) -> ModuleSpec | None:
         return None if self.name_of(name) is None else ModuleSpec(name, self)  # type: ignore[arg-type]
 
+    def get_code(self, name: str) -> CodeType | None:
+        """For `python -m`."""
+        new = self.name_of(name) or name
+        spec = importlib.util.find_spec(new)
+        get_code = getattr(spec and spec.loader, "get_code", None)
+        return get_code(new) if get_code else None
+
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
@@ -119,7 +128,8 @@ def _warn(old: str) -> None:
 
 def install() -> None:
     """Let the old names be found: last, so that nothing that is there is hidden."""
-    sys.meta_path.append(_Old())
+    if not any(isinstance(finder, _Old) for finder in sys.meta_path):
+        sys.meta_path.append(_Old())
 
 
 def same_as_ours(top: str) -> None:

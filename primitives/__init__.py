@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jitgen import moved
+
 if TYPE_CHECKING:
     from jitgen.primitives.conv.folding import fold_batch_norm
     from jitgen.primitives.layers.convolution import Convolution
@@ -44,6 +46,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in PUBLIC:
         return getattr(importlib.import_module(f"jitgen.primitives.{PUBLIC[name]}"), name)
+    if f"jitgen.primitives.{name}" in moved.MOVED:
+        return moved.imported(f"jitgen.primitives.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -52,6 +56,6 @@ def __dir__() -> list[str]:
 
 
 if __name__ == "primitives":  # a checkout's folder, imported by its own name
-    from jitgen import moved, primitives  # noqa: F401
+    from jitgen import primitives  # noqa: F401
 
     moved.same_as_ours("primitives")

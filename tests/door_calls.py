@@ -302,9 +302,10 @@ add("jitgen.primitives.nest.stream.Stream.text", STREAM.text, lambda: {"most": 4
 FLAGGED = Stream([part(when=REF)], ["A"])
 add("jitgen.primitives.nest.stream.Stream.chosen", FLAGGED.chosen,
     lambda: {"flags": np.ones(4, bool)}, flags=nothing)
-add("jitgen.primitives.nest.stream.Stream.team", lambda target: STREAM.team(target) and None,
-    lambda: {"target": HERE})
+add("jitgen.primitives.nest.stream.Stream.team", lambda **given: STREAM.team(**given) and None,
+    lambda: {"target": HERE, "name": ""}, name=text)
 PLAIN = jitgen.brgemm(2, 8, 3, target=HERE)
+add("jitgen.Kernel.pieces", lambda: len(PLAIN.pieces()), dict)
 TEAM = Stream(
     [part(code=lambda sizes, first, last: (PLAIN, {"count": 1}),
           words={word: Ref(word, {}, 4, 0, 0, {}) for word in "abc"})],
@@ -349,10 +350,10 @@ add("jitgen.primitives.nest.nest.Nest.call", NEST.call,
     title=text, code=function, words=mapping, before=items(nothing), after=items(nothing),
     when=optional(nothing), variants=optional(mapping))  # fmt: skip
 add("jitgen.primitives.nest.nest.Nest.gemm", lambda **given: NEST.gemm(**given).words,
-    lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "taps": "", "columns": 0, "beta": 0.0,
-             "epilogue": (), "plan": None, "words": None, "title": "t"},
-    a=nothing, b=nothing, c=nothing, m=name("m"), n=name("n"), k=name("k"), taps=name(""),
-    columns=size(0), beta=number(), epilogue=items(nothing), plan=optional(mapping),
+    lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "outer": "", "taps": "", "columns": 0,
+             "beta": 0.0, "epilogue": (), "plan": None, "words": None, "title": "t"},
+    a=nothing, b=nothing, c=nothing, m=name("m"), n=name("n"), k=name("k"), outer=name(""),
+    taps=name(""), columns=size(0), beta=number(), epilogue=items(nothing), plan=optional(mapping),
     words=optional(mapping), title=text)
 add("jitgen.primitives.nest.nest.Nest.relayout", lambda **given: NEST.relayout(**given).words,
     lambda: {"source": TENSOR.at(n="m", c="k"), "to": Tensor("z", "c n", "f32", n=8, c=4).at(

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
+from jitgen.emit.routine import Routine
 from jitgen.gemm.spec import make_spec
+from jitgen.kernels import relayout
 from jitgen.primitives.fc import streams as fc_streams
-from jitgen.primitives.nest import gemm
+from jitgen.primitives.nest import gemm, nest
 from jitgen.primitives.nest.run import Run
+from jitgen.target import AVX2
 
 #: word -> elements that a call sees from its address on; and its multiply-adds
 Blocks = tuple[dict[str, int], int]
 
 
-class Record:
+class Record(Routine):
     """A kernel that is only described."""
 
     def __init__(self, name: str, *args: Any, **how: Any) -> None:
         plain = [a for a in args if isinstance(a, (int, str))]
         how = {key: value for key, value in how.items() if key not in ("plan", "target")}
-        self.code = repr((name, plain, how)).encode()
+        super().__init__(name, (), AVX2, repr((name, plain, how)).encode())
 
 
 def _product(args: list[Any], how: dict[str, Any], count: int) -> Blocks:
@@ -68,20 +72,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Streams of fully connected layers are made of records."""
     cached = [f for f in vars(fc_streams).values() if hasattr(f, "cache_clear")]
 
-    def maker(name: str) -> Any:
-        if name == "brgemm":
-            return lambda *args, **how: Record(name, *args, **how)
-        return lambda *args, **how: Record(name, *args, **how).code
-
     with monkeypatch.context() as patch:
         for module, name in (
-            (gemm, "brgemm"), (gemm, "emit_packer"), (gemm, "emit_dot"),
+            (nest, "brgemm"), (relayout, "emit_packer"), (gemm, "emit_dot"),
             (fc_streams, "emit_column_sums"),
         ):  # fmt: skip
-            patch.setattr(module, name, maker(name))
-        patch.setattr(gemm, "_packer", lambda *args: Record(
-            "emit_packer", *args[:3], 0, *args[3:]
-        ).code)  # fmt: skip
+            patch.setattr(module, name, partial(Record, name))
         yield
     # no other test may find these streams
     for function in cached:

@@ -75,8 +75,7 @@ def passes(layer: Convolution, rng: np.random.Generator) -> dict[str, dict[str, 
 
 
 def call(run: Run, arrays: dict[str, np.ndarray]) -> None:
-    run(tuple(buffer_of(arrays[name]) for name in run.stream.tensors if name in arrays
-              and name not in run.scratch))  # fmt: skip
+    run({name: buffer_of(arrays[name]) for name in run.tensors})
 
 
 def maker(layer: Convolution, which: str) -> tuple[Any, tuple[Any, ...]]:

@@ -337,7 +337,7 @@ def onto_its_weights(layer: Any) -> Any:
         (lambda x: Convolution(1, 4, 5, 5, 6, 3, padding="valid"), ValueError, "valid"),
         (lambda x: Convolution(1, 4, 5, 5, 6, 3, groups=4), ValueError, "groups=4"),
         (lambda x: Convolution(1, 4, 5, 5, 6, 3, layout="chwn"), ValueError, "chwn"),
-        (lambda x: Convolution(1, 4, 5, 5, 6, 3, activation="elu"), ValueError, "elu"),
+        (lambda x: Convolution(1, 4, 5, 5, 6, 3, activation="celu"), ValueError, "celu"),
         (lambda x: Convolution(1, 4, 5, 5, 6, 3, dtype="i8"), ValueError, "i8"),
         (lambda x: x.forward(X[0], W, B), ValueError, "x has shape (4, 5, 5)"),
         (lambda x: x.forward(X, W[:5], B), ValueError, "w has shape"),

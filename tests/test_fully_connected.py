@@ -350,6 +350,7 @@ def test_streams_of_arrays_with_gaps(which: str, batch: int) -> None:
     make = getattr(streams, which)
     how = (0, 0) if which == "backward_weights" else (0, 0, False)
     for arrays, gaps in ((plain, ()), (wide, strides)):
-        make(layer, *how, gaps)(tuple(loader.ffi.from_buffer(a) for a in (*arrays, *bias)))
+        given = zip(("a", "b", "c", "bias"), (*arrays, *bias), strict=False)
+        make(layer, *how, gaps)({name: loader.ffi.from_buffer(a) for name, a in given})
     np.testing.assert_array_equal(wide[2][:, : shapes[2][1]], plain[2])
     assert np.isnan(wide[2][:, shapes[2][1] :]).all()

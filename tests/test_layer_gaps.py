@@ -23,6 +23,7 @@ from jitgen import (
     MaxPool,
     Rnn,
     convolution_1d,
+    doors,
 )
 
 RNG = np.random.default_rng(SEED)
@@ -167,3 +168,49 @@ def test_results_may_not_lie_over_one_another() -> None:
     twice = np.lib.stride_tricks.as_strided(np.zeros(20, np.float32), (4, 5), (12, 4))
     with pytest.raises(ValueError, match="out"):
         layer.forward(numbers(4, 6), numbers(5, 6), out=twice)
+
+
+@pytest.mark.parametrize("stride", [0, 8])
+def test_elements_of_the_last_axis_lie_side_by_side(stride: int) -> None:
+    need_x86()
+    layer = FullyConnected(4, 24, 40, bias=False, threads=1)
+    x = np.lib.stride_tricks.as_strided(numbers(4, 48), (4, 24), (192, stride))
+    with pytest.raises(ValueError, match=r"x has strides \(192, .*last axis must lie side by side"):
+        layer.forward(x, numbers(40, 24))
+
+
+def test_axes_of_one_element_have_any_stride() -> None:
+    """Whatever their strides are, and with gaps behind others."""
+    x = numbers(3, 1, 5, 1, 8)
+    for strides in ((240, 7, 40, 0, 4), (240, -9, 48, 1000, 4), (200, 0, 40, 40, 4)):
+        array = np.lib.stride_tricks.as_strided(numbers(200), x.shape, strides)
+        last = strides[2] // 4
+        assert doors.strides("x", array) == (strides[0] // 4, 5 * last, last, 8)
+    assert doors.strides("x", np.float32(1).reshape(())) == ()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_row_with_gaps(batch: int) -> None:
+    need_x86()
+    lstm = Lstm(5, batch, 1, 16, bias=False, threads=1)
+    x, w, r = numbers(5, batch, 1), numbers(64, 1) / 8, numbers(64, 16) / 8
+    for each, wanted in zip(lstm.forward(apart(x)[0], w, r), lstm.forward(x, w, r), strict=True):
+        np.testing.assert_array_equal(each, wanted)
+    pool = AveragePool(batch, 1, 5, 6, 3, threads=1, layout="nhwc")
+    compare(lambda x, out=None: pool.forward(x, out=out), numbers(batch, 5, 6, 1))
+
+
+def test_a_residual_with_gaps_is_its_own_result() -> None:
+    need_x86()
+    conv = Convolution(2, 8, 6, 6, 10, 3, padding=1, bias=False, residual=True, layout="nhwc",
+                       threads=1)  # fmt: skip
+    fc = FullyConnected(4, 24, 40, bias=False, residual=True, threads=1)
+    for layer, x, w, y in (
+        (conv, numbers(2, 6, 6, 8), numbers(10, 8, 3, 3), numbers(2, 6, 6, 10)),
+        (fc, numbers(4, 24), numbers(40, 24), numbers(4, 40)),
+    ):
+        wanted = layer.forward(x, w, residual=y)
+        out, base = apart(y)
+        assert layer.forward(x, w, residual=out, out=out) is out
+        np.testing.assert_array_equal(out, wanted)
+        assert np.isnan(base).sum() == base.size - out.size

@@ -112,3 +112,34 @@ def test_imports_point_down_and_in_no_circle() -> None:
     assert "jitgen.isa.form: imports jitgen.gemm.kernel; imports point down only" in (
         imports.upward(graph)
     )
+
+
+def test_threads_that_open_the_first_machine_at_once() -> None:
+    """None of them finds a module that another one is about to run."""
+    code = """if True:
+        import sys, threading
+        from jitgen import isa
+        sys.setswitchinterval(1e-6)
+        opened, start = [], threading.Barrier(8)
+        def work():
+            start.wait()
+            opened.extend(isa.open_machine(name, "f32", 256) for name in isa.FAMILIES)
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        [t.start() for t in threads], [t.join() for t in threads]
+        assert len(opened) == 24"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                              text=True)  # fmt: skip
+        assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_a_room_without_a_floor_is_named() -> None:
+    (sentence,) = imports.upward({"jitgen.new.cells": set(), "jitgen.isa": set()})
+    assert sentence == "jitgen.new.cells: FLOORS of tools/imports.py does not say where new stands"
+
+
+def test_an_old_name_runs_with_m() -> None:
+    for name in ("jitgen.kernel", "isa.x86_rows"):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-m", name], cwd=ROOT,
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr

@@ -168,6 +168,15 @@ def test_what_is_own_has_as_much_of_an_axis_as_its_loop() -> None:
         (lambda: nest("NK", "k").gemm(X, W.at(k="n", c="k"), Y), "threads cannot share a sum"),
         (lambda: nest("NKm", "").gemm(X, W.at(k="n", c="k"), Y), "missing in sums"),
         (lambda: nest("Nmk", "k").gemm(X, W.at(k="n"), Y), "k='k': .* has no axis along that loop"),
+        (lambda: product(c=49), "from 0 to 49 along axis c, which has 49"),
+        (lambda: product(c=50, w=40, k="c"), "'c': a call takes all of the axis, which has 50 in"),
+        (lambda: product(dtype="f64"), "a=.* has elements of 8 bytes; dtype='f32'"),
+        (lambda: product(at={"n": "m", "c": "m"}), "m='m': it goes along n and c of"),
+        (lambda: product(epilogue=[("clip", 0, 1e39)]), "clip high=1e.39 is too large for f32"),
+        (lambda: product(epilogue=["residual"], words={"residual": ADDED}), "'q' is missing in"),
+        (lambda: Tensor("w", "", "f32"), "layout='' has no axes"),
+        (lambda: nest("N", "").relayout(Tensor("a", "g k", "f32", g=4, k=40).at(k="n"), Tensor(
+            "b", "h k", "f32", h=4, k=40).at(k="n"), title="t"), "g is an axis of one of them"),
         (lambda: relayout(W_PLAIN, Tensor("v", "k", "f32", k=40), "f32", AVX2), "differ in axes"),
         (lambda: relayout(W_PLAIN, Tensor("v", "k/3 c k", "f32", k=40, c=3), "f32", AVX2),
          "only panels of whole vectors"),
@@ -182,6 +191,7 @@ AVX2 = parse_target("avx2")
 W = Tensor("w", "k/16 c k", "f32", k=40, c=3)
 W_PLAIN = Tensor("w", "k c", "f32", k=40, c=3)
 X = Tensor("x", "n c", "f32", n=5, c=3).at(n="m", c="k")
+ADDED = Tensor("r", "q n k", "f32", q=3, n=64, k=64).at(q="q", n="m", k="n")
 Y = Tensor("y", "n k", "f32", n=5, k=40).at(n="m", k="n")
 
 
@@ -189,6 +199,19 @@ def nest(order: str, sums: str) -> Nest:
     """Loops over a product of 5 x 3 and 3 x 40."""
     loops = {"m": Loop(5, (5,)), "n": Loop(40, (16,)), "k": Loop(3, (1,))}
     return Nest(order, loops, "f32", AVX2, sums)
+
+
+def product(
+    c: int = 50, w: int = 50, dtype: str = "f32", at: Any = None, k: str = "k", **more: Any
+) -> Any:
+    """64 x c times w x 64; the nest's loop k has 50, its loop q goes along nothing."""
+    loops = {"m": Loop(64, (16,)), "n": Loop(64, (32,)), "k": Loop(50, (50,)), "q": Loop(3, (1,))}
+    x = Tensor("x", "n c", dtype, n=64, c=c)
+    along: Any = {} if k == "c" else {"c": "k"}
+    return Nest("MNqk", loops, "f32", AVX2, "k").gemm(
+        x.at(**at or {"n": "m", **along}), Tensor("w", "c k", "f32", c=w, k=64).at(k="n", **along),
+        Tensor("y", "n k", "f32", n=64, k=64).at(n="m", k="n"), k=k, **more,
+    )  # fmt: skip
 
 
 def moves(rng: random.Random, target: str) -> tuple[Part, np.ndarray, np.ndarray, str]:

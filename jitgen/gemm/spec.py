@@ -205,9 +205,10 @@ def make_spec(
     )  # fmt: skip
 
 
-def make_epilogue(steps: Any) -> tuple[Step, ...]:
+def make_epilogue(steps: Any, dtype: str | None = None) -> tuple[Step, ...]:
     """Normalise an epilogue: names or (name, parameter, ...) tuples, in the order applied. The
-    steps: `jitgen.emit.steps.STEPS`; an operand's step may stand once.
+    steps: `jitgen.emit.steps.STEPS`; an operand's step may stand once. Parameters are finite in
+    `dtype`, as `make_step` says.
 
     >>> make_epilogue(["bias", ("clip", 0, 6)])
     (('bias',), ('clip', 0.0, 6.0))
@@ -217,7 +218,7 @@ def make_epilogue(steps: Any) -> tuple[Step, ...]:
         raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
     result: list[Step] = []
     for step in doors.items("epilogue", steps):
-        made = make_step("epilogue step ", step)
+        made = make_step("epilogue step ", step, dtype)
         if STEPS[made[0]].operand is not None and any(made[0] == s[0] for s in result):
             raise ValueError(f"epilogue step {made[0]!r} may stand only once")
         result.append(made)

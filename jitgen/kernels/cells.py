@@ -8,7 +8,7 @@ over steps.
 
 >>> from jitgen.target import AVX2
 >>> emit_cell("lstm", 32, 64, "f32", AVX2, width=8).signature[1]
-Operand(word='b', meaning='c before', type='f32')
+Operand(word='b', meaning='c_before', type='f32')
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def emit_depthwise(
     epilogue: all steps but relu_mask and bias_row. Raises ValueError that names argument, value and
     rule.
     """
-    steps = make_epilogue(epilogue)
+    steps = make_epilogue(epilogue, dtype)
     check_places(steps, PLACES, "a depthwise kernel")
     walk = _Forward(rows, columns, channels, dtype, target, lda, ldb, ldc, ahead, steps)
     return _written("depthwise", walk, dtype, target)

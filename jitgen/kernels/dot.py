@@ -54,7 +54,7 @@ def emit_dot(
         raise ValueError(f"ldb={ldb}: {min(n, ROWS)} rows ({dtype}) span 2 GiB or more")
     if not possible(dtype, target):
         raise ValueError(f"target={target.name}: {dtype} vectors cannot be transposed there")
-    steps = make_epilogue(epilogue)
+    steps = make_epilogue(epilogue, dtype)
     check_places(steps, PLACES, "a row of products")
     frame = _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), steps).emit()
     meanings = {"a": "x", "b": "w", "c": "y"} | {name: name for name in operands(steps)}

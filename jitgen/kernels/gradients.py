@@ -2,8 +2,9 @@
 
 Bodies of element-wise operations (`jitgen.kernels.elementwise.Op`): registers x of dy and of what
 the derivative is made from, temporaries t, the activation's parameters s. Where the lines meet, the
-derivative is that of one of them, as in PyTorch's hardtanh, leaky_relu, elu and hardswish. Not
-here: curved ones (`jitgen.emit.derivatives`).
+derivative is that of one of them, as in PyTorch's hardtanh, leaky_relu and elu (hardswish: at 3
+and -3 the curve's, 3/2 and -1/2; PyTorch's is the lines'). Not here: curved ones
+(`jitgen.emit.derivatives`).
 """
 
 from __future__ import annotations

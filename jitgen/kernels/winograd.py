@@ -89,7 +89,7 @@ def emit_winograd(
         reach = 3 * (abs(grid.down) + abs(grid.right)) + count * abs(grid.square) + channels
         if (reach + abs(lead)) * DTYPES[dtype].size >= MATRIX_BYTES:
             raise ValueError(f"{name}={grid} and lead={lead} reach 2 GiB or more")
-    steps = make_epilogue(epilogue)
+    steps = make_epilogue(epilogue, dtype)
     if steps and kind != "output":
         raise ValueError(f"epilogue step {steps[0][0]!r}: kind={kind!r} has no epilogue")
     check_places(steps, PLACES, "a transform")

@@ -2,7 +2,8 @@
 
 A product over one channel would leave all lanes but one empty. Kernels walk down strips of the
 images as they lie; each knows which taps see beyond the image, so that no border is needed. Weights
-are [taps][channels]. Not here: the kernels (`jitgen.kernels.depthwise`), layouts (`conv_layouts`).
+are [taps][channels]. Not here: the kernels (`jitgen.kernels.depthwise`), layouts
+(`jitgen.primitives.conv.layouts`).
 """
 
 from __future__ import annotations

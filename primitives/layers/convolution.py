@@ -334,7 +334,7 @@ class Convolution(Images):
             inputs.append(("bias", "b", b, (self.conv.features,)))
         if self._wanted("residual", residual, self.residual, "residual=False"):
             if out is not None and out is residual and not self._in_place(sized.at):
-                residual = self._checked("residual", residual, y_shape).copy()
+                residual = self._loose("residual", residual, y_shape)[0].copy()
             inputs.append(("residual", "residual", residual, y_shape))
         results = (("result", "out", out, y_shape),)
         return self._result(sized, ("forward", packed), inputs, results, "residual")

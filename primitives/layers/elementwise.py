@@ -68,17 +68,24 @@ def shown_activation(activation: Step | None) -> str:
     return "no activation" if activation is None else " ".join(map(str, activation))
 
 
+def is_signed(activation: Step) -> bool:
+    """Whether an activation's output does not tell the sign of its input, which its derivative
+    needs."""
+    name, *parameters = activation
+    return name in SIGNED and parameters[0] < 0
+
+
 def derived_from(activation: Step | None, y: Any, z: Any) -> tuple[str, Any]:
     """Of an activation's output y and its input z, the one that its derivative is made from: its
     name and value. ValueError where that one is missing, or the other one given, or where there is
     no derivative."""
     if activation is None:
         raise ValueError("activation=None: dz is dy")
-    name, *parameters = activation
+    name = activation[0]
     known = STEPS[name].known
     if not known:
         raise ValueError(f"activation={name!r} has no backward pass: its gradient is not known")
-    if name in SIGNED and parameters[0] < 0:
+    if is_signed(activation):
         raise ValueError(
             f"activation={activation} has no backward pass: its output does not tell the sign of "
             "its input, as it does with a parameter that is not negative"

@@ -173,8 +173,8 @@ class FullyConnected(base.Layer):
             self._wanted("b", b, False, "bias=False")
         if at.residual or residual is not None:
             self._wanted("residual", residual, at.residual, "residual=False")
-            if out is residual and out is not None:
-                residual = np.array(out)
+            if out is residual and out is not None and not isinstance(out, Blocked):
+                residual = np.array(doors.view("residual", residual))
         return self._multiply(
             streams.forward, "x", x, at.in_features, w, False, at.out_features, out, more, residual
         )

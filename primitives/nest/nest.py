@@ -122,9 +122,12 @@ class Nest:
         `call`.
         """
         for name, access in (("a", a), ("b", b), ("c", c)):
-            doors.instance(name, access, Access)
+            self._check_type(name, access)
+        more = {} if words is None else doors.mapping("words", words)
         columns = doors.size("columns", columns, 0)
-        beta, epilogue = doors.number("beta", beta, dtype=self.dtype), make_epilogue(epilogue)
+        beta, epilogue = doors.number("beta", beta, dtype=self.dtype), (
+            make_epilogue(epilogue, self.dtype)
+        )
         plan = None if plan is None else dict(check_overrides(plan))
         if doors.text("taps", taps):
             known = {**self.loops, **beside.get("variants", {})}
@@ -134,8 +137,14 @@ class Nest:
         # what is own lies still: it has the axis, not the loop
         in_b = k if b.axis(k) or k in b.tensor.sizes else (a.axis(k) or (k,))[0]
         of_b, of_c = self._along(b, in_b, "k"), self._along(c, m, "m")
-        if beta == 0.0:
-            self._check_sums(a, b, c)
+        for name, x, y in ((m, rows, of_c), (k, depth, of_b)):
+            if not (x.loop or y.loop or x.extent == y.extent):
+                raise ValueError(
+                    f"{name!r}: a call takes all of the axis, which has {x.extent} in {a.tensor!r} "
+                    f"and {y.extent} in {(b if name == k else c).tensor!r}"
+                )
+        if beta == 0.0 or epilogue:
+            self._check_sums(c, a, b, *more.values())
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
@@ -143,7 +152,6 @@ class Nest:
         else:
             how["trans_b"] = wide.rank < of_b.rank
             how["ldb"] = wide.stride if how["trans_b"] else of_b.stride
-        more = {} if words is None else doors.mapping("words", words)
         if "residual" in more:
             how["ldr"] = self._along(more["residual"], m, "m").stride
         if taps:
@@ -185,16 +193,23 @@ class Nest:
 
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
 
-    def _check_sums(self, a: Access, b: Access, c: Access) -> None:
+    def _check_type(self, name: str, access: Any) -> None:
+        """Raise TypeError, ValueError unless this is a place in a tensor of the nest's type."""
+        tensor = doors.instance(name, access, Access).tensor
+        if tensor.element != DTYPES[self.dtype].size:
+            raise ValueError(f"{name}={tensor!r} has elements of {tensor.element} bytes; "
+                             f"dtype={self.dtype!r}")  # fmt: skip
+
+    def _check_sums(self, c: Access, *others: Access) -> None:
         """Raise ValueError if calls would overwrite what others left in the same place."""
         for name, loop in self.loops.items():
-            moves = a.moves(name) or b.moves(name)
+            moves = any(other.moves(name) for other in others)
             if moves and not (c.moves(name) or c.tensor.own or name in self.sums) and (
                 loop.extent > loop.blocks[-1]
             ):
                 raise ValueError(
-                    f"order={self.order!r}: loop {name!r} is missing in sums={self.sums!r}; a and "
-                    "b depend on it and c does not, so that each of its calls would overwrite c"
+                    f"order={self.order!r}: loop {name!r} is missing in sums={self.sums!r}; what "
+                    "is read depends on it and c does not: each of its calls would overwrite c"
                 )
 
     def _joined(self, inner: str, outer: str, *accesses: Access) -> bool:
@@ -214,8 +229,16 @@ class Nest:
         """`to` = `source`, in the layout that it has. A call moves two axes at the most: the one
         along which neighbours lie together in either, and one more; others are loops. fill: panels
         of the result are filled up with zeros. beside: arguments of `call`."""
-        doors.instance("source", source, Access)
-        p, q = source.tensor.inner, doors.instance("to", to, Access).tensor.inner
+        self._check_type("source", source)
+        self._check_type("to", to)
+        for x, y in ((source, to), (to, source)):
+            for axis, size in x.tensor.sizes.items():
+                if axis not in y.tensor.sizes and axis not in x.index and size > 1:
+                    raise ValueError(
+                        f"{source.tensor!r} to {to.tensor!r}: {axis} is an axis of one of them; "
+                        "take one position of it, or a loop"
+                    )
+        p, q = source.tensor.inner, to.tensor.inner
         inner, transposed = self._on(source, p), p != q
         other = q if transposed else self._other(source, to, p)
         outer = self._on(source, other) if other else _Along()
@@ -288,6 +311,10 @@ class Nest:
                     f"{argument}={doors.shown(name)}: {access.tensor!r} has gaps between them"
                 )
             return inner
+        along = [axis for axis in access.index if name in access.steps(axis)]
+        if len(along) > 1:
+            raise ValueError(f"{argument}={doors.shown(name)}: it goes along {' and '.join(along)} "
+                             f"of {access.tensor!r}")  # fmt: skip
         found = access.axis(name)
         if found:
             return self._on(access, found[0], name)

@@ -159,7 +159,7 @@ class Stream(Frozen):
     def team(self, target: Target, name: str = "") -> Team:
         """The stream, ready to run; `name` says whose it is (for tools; default: its first part's
         title)."""
-        name = name or next((calls.part.title for calls in self.parts), "")
+        name = doors.text("name", name) or next((calls.part.title for calls in self.parts), "")
         return Team(self.calls, self.slices, len(self.tensors), cpu.choose(target), name)
 
     __reduce_ex__ = uncopied("copy the layer, or make it anew from its parts")

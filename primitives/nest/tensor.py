@@ -243,11 +243,9 @@ class Access:
 
     def _check(
         self, axis: str, first: int, moving: list[tuple[str, Any]], loops: Mapping[str, Loop]
-    ) -> list[int]:  # fmt: skip
-        """Raises ValueError as `ref` does; what each loop that moves in equal steps adds from call
-        to call."""
+    ) -> None:  # fmt: skip
+        """Raises ValueError as `ref` does."""
         low = high = first
-        starts = []
         for name, step in moving:
             if name not in loops:
                 raise ValueError(
@@ -255,11 +253,8 @@ class Access:
                     f"loops {' '.join(loops)}"
                 )
             if isinstance(step, int):
-                loop = loops[name]
-                each = step * loop.blocks[-1]
-                last = (loop.extent - 1) // loop.blocks[-1] * each
+                last = (loops[name].extent - 1) * step
                 low, high = (low + last, high) if last < 0 else (low, high + last)
-                starts.append(each)
                 continue
             check_table(f"{self.tensor.name}: table along {axis}", step, loops[name].extent)
             if len(step):
@@ -271,7 +266,6 @@ class Access:
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "
                 f"has {self.tensor.sizes[axis]}"
             )
-        return starts
 
 
 def _element(dtype: str | int) -> int:
@@ -295,7 +289,7 @@ def _term(axis: str, term: Any) -> Term:
     loop, step = doors.items(axis, term, 2, " of a loop and a step")
     if isinstance(step, np.ndarray):
         check_table(f"{axis}: numbers of loop {doors.shown(loop)}", step)
-        return doors.text(f"{axis}: loop", loop), step
+        return doors.text(f"{axis}: loop", loop), step.astype(np.int64)
     return doors.text(f"{axis}: loop", loop), doors.size(f"{axis}: step", step, -FAR, FAR)
 
 
@@ -318,6 +312,8 @@ def _tokens(layout: str) -> tuple[tuple[str, int, int], ...]:
         axis, _, block = word.partition("/")
         tokens.append((axis, int(block or 1), seen.get(axis, 0)))
         seen[axis] = int(block or 1)
+    if not tokens:
+        raise ValueError(f"layout={doors.shown(layout)} has no axes")
     for axis, last in seen.items():
         blocks = [block for name, block, _ in tokens if name == axis]
         if last != 1 or any(a % b or a == b for a, b in itertools.pairwise(blocks)):

@@ -15,7 +15,7 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.steps import STEPS
 from jitgen.frozen import Frozen
-from jitgen.primitives.layers.elementwise import make_activation
+from jitgen.primitives.layers.elementwise import is_signed, make_activation
 from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.primitives.train.optimizers import Adam, Optimizer, Sgd
 from jitgen.types import NUMPY, DTypeLike
@@ -61,10 +61,10 @@ class Mlp(Frozen):
             raise ValueError(f"sizes={shown}: a network has at least two, inputs and outputs")
         dtype, batch = doors.dtype("dtype", dtype), doors.size("batch", batch)
         step = make_activation(activation, dtype)
-        if step is None or STEPS[step[0]].known != "y":
+        if step is None or STEPS[step[0]].known != "y" or is_signed(step):
             raise ValueError(
                 f"activation={doors.shown(activation)}: the gradient of a network's activation is "
-                "made from its output"
+                "made from its output alone"
             )
         seed = doors.size("seed", seed, 0, None)
         last = len(sizes) - 2
