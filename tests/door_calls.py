@@ -158,8 +158,9 @@ add("jitgen.brgemm", jitgen.brgemm,
     **SPEC, packed_b=flag, plan=optional(mapping), assembler=nothing)
 add("jitgen.gemm.spec.make_spec", spec.make_spec, lambda: request(panel=0, ldb=None), **SPEC,
     panel=size(0))
-add("jitgen.gemm.spec.make_epilogue", spec.make_epilogue, lambda: {"steps": ("relu",)},
-    steps=no_items, alias={"steps": "epilogue"})
+add("jitgen.gemm.spec.make_epilogue", spec.make_epilogue,
+    lambda: {"steps": ("relu",), "dtype": "f32"}, steps=no_items,
+    dtype=optional(dtype), alias={"steps": "epilogue"})
 add("jitgen.Kernel.__call__", run_kernel, call_of_kernel, **OPERANDS)
 add("jitgen.Kernel.bind", run_bound, call_of_kernel, **OPERANDS)
 ANY_SHAPE = Array(also=("one axis more", "one more"))

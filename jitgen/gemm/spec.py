@@ -213,6 +213,7 @@ def make_epilogue(steps: Any, dtype: str | None = None) -> tuple[Step, ...]:
     >>> make_epilogue(["bias", ("clip", 0, 6)])
     (('bias',), ('clip', 0.0, 6.0))
     """
+    dtype = None if dtype is None else doors.dtype("dtype", dtype)
     if isinstance(steps, str):
         shown = doors.shown(steps)
         raise TypeError(f"epilogue={shown} is a string; give a sequence such as ({shown},)")
