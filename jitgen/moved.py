@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
@@ -64,12 +65,12 @@ MOVED |= {
 _PASSED = ("jitgen", "importlib", "_frozen_importlib", "_frozen_importlib_external")
 
 
-class _Finder:
+class _Finder(ABC):
     """A finder and loader of modules that are other modules."""
 
+    @abstractmethod
     def name_of(self, name: str) -> str | None:
         """The module that `name` is, None if this finder knows nothing of it."""
-        raise NotImplementedError
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

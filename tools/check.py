@@ -69,22 +69,17 @@ def house_rules() -> list[str]:
             tree = ast.parse(text)
             if not ast.get_docstring(tree) and text.strip():
                 broken.append(f"{name}: no module docstring")
-    for room in ("jitgen", "primitives"):
-        for path in sources(room):
+    for what, rooms, named, listed in (
+        ("instruction set", ("jitgen", "primitives"), _instruction_sets, TELLS_APART),
+        ("element type", ("isa", "jitgen", "primitives"), _element_types, TELLS_TYPES),
+    ):
+        for path in (path for room in rooms for path in sources(room)):
             name = f"{path.relative_to(ROOT)}"
-            found = _instruction_sets(ast.parse(path.read_text()))
-            if found and name not in TELLS_APART:
-                broken.append(f"{name}: names the instruction set {found[0]}")
-            elif not found and name in TELLS_APART:
-                broken.append(f"{name}: may name instruction sets, and names none")
-    for room in ("isa", "jitgen", "primitives"):
-        for path in sources(room):
-            name = f"{path.relative_to(ROOT)}"
-            found = _element_types(ast.parse(path.read_text()))
-            if found and name not in TELLS_TYPES:
-                broken.append(f"{name}: names the element type {found[0]}")
-            elif not found and name in TELLS_TYPES:
-                broken.append(f"{name}: may name element types, and names none")
+            found = named(ast.parse(path.read_text()))
+            if found and name not in listed:
+                broken.append(f"{name}: names the {what} {found[0]}")
+            elif not found and name in listed:
+                broken.append(f"{name}: may name {what}s, and names none")
     graph = imports.graph(ROOT)
     broken += [f"imports in a circle: {', '.join(circle)}" for circle in imports.circles(graph)]
     return broken + imports.upward(graph)

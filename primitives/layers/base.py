@@ -6,6 +6,7 @@ the last few. Not here: what a layer computes, what a stream is (`jitgen.primiti
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,7 +52,7 @@ class Sized:
         self.runs: dict[Any, Run] = {}
 
 
-class Layer(Frozen):
+class Layer(Frozen, ABC):
     """What layers share; `at` (with dtype, threads, target) is what their streams depend on.
 
     Streams belong to the process, so a copy has none: it finds or makes its own when it is used.
@@ -85,9 +86,9 @@ class Layer(Frozen):
         at = f"{self.dtype} for {self.target.name}, threads={self.threads}"
         return f"<primitives.{self._name} {', '.join([what, at, *more])}>"
 
+    @abstractmethod
     def _words(self) -> list[str]:
         """For the repr."""
-        raise NotImplementedError
 
     @property
     def dtype(self) -> str:
@@ -111,13 +112,13 @@ class Layer(Frozen):
         """`at` for the batch of an array of this shape."""
         return replace(self._at, batch=given[0])
 
+    @abstractmethod
     def _check_sizes(self, at: Any) -> None:
         """Raise ValueError where arrays, or what kernels see of them, are too large."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _arguments(self, at: Any) -> dict[str, object]:
         """The arguments that say how large a layer is, for errors."""
-        raise NotImplementedError
 
     def _sized(self, name: str, value: Any, shape: Shape) -> Sized:
         """The layer for the batch of an array, which has `shape` at the layer's own."""
