@@ -45,6 +45,7 @@ from jitgen import (
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
 from jitgen.primitives.layers.recurrent import PackedRecurrent
+from jitgen.primitives.layers.text import layer_of
 from jitgen.primitives.rnn import onnx as recurrent_onnx
 from jitgen.primitives.train import mlp
 
@@ -145,10 +146,16 @@ for pool in (MaxPool, AveragePool):
     add(PREFIX + ".forward", made.forward,
         lambda made=made: {"x": rand(*made.x_shape), "out": rand(*made.y_shape)}, x=IN,
         out=MAYBE_OUT)
+    add(PREFIX + ".passes", made.passes, dict)
     add(PREFIX + ".backward", made.backward,
         lambda made=made: {"dy": rand(*made.y_shape), "x": rand(*made.x_shape),
                            "out": rand(*made.x_shape)},
         dy=IN, x=Array(none=pool is AveragePool), out=MAYBE_OUT)  # fmt: skip
+
+add("jitgen.primitives.layers.text.layer_of", layer_of,
+    lambda: {"text": "FullyConnected(4, 6, 5)"}, text=nothing, alias={"text": "layer"})
+for made in (FC, CONV):
+    add(f"{type(made).__module__}.{type(made).__name__}.passes", made.passes, dict)
 
 # ---- recurrent layers, training -----------------------------------------------------------------
 
@@ -185,6 +192,7 @@ for kind, options in (
             "dy": rand(*made.shapes["y"]), "dh": rand(*made.shapes["h0"]),
             **({"dc": rand(*made.shapes["h0"])} if cell else {})},
         dy=IN, dh=MAYBE, **({"dc": MAYBE} if cell else {}))  # fmt: skip
+    add(PREFIX + ".passes", made.passes, dict)
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
 
-from numpy import empty, may_share_memory, ndarray
+from numpy import broadcast_to, empty, may_share_memory, ndarray
 
 from jitgen import doors
-from jitgen.emit.steps import Step
+from jitgen.emit.steps import STEPS, Step
 from jitgen.frozen import Frozen
 from jitgen.primitives.layers.arrays import buffer_of, first_of
-from jitgen.primitives.layers.elementwise import derived_from, gradient
+from jitgen.primitives.layers.elementwise import derived_from, gradient, is_signed
+from jitgen.primitives.layers.passes import Argument, Pass, Passes, Use
 from jitgen.primitives.nest.limits import check_elements, made
 from jitgen.primitives.nest.run import Run
 from jitgen.target import Target
@@ -161,6 +163,49 @@ class Layer(Frozen, ABC):
     def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
         run: Run = maker(sized.at, *how, **more)
         return run
+
+    # ---- passes, for tools ----------------------------------------------------------------------
+
+    def passes(self) -> Passes:
+        """The passes at the layer's own sizes by name: their streams and arrays."""
+        return Passes({name: partial(self._pass, use) for name, use in self._uses().items()})
+
+    @abstractmethod
+    def _uses(self) -> dict[str, Use]:
+        """How the methods come to each pass."""
+
+    def _pass(self, use: Use, name: str) -> Pass:
+        """What the methods run: they are called on a copy that only notes it down."""
+        calls: list[tuple[Key, list[Operand], list[Operand]]] = []
+
+        def note(
+            sized: Sized, key: Key, inputs: Iterable[Operand], results: Iterable[Operand],
+            over: str = "",
+        ) -> list[Any]:  # fmt: skip
+            calls.append((key, [*inputs], [*results]))
+            return [self._blank(shape) for *_, shape in calls[-1][2]]
+
+        noting = copy(self)
+        vars(noting)["_call"] = note
+        use.call(noting)
+        key, inputs, results = calls[-1]
+        arguments = [Argument(t, name.partition(" (")[0], s, False) for t, name, _, s in inputs]
+        named = zip(results, use.results, strict=True)
+        arguments += [Argument(t, name, s, True) for (t, _, _, s), name in named]
+        return Pass(name, self._run(self._own(), key), tuple(arguments))
+
+    def _blank(self, shape: Shape) -> ndarray:
+        """An array that has a shape and a type, but no memory."""
+        return broadcast_to(NUMPY[self.dtype].type(0), shape)
+
+    def _use_of_gradient(self, activation: Step | None, shape: Shape) -> dict[str, Use]:
+        """The pass of `backward_activation`, if the activation has a gradient."""
+        if activation is None or not STEPS[activation[0]].known or is_signed(activation):
+            return {}
+        a, known = self._blank(shape), STEPS[activation[0]].known
+        return {"backward_activation": Use(
+            lambda own: own.backward_activation(a, **{known: a}), ("dz",)
+        )}  # fmt: skip
 
     # ---- arrays ---------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from jitgen.primitives.layers.arrays import aligned, realigned
 from jitgen.primitives.layers.base import Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
 from jitgen.primitives.layers.images import Images
+from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.run import Run
@@ -303,6 +304,27 @@ class Convolution(Images):
         name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
         how = () if name == "backward_weights" else (packed,)
         return self._run(self._own(), (name, *how)).stream
+
+    def _uses(self) -> dict[str, Use]:
+        x, w, y = map(self._blank, (self.x_shape, self.w_shape, self.y_shape))
+        b = self._blank((self.conv.features,)) if self.conv.bias else None
+        more = {"residual": y} if self.residual else {}
+        return {
+            "forward": Use(lambda own: own.forward(x, w, b, **more), ("y",)),
+            "forward packed": Use(
+                lambda own: own.forward(x, own.pack_weights(w, backward=False), b, **more), ("y",)
+            ),
+            "backward_data": Use(lambda own: own.backward_data(y, w), ("dx",)),
+            "backward_data packed": Use(
+                lambda own: own.backward_data(y, own.pack_weights(w)), ("dx",)
+            ),
+            "backward_weights": Use(
+                lambda own: own.backward_weights(y, x), ("dw", "db")[: 1 + self.conv.bias]
+            ),
+            **self._use_of_gradient(self.activation, self.y_shape),
+            "pack_weights": Use(lambda own: own.pack_weights(w, backward=False), ("panels",)),
+            "pack_weights backward": Use(lambda own: own.pack_weights(w), ("panels",)),
+        }
 
     def pack_weights(self, w: np.ndarray, *, backward: bool = True) -> PackedFilter:
         """w as the passes read it at any batch; without `backward` for the forward pass only."""

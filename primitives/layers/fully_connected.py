@@ -30,6 +30,7 @@ from jitgen.primitives.layers.elementwise import (
     make_activation,
     shown_activation,
 )
+from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.stream import Stream
@@ -115,6 +116,31 @@ class FullyConnected(base.Layer):
         width = panels_for(layer, *sizes[name]) if doors.flag("packed", packed) else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
         return self._run(self._own(), (getattr(streams, name), *layout)).stream
+
+    def _uses(self) -> dict[str, Use]:
+        at = self.layer
+        x, dz = (self._blank((at.batch, n)) for n in (at.in_features, at.out_features))
+        w, b = self._blank(self._w_shape), self._blank((at.out_features,)) if at.bias else None
+        more = {"residual": dz} if at.residual else {}
+        gradients = ("dw", "db")[: 1 + at.bias]
+        return {
+            "forward": Use(lambda own: own.forward(x, w, b, **more), ("y",)),
+            "forward packed": Use(
+                lambda own: own.forward(x, own.pack_weights(w, backward=False), b, **more), ("y",)
+            ),
+            "backward_data": Use(lambda own: own.backward_data(dz, w), ("dx",)),
+            "backward_data packed": Use(
+                lambda own: own.backward_data(dz, own.pack_weights(w)), ("dx",)
+            ),
+            "backward_weights": Use(lambda own: own.backward_weights(dz, x), gradients),
+            "backward_weights packed": Use(
+                lambda own: own.backward_weights(dz, own.pack_input(x)), gradients
+            ),
+            **self._use_of_gradient(at.activation, dz.shape),
+            "pack_weights": Use(lambda own: own.pack_weights(w, backward=False), ("panels",)),
+            "pack_weights backward": Use(lambda own: own.pack_weights(w), ("panels",)),
+            "pack_input": Use(lambda own: own.pack_input(x), ("panels",)),
+        }
 
     # ---- layouts ------------------------------------------------------------------------
 

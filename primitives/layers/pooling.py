@@ -18,6 +18,7 @@ from jitgen.primitives.conv.pooling import backward_stream, stream
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.base import Operand
 from jitgen.primitives.layers.images import Images
+from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.tables import MOST_CALLS
 from jitgen.run import cpu
@@ -91,6 +92,14 @@ class _Pool(Images):
                 f"{named(sizes)}: images have {conv.batch * height} rows, each a call of a kernel; "
                 f"a stream has {MOST_CALLS} calls at most"
             )
+
+    def _uses(self) -> dict[str, Use]:
+        x, dy = self._blank(self.x_shape), self._blank(self.y_shape)
+        seen = x if self.kind == "max" else None
+        return {
+            "forward": Use(lambda own: own.forward(x), ("y",)),
+            "backward": Use(lambda own: own.backward(dy, seen), ("dx",)),
+        }
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pooled images, in `out` if that is given."""

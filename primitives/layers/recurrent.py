@@ -14,6 +14,7 @@ theirs along a first axis. ONNX's tensors: `jitgen.primitives.rnn.onnx`. Not her
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,8 @@ from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned, buffer_of, first_of
 from jitgen.primitives.layers.base import Key, Shape, Sized
+from jitgen.primitives.layers.passes import Argument, Pass, Use
+from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes
 from jitgen.primitives.rnn.backward import backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
@@ -38,6 +41,8 @@ from jitgen.types import NUMPY, DTypeLike
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RESETS = ("after", "before")
+#: Ends the names of passes of the second one of two directions
+REVERSE = " reverse"
 #: Arrays of steps and rows that may have gaps between them
 SEQUENCES = ("x", "dy")
 
@@ -138,6 +143,57 @@ class _Recurrent(base.Layer):
         """One direction's part of an argument."""
         return array[d] if array is not None and len(self._reversed) == 2 else array
 
+    # ---- passes, for tools ----------------------------------------------------------------------
+
+    def _uses(self) -> dict[str, Use]:
+        given = {n: self._zeros(n) for n in ("x", "w", "r", "h0")}
+        x, w, r, h0 = given.values()
+        b = self._zeros("b") if self.bias else None
+        more: dict[str, Any] = {"p": self._zeros("p")} if self.layer.peephole else {}
+        more |= {"c0": h0} if self.layer.kind == "lstm" else {}
+
+        def train(own: Any) -> object:
+            own.forward(x, w, r, b, h0, **more, training=True)
+            return own.backward(self._zeros("y"))
+
+        uses = {
+            "forward": Use(lambda own: own.forward(x, w, r, b, h0, **more)),
+            "forward packed": Use(
+                lambda own: own.forward(x, own.pack_weights(w, r), None, b, h0, **more)
+            ),
+            "forward training": Use(
+                lambda own: own.forward(x, w, r, b, h0, **more, training=True)
+            ),
+            "backward": Use(train),
+            "pack_weights": Use(lambda own: own.pack_weights(w, r)),
+        }
+        return uses if len(self._reversed) == 1 else {
+            name + more: use for name, use in uses.items() for more in ("", REVERSE)
+        }
+
+    def _zeros(self, name: str) -> np.ndarray:
+        return np.zeros(self.layer.shapes[name], NUMPY[self.dtype])
+
+    def _pass(self, use: Use, name: str) -> Pass:
+        calls: list[tuple[Key, dict[str, Any]]] = []
+
+        def note(sized: Sized, key: Key, arrays: dict[str, Any], flags: Any = None) -> None:
+            calls.append((key, arrays))
+
+        noting = copy(self)
+        vars(noting)["_replay"] = note
+        with np.errstate(all="ignore"):  # nothing has written the results
+            use.call(noting)
+        key, arrays = calls[-len(self._reversed) :][name.endswith(REVERSE)]
+        run = self._run(self._own(), key)
+        read = {ref.tensor for each in run.stream.parts for ref in each.part.refs()}
+        taken = [(t, arrays[t]) for t in run.tensors if t in read]
+        written = WRITTEN[key[0]]
+        return Pass(name, run, tuple(
+            Argument(t, t, a.shape, t in written, t in UPDATED, MEANINGS.get(t, ""))
+            for t, a in taken
+        ))  # fmt: skip
+
     # ---- passes ---------------------------------------------------------------------------------
 
     def _forward(
@@ -204,7 +260,7 @@ class _Recurrent(base.Layer):
                 for name, steps in after.items():
                     rows.begin(steps, first[name])
             arrays |= {"x": x, "y": y, "mask": rows.mask, "p": self._one(p, d), **first}
-            arrays |= self._biases(self._one(b, d))
+            arrays |= biases(layer, self._one(b, d), self.forget_bias)
             arrays |= {"w": self._one(w, d), "r": self._one(r, d)}
             if packed is not None:
                 arrays |= {name: packed.panels[d][name] for name in self.layer.panels}
@@ -231,25 +287,6 @@ class _Recurrent(base.Layer):
             result[name] = result[name].reshape(layer.steps, layer.batch, layer.hidden)
             rows.clear(result[name])
         return result
-
-    def _biases(self, b: np.ndarray | None) -> dict[str, np.ndarray]:
-        """The biases in panels of gates."""
-        layer = self.layer
-        pair = np.zeros((2, layer.gates * layer.hidden), NUMPY[self.dtype]) if b is None else b
-        if layer.kind == "gru":
-            return {"bias": self._panels(pair[0]), "bias_r": self._panels(pair[1])}
-        both = pair[0] + pair[1]
-        if self.forget_bias:
-            both[layer.hidden : 2 * layer.hidden] += self.forget_bias
-        return {"bias": self._panels(both)}
-
-    def _panels(self, b: np.ndarray) -> np.ndarray:
-        layer = self.layer
-        wide = np.zeros((layer.gates, layer.units), NUMPY[self.dtype])
-        wide[:, : layer.hidden] = b.reshape(layer.gates, layer.hidden)
-        return np.ascontiguousarray(
-            wide.reshape(layer.gates, -1, layer.width).transpose(1, 0, 2)
-        )
 
     def _backward(self, dy: np.ndarray, given: dict[str, np.ndarray | None]) -> list[Any]:
         """dx, dw, dr, db, the gradients of the first states, and dp with peepholes."""
@@ -288,7 +325,7 @@ class _Recurrent(base.Layer):
                 db[1] = db[0]
             if layer.peephole:
                 dp = self._one(result["p"], d)
-                self._peepholes(layer, every, dp, self._reversed[d], rows.longest)
+                peepholes(layer, every, dp, self._reversed[d], rows.longest)
             if d == 0:
                 dx = more["dx"]
             else:
@@ -306,19 +343,6 @@ class _Recurrent(base.Layer):
             slabs[name] = aligned((size,), self.layer.dtype)
             slabs[name].fill(0)
         return slabs[name]
-
-    def _peepholes(
-        self, layer: Layer, arrays: dict[str, Any], dp: np.ndarray, reverse: bool,
-        longest: int | None,
-    ) -> None:  # fmt: skip
-        """The gradient of the peepholes' weights: sums of the gates' times the cells' states, of so
-        many steps (None: all)."""
-        gates = arrays["dgates"].reshape(layer.steps, layer.batch, layer.gates, layer.hidden)
-        c, c0 = arrays["c"][:longest], arrays["c0"][None]
-        later = arrays["c"][1:][:longest]
-        before = np.concatenate([later, c0] if reverse else [c0, c[:-1]])[: len(c)]
-        for i, (gate, state) in enumerate(((0, before), (1, before), (3, c))):
-            np.einsum("tnh,tnh->h", gates[:longest, :, gate], state, out=dp[i])
 
 
 def _pointer(array: Any) -> Any:
