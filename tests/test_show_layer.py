@@ -141,7 +141,8 @@ def test_a_stream_in_words(capsys: Captured) -> None:
     assert "scratch" in rest and "constants" in rest
     assert "brgemm f32 7x16x8 times 9" in rest and "C = sum of A_i B_i, then bias" in rest
     assert "part 0: " in rest and "; order 'NH" in rest
-    assert re.search(r"^    \d brgemm f32 7x16x8: n 0\+1, .*; a x\[0\], b panels\[0\], ", rest, re.M)
+    first = r"^    \d brgemm f32 7x16x8: n 0\+1, .*; a x\[0\], b panels\[0\], "
+    assert re.search(first, rest, re.M)
     assert re.search(r"^    \.\.\. and \d+ more$", rest, re.M)
     stream = layer_of(CONV, target="avx2", threads=1).passes()["forward"].run.stream
     assert words.endswith(stream.text(2))
