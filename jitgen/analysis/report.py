@@ -12,22 +12,17 @@ from typing import Any
 
 from jitgen import doors
 from jitgen.analysis import mca
-from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED, Core
+from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED
 from jitgen.analysis.cpus import SOURCES, Cpu, check_target, find_cpu
-from jitgen.analysis.execution import PHASES, Execution
+from jitgen.analysis.execution import PHASES
 from jitgen.analysis.host import Measured, find_host
 from jitgen.analysis.loops import Loop, bounds, core_cycles, find_loops
 from jitgen.analysis.mca import Opinion
 from jitgen.analysis.memory import Traffic, traffic
+from jitgen.analysis.routines import walk
 from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.instructions import KINDS
 from jitgen.inspect.listing import describe
-
-#: A loop of more passes than this is taken to end in a misprediction: predictors keep a history of
-#: some hundred branches
-PREDICTED = 128
-#: Instructions of a first call beyond which a second one, on warm buffers, would say nothing new
-LONG = 50_000
 
 
 @dataclass(frozen=True)
@@ -254,10 +249,8 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
 
 def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
     spec = kernel.spec
-    execution = Execution(kernel)
+    execution, totals = walk(kernel, cpu, spec.acc_type, batch)
     decoded = execution.static <= cpu.decoded
-    core = Core(cpu if decoded else replace(cpu, dispatch=cpu.decode), spec.acc_type)
-    totals = _walk(execution, core, batch)
     cycles = sum(totals[:COUNTS])
     moved = traffic(kernel, cpu, batch)
     levels = {"core": cycles, **moved.cycles(cpu)}
@@ -278,18 +271,6 @@ def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
         round(totals[LOADED]), round(totals[STORED]), round(totals[CROSSED]), _lanes_used(kernel),
         moved, execution.static,
     )  # fmt: skip
-
-
-def _walk(execution: Execution, core: Core, batch: int) -> list[float]:
-    """Totals of one call among others: short ones overlap their neighbours."""
-    execution.walk(batch, core, PREDICTED)
-    core.settle()
-    first = core.totals.copy()
-    if core.executed > LONG:
-        return first
-    execution.walk(batch, core, PREDICTED)
-    core.settle()
-    return [now - then for now, then in zip(core.totals, first, strict=True)]
 
 
 def _lanes_used(kernel: Kernel) -> float:
