@@ -133,13 +133,13 @@ class Report:
             f"{name} {100 * part:.0f} %" for name, part in self.phases.items() if part >= 0.005
         ]
         yield f"cycles      {', '.join(parts)} (of {self.bounds['core']:.0f} in the core)"
-        yield f"memory      {_size(self.traffic.touched)} touched; {self._levels()}"
+        yield f"memory      {size_text(self.traffic.touched)} touched; {self._levels()}"
         yield (
             f"lanes       {100 * self.lanes_used:.1f} % of those multiplied are elements of C; "
             f"about {self.crossings} accesses cross a cache line"
         )
         executed = ", ".join(f"{n} {k}" for k, n in self.executed.items() if n)
-        yield f"executed    {executed}; {_size(self.bytes_loaded)} loaded"
+        yield f"executed    {executed}; {size_text(self.bytes_loaded)} loaded"
         for report in self.loops:
             yield ""
             yield from self._loop_lines(report)
@@ -151,7 +151,7 @@ class Report:
 
     def _levels(self) -> str:
         levels = [
-            f"{name} {_size(moved)}"
+            f"{name} {size_text(moved)}"
             for name, moved in (
                 ("from L2", self.traffic.l1), ("from beyond L2", self.traffic.l2),
                 ("from beyond L3", self.traffic.l3 if self.cpu.l3 else 0.0),
@@ -283,7 +283,8 @@ def _lanes_used(kernel: Kernel) -> float:
     return spec.m * spec.n / multiplied
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes for the eye."""
     for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             number = count / size

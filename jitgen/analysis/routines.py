@@ -24,8 +24,8 @@ PREDICTED = 128
 LONG = 50_000
 #: Instructions after which the operands of a call are not followed further
 MOST = 1 << 21
-#: Bytes of a cache line
-LINE = 64
+#: Bytes that are told apart: what two calls touch of one line is fetched once
+SECTOR = 16
 
 
 class CoreCost(NamedTuple):
@@ -38,8 +38,8 @@ class CoreCost(NamedTuple):
 
 
 class Touched(NamedTuple):
-    """What a call touches of an operand: bytes of cache lines, and from the first byte to the last
-    one."""
+    """What a call touches of an operand: bytes (in pieces of `SECTOR`), and from the first byte to
+    the last one."""
 
     bytes: int
     span: int
@@ -88,18 +88,18 @@ def touched(routine: Routine, batch: int = 1) -> dict[str, Touched]:
     Execution(routine).walk(doors.size("batch", batch), seen, MOST)
     names = list(routine.words)
     return {
-        names[word - 1]: Touched(len(lines) * LINE, seen.last[word] - seen.first[word])
-        for word, lines in sorted(seen.lines.items()) if word <= len(names)
+        names[word - 1]: Touched(len(sectors) * SECTOR, seen.last[word] - seen.first[word])
+        for word, sectors in sorted(seen.sectors.items()) if word <= len(names)
     }  # fmt: skip
 
 
 class _Seen:
-    """Follows a walk (`jitgen.analysis.execution.Consumer`): lines by number of the word."""
+    """Follows a walk (`jitgen.analysis.execution.Consumer`): sectors by number of the word."""
 
     def __init__(self) -> None:
         self.totals: list[float] = []
         self.executed = 0
-        self.lines: dict[int, set[int]] = {}
+        self.sectors: dict[int, set[int]] = {}
         self.first: dict[int, int] = {}
         self.last: dict[int, int] = {}
 
@@ -126,6 +126,7 @@ class _Seen:
                 begin = registers[memory.base] + memory.displacement
                 word = (begin + REGION // 2) // REGION  # some begin a little before their operand
                 end = begin + memory.bytes
-                self.lines.setdefault(word, set()).update((begin // LINE, (end - 1) // LINE))
+                sectors = range(begin // SECTOR, (end - 1) // SECTOR + 1)
+                self.sectors.setdefault(word, set()).update(sectors)
                 self.first[word] = min(begin, self.first.get(word, begin))
                 self.last[word] = max(end, self.last.get(word, end))
