@@ -76,5 +76,7 @@ def __dir__() -> list[str]:
 
 
 moved.install()
+if os.environ.get("JITGEN_VERBOSE"):
+    importlib.import_module("jitgen.run.verbose").enable_from_environment()
 if os.environ.get("JITGEN_DEBUG"):
     importlib.import_module("jitgen.debug").enable_from_environment()

@@ -80,7 +80,7 @@ def written_down(target: Target) -> Iterator[Replayed]:
     of this host fails: nothing emitted may depend on it."""
     replayed: Replayed = []
 
-    def run(self: Run, buffers: Any, flags: np.ndarray | None = None) -> None:
+    def run(self: Run, buffers: Any, flags: np.ndarray | None = None, watch: Any = None) -> None:
         slices = None if flags is None else self.stream.chosen(flags)
         replayed.append((self.stream, self.constants, slices))
 

@@ -144,7 +144,7 @@ def watched(
 
     def held(buffers: Mapping[str, Any]) -> dict[str, bytes | None]:
         return {n: None if b == ffi.NULL else bytes(ffi.buffer(b)) for n, b in buffers.items()}
-
+    def call(self: Run, buffers: Mapping[str, Any], *more: Any) -> None:
     def call(self: Run, buffers: Mapping[str, Any], flags: Any = None) -> None:
         for name, buffer in buffers.items():
             # the second one of two directions leaves the first one's half of y
@@ -152,7 +152,7 @@ def watched(
                 np.frombuffer(ffi.buffer(buffer), np.uint8)[:] = 255
                 poisoned.add(name)
         before = held(buffers)
-        real(self, buffers, flags)
+        real(self, buffers, *more)
         calls.append(Seen(self, before, held(buffers)))
 
     with monkeypatch.context() as patch:

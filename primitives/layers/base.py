@@ -6,6 +6,7 @@ the last few. Not here: what a layer computes, what a stream is (`jitgen.primiti
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -16,14 +17,15 @@ from typing import Any
 
 from numpy import broadcast_to, empty, may_share_memory, ndarray
 
-from jitgen import doors
+from jitgen import doors, records
 from jitgen.emit.steps import STEPS, Step
 from jitgen.frozen import Frozen
 from jitgen.primitives.layers.arrays import buffer_of, first_of
-from jitgen.primitives.layers.elementwise import derived_from, gradient, is_signed
+from jitgen.primitives.layers.elementwise import backward_activation, derived_from, is_signed
 from jitgen.primitives.layers.passes import Argument, Pass, Passes, Use
 from jitgen.primitives.nest.limits import check_elements, made
-from jitgen.primitives.nest.run import Run
+from jitgen.primitives.nest.run import Run, Stopwatch, stopwatch
+from jitgen.records import EXEC, GENERATE, LOGGER, QUIET
 from jitgen.target import Target
 from jitgen.types import NUMPY
 
@@ -31,6 +33,8 @@ from jitgen.types import NUMPY
 MOST_SHAPES = 16
 #: Streams of one shape
 MOST_RUNS = 64
+#: The algorithm that no name of a stream tells
+DIRECT = "direct"
 
 Shape = tuple[int, ...]
 #: An array of a call: tensor of the stream, name of the argument, value (of a result None: a new
@@ -150,15 +154,28 @@ class Layer(Frozen, ABC):
         run = sized.runs.get(whole)
         if run is None:
             more = {"strides": strides} if strides else {}
-            name = key[0] if isinstance(key[0], str) else key[0].__name__
             make = partial(self._make, sized, *key, **more)
-            arguments = self._arguments(sized.at)
+            name, arguments = _pass_of(key), self._arguments(sized.at)
+            start = time.perf_counter()
             run = made(make, name, arguments)
-            run.name = run.name or " ".join(map(str, (self._name, name, *arguments.values())))
+            if not run.name:
+                how = self._algorithm_of(key)
+                words = [self._name, name, *([how] if how != DIRECT else [])]
+                run.name = " ".join([*words, *map(_shown, arguments.values())])
+                self._tell_made(run, time.perf_counter() - start)
             if len(sized.runs) >= MOST_RUNS:
                 sized.runs = {}
             sized.runs[whole] = run
         return run
+
+    def _tell_made(self, run: Run, seconds: float) -> None:
+        """Tell of a stream that was made."""
+        if records.wanted(GENERATE):
+            stream = run.stream
+            records.told_generation(
+                "stream", run.name, "new", self.target.name, sum(s.nbytes for s in stream.slices),
+                seconds, len(stream.calls), sum(calls.count for calls in stream.parts),
+            )  # fmt: skip
 
     def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
         run: Run = maker(sized.at, *how, **more)
@@ -240,8 +257,31 @@ class Layer(Frozen, ABC):
         run = None if strides else sized.runs.get(key)
         if run is None:
             run = self._run(sized, key, strides)
-        run(buffers)
+        if LOGGER.level < QUIET or EXEC.level:  # 10 ns; else nobody wants to know how long it takes
+            watch = stopwatch()
+            run(buffers, None, watch)
+            self._tell(watch, sized, key)
+        else:
+            run(buffers)
         return arrays
+
+    def _tell(self, watch: Stopwatch | None, sized: Sized, key: Key) -> None:
+        """Tell of a pass, if it was timed."""
+        if watch is not None:
+            shape = self._arguments(sized.at) | self._how(key)
+            words = " ".join(f"{name}={_shown(value)}" for name, value in shape.items())
+            records.tell(
+                EXEC, self._name, _pass_of(key), self._algorithm_of(key), self.target.name,
+                self.dtype, watch.threads, words, 1e3 * watch.seconds,
+            )  # fmt: skip
+
+    def _algorithm_of(self, key: Key) -> str:
+        """The algorithm of a pass; DIRECT where there is one only."""
+        return DIRECT
+
+    def _how(self, key: Key) -> dict[str, object]:
+        """What else of a pass a record of it tells."""
+        return {}
 
     def _result(self, *call: Any) -> ndarray:
         """The one result of `_call`."""
@@ -329,5 +369,16 @@ class Layer(Frozen, ABC):
         sized = self._sized("dy", dy, shape)
         shape = (sized.at.batch, *shape[1:])
         inputs = (("a", "dy", dy, shape), ("b", name, known, shape))
-        key = (gradient, activation, prod(shape))
+        key = (backward_activation, activation, prod(shape))
         return self._result(sized, key, inputs, (("c", "out", out, shape),), "dy")
+
+
+def _pass_of(key: Key) -> str:
+    """The pass that a stream is of: the name of its maker."""
+    name: str = key[0] if isinstance(key[0], str) else key[0].__name__
+    return name
+
+
+def _shown(value: object) -> str:
+    """An argument in a name: (3, 5) as 3x5."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -23,7 +23,7 @@ from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elemen
 from jitgen.primitives.conv.tiles import choose_algorithm, possible
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, realigned
-from jitgen.primitives.layers.base import Operand, Shape, Sized
+from jitgen.primitives.layers.base import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
 from jitgen.primitives.layers.images import Images
 from jitgen.primitives.layers.passes import Use
@@ -218,6 +218,19 @@ class Convolution(Images):
     def _words(self) -> list[str]:
         steps = [shown_activation(step) for step in self.conv.epilogue] or ["no epilogue"]
         return [*super()._words(), *steps]
+
+    def _algorithm_of(self, key: Key) -> str:
+        which = PASSES[key[1]] if key[0] == "pack_weights" else key[0]
+        if which not in PASSES:
+            return super()._algorithm_of(key)
+        choice = self.choice(which)
+        return "depthwise" if choice is None else self.algorithms[which]
+
+    def _how(self, key: Key) -> dict[str, object]:
+        which, *how = key
+        if which == "pack_weights":
+            return {"for": PASSES[how[0]]}
+        return {"w": "packed" if how[0] else "plain"} if which in PASSES[:2] else {}
 
     def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
         if not isinstance(maker, str):

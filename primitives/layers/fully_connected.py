@@ -25,8 +25,8 @@ from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned
 from jitgen.primitives.layers.base import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import (
+    backward_activation,
     derived_from,
-    gradient,
     make_activation,
     shown_activation,
 )
@@ -105,6 +105,14 @@ class FullyConnected(base.Layer):
         at = self.layer
         sizes = f"{at.batch}x{at.in_features} -> {at.out_features}"
         return [f"{sizes}, {'residual, ' * at.residual}{shown_activation(at.activation)}"]
+
+    def _how(self, key: Key) -> dict[str, object]:
+        make, *how = key
+        if make is streams.pack_weights:
+            return {"for": "backward_data" if how[0] else "forward"}
+        if make in (streams.forward, streams.backward_data):
+            return {"w": "packed" if how[1] else "plain"}
+        return {}
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" or "backward_weights" on plain x and dz, with
@@ -306,7 +314,7 @@ class FullyConnected(base.Layer):
         if width != other:
             raise ValueError(f"dy and {name} have panels of {width} and {other}")
         self._no_blocked_out(out)
-        key = (gradient, at.activation, prod(in_panels))
+        key = (backward_activation, at.activation, prod(in_panels))
         inputs = (("a", "dy", a, in_panels), ("b", name, b, in_panels))
         return self._packed(sized, key, inputs, columns, sized.at.batch, width)
 

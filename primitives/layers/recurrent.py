@@ -27,6 +27,7 @@ from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned, buffer_of, first_of
 from jitgen.primitives.layers.base import Key, Shape, Sized
 from jitgen.primitives.layers.passes import Argument, Pass, Use
+from jitgen.primitives.nest.run import Stopwatch, stopwatch
 from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes
 from jitgen.primitives.rnn.backward import backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
@@ -85,29 +86,48 @@ class _Recurrent(base.Layer):
         """w and r as the forward pass reads them: pass the result as its w, and r=None."""
         w, r = (self._checked(n, a, self.layer.shapes[n]) for n, a in (("w", w), ("r", r)))
         packed = []
+        watch = stopwatch()
         for d in range(len(self._reversed)):
             # the columns behind the last unit are read: as zeros
             panels = {n: aligned((t.elements,), self.dtype) for n, t in self.layer.panels.items()}
             for array in panels.values():
                 array.fill(0)
             arrays = {"w": self._one(w, d), "r": self._one(r, d), **panels}
-            self._replay(self._own(), (pack_weights,), arrays)
+            self._replay(self._own(), (pack_weights,), arrays, None, watch)
             packed.append(panels)
+        self._tell(watch, self._own(), (pack_weights,))
         return PackedRecurrent(packed, self._layout, w, r)
 
     def _replay(
-        self, sized: Sized, key: Key, arrays: dict[str, Any], flags: np.ndarray | None = None
-    ) -> None:
+        self, sized: Sized, key: Key, arrays: dict[str, Any], flags: np.ndarray | None,
+        watch: Stopwatch | None,
+    ) -> None:  # fmt: skip
         """Run a stream on those of the arrays that are its tensors; it reads no others."""
         apart = {n: a for n in SEQUENCES if (a := arrays.get(n)) is not None}
         strides = tuple(
             (n, doors.strides(n, a)) for n, a in apart.items() if not a.flags.c_contiguous
         )
         run = self._run(sized, key, strides)
-        run({name: _pointer(arrays.get(name)) for name in run.tensors}, flags)
+        run({name: _pointer(arrays.get(name)) for name in run.tensors}, flags, watch)
 
     def _arguments(self, at: Layer) -> dict[str, object]:
-        return {"batch": at.batch, "steps": at.steps, "hidden": at.hidden}
+        return {
+            "batch": at.batch, "steps": at.steps, "in_features": at.inputs, "hidden": at.hidden,
+        }  # fmt: skip
+
+    def _how(self, key: Key) -> dict[str, object]:
+        make, *way = key
+        more: dict[str, object] = {"direction": self.direction}
+        if make is forward:
+            more["w"] = "packed" if way[2] else "plain"
+            more["training"] = "yes" if way[1] else "no"
+        return more | ({"lengths": "given"} if way and way[0].masked else {})
+
+    @property
+    def direction(self) -> str:
+        """One of `DIRECTIONS`."""
+        one = "reverse" if self._reversed == (True,) else "forward"
+        return "bidirectional" if len(self._reversed) == 2 else one
 
     def _resized(self, given: Shape) -> Layer:
         return replace(self.layer, steps=given[0], batch=given[1])
@@ -116,9 +136,8 @@ class _Recurrent(base.Layer):
         check_sizes(at)
 
     def _words(self) -> list[str]:
-        at, way = self.layer, "reverse" if self._reversed == (True,) else "forward"
-        way = "bidirectional" if at.directions == 2 else way
-        return [f"{at.steps}x{at.batch}x{at.inputs} -> {at.hidden} {way}"]
+        at = self.layer
+        return [f"{at.steps}x{at.batch}x{at.inputs} -> {at.hidden} {self.direction}"]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -177,11 +196,11 @@ class _Recurrent(base.Layer):
     def _pass(self, use: Use, name: str) -> Pass:
         calls: list[tuple[Key, dict[str, Any]]] = []
 
-        def note(sized: Sized, key: Key, arrays: dict[str, Any], flags: Any = None) -> None:
+        def note(sized: Sized, key: Key, arrays: dict[str, Any], *_: Any) -> None:
             calls.append((key, arrays))
 
         noting = copy(self)
-        vars(noting)["_replay"] = note
+        vars(noting).update(_replay=note, _tell=lambda *_: None)
         with np.errstate(all="ignore"):  # nothing has written the results
             use.call(noting)
         key, arrays = calls[-len(self._reversed) :][name.endswith(REVERSE)]
@@ -240,7 +259,7 @@ class _Recurrent(base.Layer):
         begin = {n: a if a is None else rows.first(a, training) for n, a in states.items()}
         y = rows.new(shapes["y"], sized.kind, training)
         last: dict[str, list[np.ndarray]] = {name: [] for name in states}
-        kept = []
+        kept, watch = [], stopwatch()
         zeros = np.zeros((layer.batch, layer.hidden), sized.kind)
         if training:
             self._kept = None  # its memory is written again
@@ -266,10 +285,12 @@ class _Recurrent(base.Layer):
                 arrays |= {name: packed.panels[d][name] for name in self.layer.panels}
             started = any(array is not None for array in given.values())
             way = Way(reverse, d, started, rows.mask is not None)
-            self._replay(sized, (forward, way, training, packed is not None), arrays, rows.flags)
+            key = (forward, way, training, packed is not None)
+            self._replay(sized, key, arrays, rows.flags, watch)
             for name, ends in last.items():
                 ends.append(rows.last(after[name], reverse) if name in after else arrays["c"])
             kept.append(arrays)
+        self._tell(watch, sized, key)
         if training:
             self._kept = Kept(rows, kept, layer)
         results: list[Any] = [rows.result(y, training)]
@@ -306,6 +327,7 @@ class _Recurrent(base.Layer):
             for n, a in given.items()
         }
         dx: Any = None
+        watch = stopwatch()
         for d, arrays in enumerate(kept.directions):
             dw, dr, db = (self._one(result[n], d) for n in ("w", "r", "b"))
             more = {
@@ -320,7 +342,7 @@ class _Recurrent(base.Layer):
             more |= {name: self._one(array, d) for name, array in first.items()}
             way = Way(self._reversed[d], d, True, rows.mask is not None)
             every = {**arrays, **more}
-            self._replay(sized, (backward, way), every, rows.flags)
+            self._replay(sized, (backward, way), every, rows.flags, watch)
             if layer.kind != "gru":
                 db[1] = db[0]
             if layer.peephole:
@@ -330,6 +352,7 @@ class _Recurrent(base.Layer):
                 dx = more["dx"]
             else:
                 dx[: rows.steps] += more["dx"][: rows.steps]
+        self._tell(watch, sized, (backward, way))
         results = [
             rows.result(dx, False), result["w"], result["r"], result["b"] if self.bias else None
         ]
