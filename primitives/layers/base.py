@@ -155,7 +155,7 @@ class Layer(Frozen, ABC):
         if run is None:
             more = {"strides": strides} if strides else {}
             make = partial(self._make, sized, *key, **more)
-            name, arguments = _pass_of(key), self._arguments(sized.at)
+            name, arguments = self._pass_of(key), self._arguments(sized.at)
             start = time.perf_counter()
             run = made(make, name, arguments)
             if not run.name:
@@ -271,9 +271,13 @@ class Layer(Frozen, ABC):
             shape = self._arguments(sized.at) | self._how(key)
             words = " ".join(f"{name}={_shown(value)}" for name, value in shape.items())
             records.tell(
-                EXEC, self._name, _pass_of(key), self._algorithm_of(key), self.target.name,
+                EXEC, self._name, self._pass_of(key), self._algorithm_of(key), self.target.name,
                 self.dtype, watch.threads, words, 1e3 * watch.seconds,
             )  # fmt: skip
+
+    def _pass_of(self, key: Key) -> str:
+        """The pass that a stream is of: the name of its maker."""
+        return key[0] if isinstance(key[0], str) else str(key[0].__name__)
 
     def _algorithm_of(self, key: Key) -> str:
         """The algorithm of a pass; DIRECT where there is one only."""
@@ -347,8 +351,8 @@ class Layer(Frozen, ABC):
         if not array.flags.writeable:
             doors.writable(name, array)
         for _, other, each, _ in others:
-            if each is value and other == over:
-                continue
+            if each is None or (each is value and other == over):
+                continue  # None: a result in a new array
             if type(each) is not ndarray:
                 each = doors.view(other, each)
             if may_share_memory(array, each):  # what `apart` looks into
@@ -371,12 +375,6 @@ class Layer(Frozen, ABC):
         inputs = (("a", "dy", dy, shape), ("b", name, known, shape))
         key = (backward_activation, activation, prod(shape))
         return self._result(sized, key, inputs, (("c", "out", out, shape),), "dy")
-
-
-def _pass_of(key: Key) -> str:
-    """The pass that a stream is of: the name of its maker."""
-    name: str = key[0] if isinstance(key[0], str) else key[0].__name__
-    return name
 
 
 def _shown(value: object) -> str:
