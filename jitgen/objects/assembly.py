@@ -9,7 +9,6 @@ import struct
 from typing import TYPE_CHECKING
 
 from jitgen.inspect.asm import assembly
-from jitgen.inspect.unwind import rows
 from jitgen.objects.elf import Fixup, Section, Symbol
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def _function(code: Code) -> str:
     """A function; its constants by name where they are distances or functions."""
     named = bool(code.fixups) or code.leads
     text = assembly(
-        code.routine, code.symbol, cfi=rows, exported=code.exported, constants=not named
+        code.routine, code.symbol, cfi=lambda _: code.rows, exported=code.exported,
+        constants=not named,
     )
     return text + "".join(f"    .quad {fixup.symbol} - .\n" for fixup in code.fixups)
 
