@@ -16,7 +16,7 @@ from jitgen.gemm.emitted import EmittedKernel
 from jitgen.inspect.listing import describe
 from jitgen.inspect.unwind import sleb, uleb
 from jitgen.isa.form import Form, Operands
-from jitgen.isa.program import ALIGN, Line
+from jitgen.isa.program import ALIGN, DATA_ALIGN, Line, Program
 from jitgen.isa.x86 import NOPS
 from jitgen.isa.x86_rows import REGISTERS
 
@@ -90,7 +90,17 @@ def assembly(
     out += writer.end()
     if not constants:
         out += ["    .balign 64, 0", writer.label(program.data_label)]
+    elif not program.constant_bytes and _refers(program, program.data_label):
+        # a register points at constants, of which there are none
+        place = -(-len(kernel.code) // DATA_ALIGN) * DATA_ALIGN
+        label = writer.label(program.data_label).rstrip(":")
+        out.append(f"    .set {label}, {symbol} + {place}")
     return "\n".join(out) + "\n"
+
+
+def _refers(program: Program, label: int) -> bool:
+    """Whether an instruction refers to a label."""
+    return any(form.label_at >= 0 and of[form.label_at] == label for form, of in program.records)
 
 
 class _Writer:

@@ -26,6 +26,7 @@ from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned, buffer_of, first_of
 from jitgen.primitives.layers.base import Key, Shape, Sized
+from jitgen.primitives.layers.exporting import PACKED
 from jitgen.primitives.layers.passes import Argument, Pass, Use
 from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes
 from jitgen.primitives.rnn.backward import backward
@@ -53,6 +54,7 @@ class _Recurrent(base.Layer):
     `backward`, and is for one Python thread at a time; copies of the layer have it too."""
 
     _free = 2
+    _trained = ("w", "r", "b", "p")
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
@@ -144,6 +146,20 @@ class _Recurrent(base.Layer):
         return array[d] if array is not None and len(self._reversed) == 2 else array
 
     # ---- passes, for tools ----------------------------------------------------------------------
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        arrays = {n: self._checked(f"weights[{n!r}]", a, self.layer.shapes[n])
+                  for n, a in given.items()}  # fmt: skip
+        d = int(taken.name.endswith(REVERSE))
+        made = {n: self._one(a, d) for n, a in arrays.items()}
+        if "b" in arrays:
+            made |= biases(self.layer, made["b"], self.forget_bias)
+        if PACKED in taken.name:
+            if not {"w", "r"} <= arrays.keys():
+                raise ValueError(f"weights={doors.shown([*given])}: w and r are packed together; "
+                                 "both are wanted, or none")  # fmt: skip
+            made |= self.pack_weights(arrays["w"], arrays["r"]).panels[d]
+        return made
 
     def _uses(self) -> dict[str, Use]:
         given = {n: self._zeros(n) for n in ("x", "w", "r", "h0")}
