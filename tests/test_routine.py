@@ -4,6 +4,7 @@ drivers, whose code holds that of their kernels."""
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import weakref
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import jitgen
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.emit.routine import Operand, Routine
+from jitgen.inspect import formats
 from jitgen.inspect.names import symbol_name
 from jitgen.inspect.unwind import rows
 from jitgen.isa.program import Program
@@ -135,8 +137,28 @@ def test_a_listing_has_words_sections_and_all_bytes() -> None:
     assert bytes(code) == routine.code
     assembly = routine.listing("asm")
     assert f"{symbol_name(routine)}:" in assembly and "h after" not in assembly
-    with pytest.raises(ValueError, match="format='html' is for kernels; gru f32 2x9 has no plan"):
-        routine.listing("html")
+
+
+def test_a_listing_as_values_and_as_a_page() -> None:
+    routine = emit_cell("gru", 2, 40, "f32", AVX2, width=16)
+    values = json.loads(routine.listing("json"))
+    assert values["format"] == "jitgen routine 1" and values["name"] == "gru f32 2x40"
+    assert [word["word"] for word in values["words"]] == [o.word for o in routine.signature]
+    assert values["general_registers"].keys() == routine.roles.keys()
+    code = bytearray(len(routine.code))
+    for line in values["lines"]:
+        data = bytes.fromhex(line["bytes"])
+        code[line["offset"] : line["offset"] + len(data)] = data
+    assert bytes(code) == routine.code and not values["behind"]
+    instructions = [line for line in values["lines"] if line["kind"] == "instruction"]
+    assert sum(values["instructions"].values()) == len(instructions)
+    assert any(line["depth"] for line in instructions)
+    page = formats.render(routine, "html", analysis=["x & y"])
+    assert "<h1>gru f32 2x40 for avx2</h1>" in page and "Words of its argument" in page
+    assert "<pre>x &amp; y</pre>" in page
+    assert page.count('<div class="row ') == len([x for x in values["lines"] if x["bytes"]])
+    # over the two rows, and over vectors within each
+    assert page.count('<div class="loop">') == 2 == max(x["depth"] for x in instructions)
 
 
 def test_a_driver_knows_its_kernels() -> None:

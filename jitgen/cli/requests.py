@@ -1,4 +1,4 @@
-"""Kernels as the command line asks for them: options, and files of shapes.
+"""Kernels and layers as the command line asks for them: options, and files of shapes.
 
 Not here: what is done with a kernel (one module for each command).
 """
@@ -135,3 +135,36 @@ def add_options(parser: argparse.ArgumentParser, size: Callable[[str], Any] = in
             parser.add_argument(option, type=parse, metavar=takes, help=what)
         else:
             parser.add_argument(option, action="store_true", default=None, help=what)
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+#: Options that only layers have, by their names among the arguments
+LAYER_OPTIONS = {"pass_": "--pass", "threads": "--threads"}
+
+
+def add_layer_options(parser: argparse.ArgumentParser) -> None:
+    """--layer, --pass and --threads."""
+    what = "a layer instead of a kernel: \"Convolution(4, 64, 56, 56, 64, 3, padding=1)\""
+    parser.add_argument("--layer", metavar="LAYER", help=what)
+    what = "of a layer: one of its passes (default: an overview of all)"
+    parser.add_argument("--pass", dest="pass_", metavar="PASS", help=what)
+    what = "of a layer: how many, at most (OMP_NUM_THREADS or all CPUs)"
+    parser.add_argument("--threads", type=int, metavar="N", help=what)
+
+
+def refuse(arguments: argparse.Namespace, names: dict[str, str], instead: str) -> None:
+    """Raise ValueError if one of the arguments `names` (name -> option) is given."""
+    for name, option in names.items():
+        value = getattr(arguments, name, None)
+        if value is not None and value != []:
+            shown = "" if value is True else f" {value}"
+            raise ValueError(f"{option}{shown} is for {instead}")
+
+
+def kernel_options(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if options are given that only kernels have."""
+    if arguments.size:
+        raise ValueError(f"give M N K or --layer, not both; got {arguments.size[0]} too")
+    options = {name: "--" + name.replace("_", "-") for name in OPTIONS}
+    refuse(arguments, {"diff": "--diff", **options}, "kernels, not for --layer")

@@ -1,6 +1,6 @@
-"""`jitgen show`: print a kernel in any format, or two of them side by side.
+"""`jitgen show`: print a kernel in any format, two of them side by side, or a layer's streams.
 
-Not here: how it is explained (`jitgen.inspect`).
+Not here: how it is explained (`jitgen.inspect`), layers (`jitgen.cli.show_layer`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jitgen.cli.requests import OPTIONS, add_options, make_request, parse_plan
+from jitgen.cli.requests import (
+    LAYER_OPTIONS,
+    OPTIONS,
+    add_layer_options,
+    add_options,
+    make_request,
+    parse_plan,
+    refuse,
+)
 from jitgen.cli.terminal import OK
+from jitgen.emit.routine import Routine
 from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.compare import compare, comparison_text, read_listing
 from jitgen.inspect.formats import FORMATS, render
 from jitgen.inspect.listing import as_values
 
-SUMMARY = "print the machine code of a kernel, explained, or the difference of two"
+SUMMARY = "print the machine code of a kernel, explained, the difference of two, or a layer"
 USAGE = """\
 %(prog)s M N K [options] [--format FORMAT] [-o FILE]
        %(prog)s M N K [options] --diff CHANGE [--diff CHANGE ...]
-       %(prog)s A.json B.json"""
+       %(prog)s A.json B.json
+       %(prog)s --layer LAYER [--pass PASS [--calls N | --kernel N]] [--isa TARGET] [--threads N]"""
 NOTES = """\
 formats:
   text   for the eye: sections, registers, every instruction with its meaning
@@ -39,6 +49,14 @@ trans_b=yes). A.json and B.json are two files of --json. docs/listing.md says ho
   jitgen show 64 64 64 --isa avx2 --diff plan:rows=4,columns=16
   jitgen show 6 32 8 --format html --cpu znver4 -o kernel.html
 
+A layer is a call as in Python, with literals as arguments. Without --pass all passes are listed;
+with it the stream of one is told: its kernels by shape, its parts with their loops, and the first
+--calls of each thread. --kernel N is one of these kernels, in any format.
+
+  jitgen show --layer "Convolution(4, 64, 56, 56, 64, 3, padding=1)"
+  jitgen show --layer "FullyConnected(64, 512, 1024, activation='relu')" --pass forward --isa sve256
+  jitgen show --layer "Lstm(16, 10, 64, 128)" --pass backward --kernel 2 --format asm
+
 """
 
 
@@ -52,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", metavar="CHANGE", action="append", help=what)
     what = "html: add the analysis for a CPU (jitgen analyze --help lists them)"
     parser.add_argument("--cpu", metavar="CPU", help=what)
+    add_layer_options(parser)
+    what = "of a pass: calls of each thread and part that are shown (4)"
+    parser.add_argument("--calls", type=int, metavar="N", help=what)
+    what = "of a pass: print its kernel of that number"
+    parser.add_argument("--kernel", type=int, metavar="N", help=what)
 
 
 def _size_or_file(text: str) -> int | str:
@@ -66,6 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--json and --format {chosen}: ask for one of them")
     if arguments.cpu is not None and chosen != "html":
         raise ValueError(f"--cpu {arguments.cpu} is for --format html")
+    if arguments.layer is not None:
+        return _show_layer(arguments, chosen)
+    refuse(arguments, {**LAYER_OPTIONS, "calls": "--calls", "kernel": "--kernel"}, "--layer")
     files = [x for x in sizes if isinstance(x, str)]
     if files and (len(files) != 2 or len(sizes) != 2):
         raise ValueError(f"give three sizes M N K, or two files to compare; got {len(sizes)}")
@@ -82,13 +108,33 @@ def run(arguments: argparse.Namespace) -> int:
         found = compare(left, right)
         _write(_json(found) if chosen == "json" else comparison_text(found), arguments.output)
         return OK
-    kernel = make_request(sizes, asked).make()
-    if chosen == "bytes":
-        _write(kernel.code, arguments.output)
-    else:
-        analysis = _analysis(kernel, arguments) if arguments.cpu is not None else None
-        _write(render(kernel, chosen, arguments.syntax, analysis), arguments.output)
+    _write_listing(make_request(sizes, asked).make(), chosen, arguments)
     return OK
+
+
+def _show_layer(arguments: argparse.Namespace, chosen: str) -> int:
+    from jitgen.cli import show_layer
+
+    if arguments.cpu is not None:
+        raise ValueError(f"--cpu {arguments.cpu}: jitgen analyze --layer says how fast a layer is")
+    found = show_layer.show(arguments, chosen)
+    if isinstance(found, Routine):
+        _write_listing(found, chosen, arguments)
+        return OK
+    if arguments.syntax != "intel":
+        raise ValueError(f"--syntax {arguments.syntax} is for --format asm")
+    _write(found if isinstance(found, str) else _json(found), arguments.output)
+    return OK
+
+
+def _write_listing(routine: Routine, chosen: str, arguments: argparse.Namespace) -> None:
+    if chosen == "bytes":
+        _write(routine.code, arguments.output)
+        return
+    analysis = None
+    if arguments.cpu is not None and isinstance(routine, Kernel):
+        analysis = _analysis(routine, arguments)
+    _write(render(routine, chosen, arguments.syntax, analysis), arguments.output)
 
 
 def _json(value: Any) -> str:

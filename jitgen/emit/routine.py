@@ -62,14 +62,17 @@ class Routine(Frozen):
     _signature: tuple[Operand, ...]
     _code: bytes
     _write: Callable[[], Written] | None
+    _flops: int
 
     def __init__(
         self, name: str, signature: tuple[Operand, ...], target: Target, code: bytes,
         write: Callable[[], Written] | None = None, words: Mapping[str, int] = ARGUMENTS,
+        flops: int = 0,
     ) -> None:  # fmt: skip
         vars(self).update(  # several microseconds faster than one by one, past Frozen
-            name=name, target=target, words=words, _signature=signature, _code=code, _write=write
-        )
+            name=name, target=target, words=words, _signature=signature, _code=code, _write=write,
+            _flops=flops,
+        )  # fmt: skip
 
     @property
     def signature(self) -> tuple[Operand, ...]:
@@ -80,6 +83,11 @@ class Routine(Frozen):
     def code(self) -> bytes:
         """The machine code with its constants."""
         return self._code
+
+    def flops(self, count: int = 1) -> int:
+        """Floating-point operations of a call, of a kernel with a batch of `count`: the
+        multiplications and additions of its products; 0 if it has none."""
+        return self._flops
 
     @property
     def nbytes(self) -> int:
@@ -108,8 +116,8 @@ class Routine(Frozen):
 
     def listing(self, format: str = "text", syntax: str = "intel") -> str:
         """The routine in a format: "text" (sections, registers, every instruction; of a kernel,
-        each with its meaning), "asm" (assembles to `code`; syntax "intel" or "att"); of a kernel
-        also "json" or "html" (docs/listing.md).
+        each with its meaning), "asm" (assembles to `code`; syntax "intel" or "att"), "json" or
+        "html" (docs/listing.md).
 
         Raises ValueError for an unknown format or syntax.
         """
@@ -129,6 +137,8 @@ class Written(NamedTuple):
     target: Target
     frame: Frame
     words: Mapping[str, int] = ARGUMENTS
+    #: see `Routine.flops`
+    flops: int = 0
 
 
 def emitter(write: Callable[P, Written]) -> Callable[P, Routine]:
@@ -137,8 +147,8 @@ def emitter(write: Callable[P, Written]) -> Callable[P, Routine]:
     @functools.wraps(write)
     def emit(*args: P.args, **kwargs: P.kwargs) -> Routine:
         again = functools.partial(write, *args, **kwargs)
-        name, signature, target, frame, words = again()
-        return Routine(name, signature, target, frame.machine.program.encode(), again, words)
+        name, signature, target, frame, words, flops = again()
+        return Routine(name, signature, target, frame.machine.program.encode(), again, words, flops)
 
     return emit
 

@@ -54,6 +54,10 @@ class EmittedKernel(Routine):
             words.append(("mask", "where C is positive", "bits"))
         return tuple(Operand(*each) for each in words)
 
+    def flops(self, count: int = 1) -> int:
+        """Floating-point operations of a call with a batch of `count`: 2 m n k count."""
+        return self.spec.flops(count)
+
     @property
     def plan(self) -> Plan:
         """Tiles and loops."""

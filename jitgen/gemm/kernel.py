@@ -75,10 +75,6 @@ class Kernel(EmittedKernel):
                     self._loaded = loader.load(self)
         return self._loaded.address
 
-    def flops(self, count: int = 1) -> int:
-        """Floating-point operations of a call with a batch of `count`: 2 m n k count."""
-        return self.spec.flops(count)
-
     def bind(
         self, a: Any, b: Any, c: Any, *, a_offsets: Any = None, b_offsets: Any = None,
         bias: Any = None, bias_row: Any = None, residual: Any = None, mask: Any = None,

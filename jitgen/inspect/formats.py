@@ -6,6 +6,7 @@ Not here: what each of them holds (`listing`, `asm`, `html` of this package).
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from jitgen import doors
 from jitgen.emit.routine import Routine
@@ -19,13 +20,12 @@ def render(
     kernel: Routine, format: str = "text", syntax: str = "intel",
     analysis: list[str] | None = None,
 ) -> str:  # fmt: skip
-    """A kernel in one of FORMATS but "bytes", which is `kernel.code`; another routine as "text" or
-    "asm".
+    """A kernel or another routine in one of FORMATS but "bytes", which is `kernel.code`.
 
     syntax: "intel" or "att", for asm. analysis: lines of a report that a page shows as well.
 
-    Raises ValueError for an unknown format or syntax, for a syntax that the format or the target
-    has not, and for a format that only kernels have.
+    Raises ValueError for an unknown format or syntax, and for a syntax that the format or the
+    target has not.
     """
     doors.instance("kernel", kernel, Routine)
     syntax = doors.text("syntax", syntax)
@@ -48,18 +48,16 @@ def render(
         text = assembly(kernel, symbol_name(kernel), syntax, rows)
         at = "@" if kernel.target.architecture == "x86_64" else "%"
         return f'{text}    .section .note.GNU-stack,"",{at}progbits\n'  # no executable stack
-    if not isinstance(kernel, EmittedKernel):
-        if format != "text":
-            raise ValueError(f"format={format!r} is for kernels; {kernel.name} has no plan")
-        from jitgen.inspect import routines
-
-        return routines.listing(kernel)
     if format == "html":
         from jitgen.inspect.html import page
 
         return page(kernel, analysis)
-    from jitgen.inspect import listing
+    from jitgen.inspect import listing, routines
 
-    if format == "json":
-        return json.dumps(listing.as_values(kernel), indent=2, allow_nan=False) + "\n"
-    return listing.listing(kernel)
+    if isinstance(kernel, EmittedKernel):
+        return listing.listing(kernel) if format == "text" else _json(listing.as_values(kernel))
+    return routines.listing(kernel) if format == "text" else _json(routines.as_values(kernel))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"

@@ -1,4 +1,5 @@
-"""A kernel as one HTML page that needs nothing else: listing, register maps, encodings.
+"""A kernel, or another routine, as one HTML page that needs nothing else: listing, registers,
+encodings.
 
 Not here: its style and script (`jitgen.inspect.page`), and the listing itself
 (`jitgen.inspect.listing`).
@@ -7,19 +8,19 @@ Not here: its style and script (`jitgen.inspect.page`), and the listing itself
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
+from jitgen.emit.routine import Routine
+from jitgen.gemm.emitted import EmittedKernel
+from jitgen.inspect import routines
 from jitgen.inspect.encoding import fields
 from jitgen.inspect.listing import ListedLine, describe, lines, plan_lines, register_grid
 from jitgen.inspect.page import SCRIPT, STYLE
 from jitgen.inspect.registers import general_name, role_meaning, tiles
 from jitgen.inspect.sections import Sections
 from jitgen.isa.x86_rows import R8, R16, R32, R64
-
-if TYPE_CHECKING:
-    from jitgen.gemm.emitted import EmittedKernel
 
 #: Nothing is loaded from anywhere: the browser itself refuses it
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -32,20 +33,38 @@ _REGISTER = re.compile(
 _WHOLE = {name: R64[i] for names in (R64, R32, R16, R8) for i, name in enumerate(names)}
 
 
-def page(kernel: EmittedKernel, analysis: list[str] | None = None) -> str:
+def page(routine: Routine, analysis: list[str] | None = None) -> str:
     """The page; `analysis`: lines of a report on how fast the kernel can be, shown as they are."""
-    return "\n".join(_page(kernel, analysis)) + "\n"
+    return "\n".join(_page(routine, analysis)) + "\n"
 
 
-def _page(kernel: EmittedKernel, analysis: list[str] | None) -> Iterator[str]:
-    spec = kernel.spec
-    title = escape(f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {kernel.target.name}")
+def _page(routine: Routine, analysis: list[str] | None) -> Iterator[str]:
+    kernel = routine if isinstance(routine, EmittedKernel) else None
+    title = f"{routine.name} for {routine.target.name}"
+    if kernel:
+        spec = kernel.spec
+        title = f"{spec.m} x {spec.n} x {spec.k} {spec.dtype} for {kernel.target.name}"
+    title = escape(title)
     yield "<!DOCTYPE html>"
     yield f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>'
     yield f"<header><h1>{title}</h1>"
+    yield from _kernel_head(kernel) if kernel else _routine_head(routine)
+    if analysis is not None:
+        yield f"<h2>Analysis</h2><pre>{escape(chr(10).join(analysis))}</pre>"
+    yield "</header><main>"
+    if kernel:
+        yield from _listing(kernel, lines(kernel), Sections(kernel).sentence)
+    else:
+        yield from _listing(routine, routines.lines(routine), lambda section: "")
+    yield f"</main><script>{SCRIPT}</script></body></html>"
+
+
+def _kernel_head(kernel: EmittedKernel) -> Iterator[str]:
+    """What it computes, its plan and registers."""
+    spec = kernel.spec
     yield f'<p class="computes"><code>{escape(describe(spec))}</code></p>'
     layout = f"panels of {spec.panel}" if spec.panel else f"ldb {spec.ldb}"
     yield (
@@ -55,16 +74,29 @@ def _page(kernel: EmittedKernel, analysis: list[str] | None) -> Iterator[str]:
     yield '<div class="columns"><div><h2>Plan</h2><ul>'
     yield from (f"<li>{escape(line)}</li>" for line in plan_lines(kernel))
     yield "</ul></div>"
-    yield from _general(kernel)
+    argument = kernel.target.machine(kernel.spec.dtype, kernel.spec.n).argument
+    yield from _general(
+        kernel, {"args": argument, **kernel.roles},
+        lambda role: "the argument struct" if role == "args" else role_meaning(role),
+    )  # fmt: skip
     yield '<div class="tiles">'
     for size in tiles(kernel):
         yield from _grid(kernel, size)
     yield "</div></div>"
-    if analysis is not None:
-        yield f"<h2>Analysis</h2><pre>{escape(chr(10).join(analysis))}</pre>"
-    yield "</header><main>"
-    yield from _listing(kernel)
-    yield f"</main><script>{SCRIPT}</script></body></html>"
+
+
+def _routine_head(routine: Routine) -> Iterator[str]:
+    """Its words and registers."""
+    yield f'<p class="soft">{len(routine.code)} bytes with constants</p>'
+    yield '<div class="columns"><div><h2>Words of its argument</h2><table>'
+    for operand in routine.signature:
+        cells = operand.word, operand.type, operand.meaning
+        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    yield "</table></div>"
+    meanings = {o.word: o.meaning for o in routine.signature} | {"args": "the argument struct"}
+    roles = {"args": routine.argument, **routine.roles}
+    yield from _general(routine, roles, lambda role: meanings.get(role, ""))
+    yield "</div>"
 
 
 def _register(text: str) -> str:
@@ -81,16 +113,15 @@ def _register(text: str) -> str:
     return _REGISTER.sub(mark, escape(text))
 
 
-def _general(kernel: EmittedKernel) -> Iterator[str]:
+def _general(
+    routine: Routine, roles: dict[str, int], meaning: Callable[[str], str]
+) -> Iterator[str]:
     yield "<div><h2>General-purpose registers</h2><table>"
-    argument = kernel.target.machine(kernel.spec.dtype, kernel.spec.n).argument
-    roles = {"args": argument, **kernel.roles}
     for role, number in roles.items():
-        name = _register(general_name(kernel.target, number))
-        meaning = "the argument struct" if role == "args" else role_meaning(role)
+        name = _register(general_name(routine.target, number))
         yield (
-            f'<tr><td>{name}</td><td>{escape(role)}</td><td class="words soft">{escape(meaning)}'
-            "</td></tr>"
+            f'<tr><td>{name}</td><td>{escape(role)}</td><td class="words soft">'
+            f"{escape(meaning(role))}</td></tr>"
         )
     yield "</table></div>"
 
@@ -106,7 +137,9 @@ def _grid(kernel: EmittedKernel, size: tuple[int, int]) -> Iterator[str]:
     yield "</table></div>"
 
 
-def _listing(kernel: EmittedKernel) -> Iterator[str]:
+def _listing(
+    routine: Routine, listed_lines: Iterable[ListedLine], sentence_of: Callable[[Any], str]
+) -> Iterator[str]:
     yield '<div class="bar"><h2>Listing</h2>'
     yield '<button data-all="open">unfold all loops</button>'
     yield '<button data-all="close">fold all loops</button>'
@@ -115,10 +148,9 @@ def _listing(kernel: EmittedKernel) -> Iterator[str]:
         for kind in ("fma", "load", "broadcast", "store", "branch")
     ) + "</span></div>"
     yield '<div class="work"><div class="listing code">'
-    sections = Sections(kernel)
     ends: list[int] = []
     first = True
-    for i, listed in enumerate(lines(kernel)):
+    for i, listed in enumerate(listed_lines):
         line = listed.line
         if listed.loop is not None:
             ends.append(listed.loop.end)
@@ -127,12 +159,12 @@ def _listing(kernel: EmittedKernel) -> Iterator[str]:
                 f'{escape(listed.meaning)}</button><div class="body">'
             )
         elif line.kind == "section":
-            sentence = escape(sections.sentence(line.section))
+            sentence = escape(sentence_of(line.section))
             yield f'<div class="title"><h3>{escape(line.text)}</h3><p>{sentence}</p></div>'
         elif line.kind == "label":
             yield f'<div class="label">{escape(line.text)}:</div>'
         else:
-            yield _row(kernel, listed, first)
+            yield _row(routine, listed, first)
             first = False
         while ends and ends[-1] == i:
             ends.pop()
@@ -140,11 +172,11 @@ def _listing(kernel: EmittedKernel) -> Iterator[str]:
     yield "</div><aside>" + _DETAILS + "</aside></div>"
 
 
-def _row(kernel: EmittedKernel, listed: ListedLine, first: bool) -> str:
+def _row(routine: Routine, listed: ListedLine, first: bool) -> str:
     line, _, roles, meaning, _, kind = listed
     if line.record is None:
         split = [("data", line.code)]
-    elif kernel.target.architecture == "x86_64":
+    elif routine.target.architecture == "x86_64":
         split = fields(line.record[0], line.code)
     else:
         split = [("word, lowest byte first", line.code)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,7 @@ from jitgen.isa.program import Line
 from jitgen.isa.x86_rows import R32
 
 if TYPE_CHECKING:
+    from jitgen.emit.routine import Routine
     from jitgen.gemm.emitted import EmittedKernel
     from jitgen.gemm.spec import KernelSpec
 
@@ -85,8 +86,12 @@ class ListedLine(NamedTuple):
     kind: str
 
 
-def lines(kernel: EmittedKernel) -> Iterator[ListedLine]:
-    """The program line by line."""
+#: What is told of each line: the roles of its registers, its kind of instruction (or "")
+Facts = tuple[list[str], str]
+
+
+def facts(kernel: Routine) -> Callable[[Line], Facts]:
+    """What says of a line of a routine's program which roles it touches and of what kind it is."""
     from jitgen.inspect.instructions import read_record  # which itself imports this module
 
     names = {general_name(kernel.target, number): role for role, number in kernel.roles.items()}
@@ -105,11 +110,20 @@ def lines(kernel: EmittedKernel) -> Iterator[ListedLine]:
         padding = record[0].mnemonic == "align"
         return "other" if padding else read_record(record, architecture, vector_bytes).kind.lower()
 
-    for line, meaning, depth, loop in explain(kernel, list(kernel.program.lines())):
+    def of(line: Line) -> Facts:
         if line.kind == "instruction" and line.record is not None:
-            yield ListedLine(line, depth, roles(line.text), meaning, loop, kind(line.record))
-        else:
-            yield ListedLine(line, depth, [], meaning, loop, "")
+            return roles(line.text), kind(line.record)
+        return [], ""
+
+    return of
+
+
+def lines(kernel: EmittedKernel) -> Iterator[ListedLine]:
+    """The program line by line."""
+    told = facts(kernel)
+    for line, meaning, depth, loop in explain(kernel, list(kernel.program.lines())):
+        roles, kind = told(line)
+        yield ListedLine(line, depth, roles, meaning, loop, kind)
 
 
 # ---- values -------------------------------------------------------------------------------------
@@ -119,13 +133,7 @@ def as_values(kernel: EmittedKernel) -> dict[str, Any]:
     """The listing as JSON has it: plain lists, dicts, strings and numbers."""
     all_lines = list(lines(kernel))
     sections = Sections(kernel)
-    listed = []
-    for line, depth, roles, meaning, _, kind in all_lines:
-        meaning = sections.sentence(line.section) if line.kind == "section" else meaning
-        listed.append({
-            "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(), "text": line.text,
-            "depth": depth, "roles": roles, "meaning": meaning, "class": kind,
-        })  # fmt: skip
+    listed = [line_values(x, sections.sentence(x.line.section)) for x in all_lines]
     registers = {role: general_name(kernel.target, n) for role, n in kernel.roles.items()}
     plan = asdict(kernel.plan)
     spec = kernel.spec.described()
@@ -140,6 +148,16 @@ def as_values(kernel: EmittedKernel) -> dict[str, Any]:
         "instructions": mix(all_lines),
         "inner_loops": inner_loops(all_lines),
         "lines": listed,
+    }  # fmt: skip
+
+
+def line_values(listed: ListedLine, sentence: str) -> dict[str, Any]:
+    """A line as JSON has it; `sentence` is the meaning of a section."""
+    line, depth, roles, meaning, _, kind = listed
+    return {
+        "kind": line.kind, "offset": line.offset, "bytes": line.code.hex(), "text": line.text,
+        "depth": depth, "roles": roles, "meaning": sentence if line.kind == "section" else meaning,
+        "class": kind,
     }  # fmt: skip
 
 

@@ -68,7 +68,10 @@ def _written(kind: str, walk: Walk, dtype: str, target: Target) -> Written:
     signature = tuple(Operand(word, role, dtype) for role, word in walk.words.items())
     if "residual" in operands(walk.epilogue):
         signature += (Operand("residual", "residual", dtype),)
-    return Written(name, signature, target, walk.emit())
+    # each result sees the taps of its row by those of its column
+    down, along = (sum(len(axis.seen(o)) for o in range(axis.count)) for axis in (rows, columns))
+    flops = 2 * walk.channels * down * along
+    return Written(name, signature, target, walk.emit(), flops=flops)
 
 
 class _Forward(Walk):

@@ -59,7 +59,7 @@ def emit_dot(
     frame = _Dot(n, k, ldb, target.machine(dtype, ANY_WIDTH), steps).emit()
     meanings = {"a": "x", "b": "w", "c": "y"} | {name: name for name in operands(steps)}
     signature = tuple(Operand(word, meanings[word], dtype) for word in meanings)
-    return Written(f"dot {dtype} {n}x{k}", signature, target, frame)
+    return Written(f"dot {dtype} {n}x{k}", signature, target, frame, flops=2 * n * k)
 
 
 class _Dot:

@@ -8,6 +8,7 @@ for a shape. Not here: the driver that replays it (`jitgen.run.replay`).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -286,29 +287,12 @@ class Stream(Frozen):
         return np.concatenate(pieces), (np.concatenate(edges), np.concatenate([*flags, [-1]]))
 
     def text(self, most: int = 40) -> str:
-        """Which thread does what, in what order: at most `most` calls of each thread and part."""
+        """The kernels by name and shape, and which thread calls them in what order: at most `most`
+        calls of each thread and part."""
         most = doors.size("most", most, 0)
-        words = sum(map(len, self.slices))
-        total = sum(len(calls.nest) for calls in self.parts)
-        size = sum(len(call.code) for call in self.calls)
-        out = [
-            f"{total} calls of {len(self.calls)} kernels ({size} bytes of code) on {self.threads} "
-            f"threads; {4 * words} bytes of stream"
-        ]
-        for number, calls in enumerate(self.parts):
-            part = calls.part
-            loops = ", ".join(f"{n} 0..{x.extent} by {x.blocks}" for n, x in part.loops.items())
-            out += ["", f"part {number}: {part.title}; order {part.order!r}, loops {loops}"]
-            for thread in range(self.threads):
-                chosen = np.flatnonzero(calls.nest.thread == thread)
-                out.append(f"  thread {thread}: {len(chosen)} calls")
-                for i in chosen[:most].tolist():
-                    beside = [_beside(others, i) for others in (calls.before, calls.after)]
-                    lines = [[_line(c, j) for c, at in o for j in at.tolist()] for o in beside]
-                    out += [*lines[0], _line(calls, i), *lines[1]]
-                if len(chosen) > most:
-                    out.append(f"    ... and {len(chosen) - most} more")
-        return "\n".join(out) + "\n"
+        # by its name: the reader stands above what it reads
+        shown = importlib.import_module("jitgen.primitives.nest.shown")
+        return str(shown.text(self, most))
 
 
 def _offsets(ref: Ref, nest: Iterations) -> np.ndarray:
@@ -319,12 +303,6 @@ def _offsets(ref: Ref, nest: Iterations) -> np.ndarray:
     for name, elements in ref.table.items():
         offsets = offsets + elements[nest.start[name]]
     return offsets
-
-
-def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Calls, np.ndarray]]:
-    """The calls of other parts that stand by iteration i."""
-    found = [(calls, np.arange(*np.searchsorted(at, [i, i + 1]))) for calls, at in others]
-    return [(calls, index) for calls, index in found if len(index)]
 
 
 def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np.ndarray]]]:
@@ -387,14 +365,3 @@ def _words(
     flags = np.concatenate([flag[cut], first[1 - begun : 1 - begun + len(waits)]])
     order = np.argsort(edges)
     return words, edges[order], flags[order]
-
-
-def _line(calls: Calls, i: int) -> str:
-    """One call for the eye."""
-    nest, part = calls.nest, calls.part
-    place = ", ".join(f"{n} {nest.start[n][i]}+{nest.size[n][i]}" for n in part.loops)
-    offsets = ", ".join(
-        f"{name} {ref.tensor}[{calls.offsets[i, w]}]"
-        for w, (name, ref) in enumerate(part.words.items())
-    )
-    return f"    kind {calls.kind[i]}: {place}; {offsets}"
