@@ -111,9 +111,11 @@ def _function(layer: Mapping[str, Any]) -> str:
     """A function that calls a pass on arrays of exactly its size."""
     symbol, struct = layer["symbol"], f"struct {layer['function']}_args"
     kind = {"f32": "float", "f64": "double"}[layer["dtype"]]
-    lines = [f"static int call_{symbol}(const void *args, int tid, int n)", "{",
-             f"    return {symbol}((const {struct} *)args, tid, n);", "}",
-             f"static void test_{symbol}(void)", "{", f"    {struct} args;", "    int i;"]  # fmt: skip
+    lines = [
+        f"static int call_{symbol}(const void *args, int tid, int n)", "{",
+        f"    return {symbol}((const {struct} *)args, tid, n);", "}",
+        f"static void test_{symbol}(void)", "{", f"    {struct} args;", "    int i;",
+    ]  # fmt: skip
     for a in layer["arguments"]:
         lines.append(f"    {kind} *{a['name']} = ({kind} *)array({a['bytes']}u);")
         if a["result"]:

@@ -274,7 +274,8 @@ def test_deterministic(folder: Path, tmp_path: Path) -> None:
     source = (
         "import jitgen\nfrom jitgen import FullyConnected as F\n"
         "k = jitgen.brgemm(4, 8, 16, target='avx2')\n"
-        "fc = [F(64, 96, 160, activation='relu', threads=7, target=t) for t in ('avx2', 'avx512')]\n"
+        "o = {'activation': 'relu', 'threads': 7}\n"
+        "fc = [F(64, 96, 160, **o, target=t) for t in ('avx2', 'avx512')]\n"
         f"jitgen.export({{'fc': fc, 'small': k}}, {str(tmp_path)!r}, 'net', threads=(5, 2, 1))\n"
     )
     subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True)
@@ -416,8 +417,8 @@ def test_weights_in_the_library(tmp_path: Path, target: str) -> None:
         passes={"fc": ["forward", "backward_data"], "conv": ["forward"],
                 "rnn": ["forward", "forward reverse"]},
     )  # fmt: skip
-    y, h, c = both.forward(steps, both.pack_weights(of_rnn["w"], of_rnn["r"]), None, of_rnn["b"],
-                           h0, c0)  # fmt: skip
+    panels = both.pack_weights(of_rnn["w"], of_rnn["r"])
+    y, _, c = both.forward(steps, panels, None, of_rnn["b"], h0, c0)
     dz, packed = new(64, 160), fc.pack_weights(w)
     wanted = {
         "net_fc_forward": ({"x": x}, {"y": fc.forward(x, packed, b)}),

@@ -6,7 +6,7 @@ Not here: what becomes of them (`jitgen.objects.library`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def named(kernels: Kernels) -> tuple[list[tuple[str, Kernel]], list[tuple[str, E
         if isinstance(value, Kernel):
             found[0].append((name, value))
         elif isinstance(value, Exportable):
-            found[1].append((name or _own_name(value, found[1]), value))
+            found[1].append((name or own_name(value, {n for n, _ in found[1]}), value))
         else:
             raise TypeError(
                 f"kernels: {doors.shown(value)} is no jitgen.Kernel, nor a layer"
@@ -74,10 +74,9 @@ def _each(kernels: Kernels) -> Iterator[tuple[str, Any]]:
             yield name, each
 
 
-def _own_name(layer: Exportable, others: list[tuple[str, Exportable]]) -> str:
+def own_name(layer: Exportable, used: Collection[str]) -> str:
     """A name for a layer that was given none: what it is, and a number from the second one on."""
-    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower()
-    used = {name for name, _ in others}
+    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower().strip("_")
     numbered = (f"{kind}_{i}" for i in range(2, len(used) + 3))
     return next(name for name in (kind, *numbered) if name not in used)
 

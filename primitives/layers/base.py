@@ -243,7 +243,11 @@ class Layer(Frozen, Exportable):
             source = exporting.source_of(each, own, given)
             made = {n: passes[source] for n, passes in sources.items()}
             first = made[counts[0]]
-            arrays = exporting.checked(first, self._baked(first, given), self.dtype)
+            try:
+                arrays = exporting.checked(first, self._baked(first, given), self.dtype)
+            except RuntimeError as error:
+                raise RuntimeError(f"weights: {error}; they are packed where the target runs: "
+                                   "export there, or give a packed w") from None  # fmt: skip
             about = exporting.About(
                 f"{name}_{each.replace(' ', '_')}", f"{each} of {self._name} " + ", ".join(
                     [what, *more]), self.target, self.dtype,
