@@ -135,11 +135,12 @@ class _Entry:
         names = [*(a.name for a in procedure.arguments), "scratch"]
         words = {name: 8 * i for i, name in enumerate(names)}
         signature = (
-            *(Operand(a.name, "x".join(map(str, a.shape)), procedure.dtype)
+            *(Operand(a.name, "x".join(map(str, a.shape)) or "1", procedure.dtype)
               for a in procedure.arguments),
             Operand("scratch", "memory of the threads", "data"),
         )  # fmt: skip
-        return Written(procedure.name, signature, procedure.target, self.frame, words)
+        name = f"entry {procedure.name}"
+        return Written(name, signature, procedure.target, self.frame, words)
 
     def _take(self, wanted: int = 1) -> int:
         """The place of so many more distances."""
