@@ -261,7 +261,7 @@ def test_files_need_nothing(folder: Path, arm_folder: Path) -> None:
         starts = {int(address, 16) for size, address in functions.values() if size}
         assert len(starts) == len(functions)
         names = " ".join(functions)
-        for part in (r"net_fc_forward_\w+ ", r"\.barrier ", r"\.t2\.replay ", r"\.k0\.\w+"):
+        for part in (r"net_fc_forward_\w+ ", r"\.barrier ", r"\.t2_replay ", r"\.t1_k0_\w+"):
             assert re.search(part, names), (part, names)
         frames = run("readelf", "--debug-dump=frames", where / "libnet.so")
         assert frames.count(" FDE ") == len(functions)
@@ -450,3 +450,21 @@ def test_weights_in_the_library(tmp_path: Path, target: str) -> None:
                     else array
                 np.testing.assert_array_equal(array, results[a["name"]], layer["symbol"])
     assert at == len(found)
+
+
+def test_gdb_names_and_unwinds(folder: Path) -> None:
+    """From a kernel of a pass, gdb finds the driver, the entry and the caller, by name."""
+    need_x86()
+    best = "avx512" if not jitgen.targets()["avx512"] else "avx2"
+    made = build(folder, "gcc", CHAIN, "-Wno-cast-qual", "-g", folder / "libnet.a", "-pthread")
+    stem = f"net_fc_forward_packed_{best}"
+    (kernel, *_) = re.findall(rf" t ({stem}\.t1_k0_\S+)", run("nm", made))
+    script = [f"-ex=break *'{kernel}'", "-ex=run 1 1", "-ex=backtrace", "-ex=stepi 9",
+              "-ex=backtrace"]  # fmt: skip
+    command = [tool("gdb"), "-q", "-batch", "-nx", *script, made]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for trace in shown.split("\n#0 ")[1:]:
+        frames = re.findall(r"^#?\d* *(?:0x\w+ in )?(\S+) \(", trace, re.MULTILINE)
+        inner = [kernel, f"{stem}.t1_replay", stem, "net_fc_forward_packed", "work", "main"]
+        assert frames[:6] == inner, shown
+    assert shown.count("\n#0 ") == 2

@@ -51,10 +51,10 @@ def entry_group(symbol: str, procedure: Procedure) -> Group:
         name = f"{symbol}.t{cut.threads}"
         code = cut.driver.code
         if code not in drivers:
-            drivers[code] = f"{name}.replay"
+            drivers[code] = f"{name}_replay"
             codes += _driver_codes(name, cut)
         words.append(drivers[code])
-        streams = [Data(f"{name}.stream{t}", stream) for t, stream in enumerate(cut.slices)]
+        streams = [Data(f"{name}_stream{t}", stream) for t, stream in enumerate(cut.slices)]
         data += streams
         words += [each.symbol for each in streams]
     routine = emit_entry(procedure)
@@ -67,10 +67,10 @@ def _driver_codes(name: str, cut: Cut) -> list[Code]:
     """The driver, and the kernels that are its constants: where these stand in its code is where
     functions stand one behind the other, at multiples of 64 bytes."""
     driver, *kernels = cut.driver.pieces()
-    codes = [Code(f"{name}.replay", driver.routine, exported=False, leads=True)]
+    codes = [Code(f"{name}_replay", driver.routine, exported=False, leads=True)]
     for i, (_, _, routine) in enumerate(kernels):
         what = re.sub(r"\W+", "_", routine.name)
-        codes.append(Code(f"{name}.k{i}.{what}", routine, exported=False))
+        codes.append(Code(f"{name}_k{i}_{what}", routine, exported=False))
     return codes
 
 
