@@ -244,7 +244,8 @@ class Layer(Frozen, Exportable):
             made = {n: passes[source] for n, passes in sources.items()}
             first = made[counts[0]]
             try:
-                arrays = exporting.checked(first, self._baked(first, given), self.dtype)
+                baked = self._baked(first, given) if given else {}
+                arrays = exporting.checked(first, baked, self.dtype)
             except RuntimeError as error:
                 raise RuntimeError(f"weights: {error}; they are packed where the target runs: "
                                    "export there, or give a packed w") from None  # fmt: skip
