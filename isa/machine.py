@@ -215,6 +215,30 @@ class Machine(ABC):
     def copy_element(self, to: At, source: At, temp: int) -> None:
         """One element from `source` to `to` through a general-purpose register."""
 
+    # ---- between threads --------------------------------------------------------------------
+    @abstractmethod
+    def fetch_add(self, d: int, at: int, s: int) -> None:
+        """d = the word (8 bytes) that register `at` points to, which becomes larger by s, at once
+        for all threads; what this thread has stored before is seen by those that see the sum, and
+        the other way round (d is neither at nor s)."""
+
+    @abstractmethod
+    def load_acquire(self, d: int, at: At) -> None:
+        """Load a word: whoever stored it with `store_release` has stored all that it did before."""
+
+    @abstractmethod
+    def store_release(self, s: int, at: At) -> None:
+        """Store a word, after all that this thread has stored and loaded before."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Tell the core that this thread waits in a loop."""
+
+    @abstractmethod
+    def give_way(self) -> None:
+        """Ask the operating system (Linux) to run another thread first. Registers are lost as by a
+        call."""
+
     # ---- vectors --------------------------------------------------------------------------
     @abstractmethod
     def set_tail(self, lanes: int, vector: int) -> None:

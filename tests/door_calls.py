@@ -195,12 +195,21 @@ add("jitgen.run.threads.check_threads", threads.check_threads, lambda: {"threads
 FOLDER = os.getcwd()
 
 
-def export(kernels: Any, directory: Any, name: Any) -> Any:
-    return jitgen.export(kernels, directory, name)["files"]
+def export(kernels: Any, directory: Any, name: Any, **more: Any) -> Any:
+    return jitgen.export(kernels, directory, name, **more)["files"]
 
 
-add("jitgen.export", export, lambda: {"kernels": [SHOWN], "directory": FOLDER, "name": "some"},
-    kernels=nothing, directory=folder,
+def nothing_or_empty(v: Any) -> Any:
+    """None, or a mapping of nothing."""
+    return None if v is None or (isinstance(v, dict) and not v) else NO
+
+
+add("jitgen.export", export,
+    lambda: {"kernels": {"a": [SHOWN], "b": jitgen.MaxPool(1, 2, 3, 3, 2, **ONE)},
+             "directory": FOLDER, "name": "some", "threads": [1], "passes": ["forward"],
+             "weights": {}},
+    kernels=nothing, directory=folder, threads=items(size(1, 1024), 1),
+    passes=either(nothing_or_empty, items(name("forward", "backward"))), weights=nothing_or_empty,
     name=lambda v: v if isinstance(v, str) and v in ("no", "forward", "f32", "x") else NO)
 
 

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from door_calls import COUNT, HERE, ONE, PADDING, PAIR, SIDE, add, rand, zeros
+from door_calls import COUNT, HERE, ONE, PADDING, PAIR, SIDE, add, nothing_or_empty, rand, zeros
 from door_values import (
     IN,
     LOOSE,
@@ -62,6 +62,16 @@ ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empt
                   "read-only", *LOOSE), floats=True)  # fmt: skip
 
 # ---- layers -------------------------------------------------------------------------------------
+
+
+def add_procedures(prefix: str, layer: Any) -> None:
+    """The export of a layer's forward pass."""
+    add(prefix + ".procedures", lambda **given: [p.threads for p in layer.procedures(**given)],
+        lambda: {"name": "a", "passes": ["forward"], "threads": [1], "weights": None},
+        name=text, passes=optional(items(name("forward", "backward"))),
+        threads=items(size(1, 1024), 1), weights=nothing_or_empty)
+
+
 
 FC = FullyConnected(4, 6, 5, activation="relu", **ONE)
 add("jitgen.primitives.layers.fully_connected.FullyConnected", FullyConnected,
@@ -154,6 +164,7 @@ for pool in (MaxPool, AveragePool):
         lambda made=made: {"x": rand(*made.x_shape), "out": rand(*made.y_shape)}, x=IN,
         out=MAYBE_OUT)
     add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
     add(PREFIX + ".backward", made.backward,
         lambda made=made: {"dy": rand(*made.y_shape), "x": rand(*made.x_shape),
                            "out": rand(*made.x_shape)},
@@ -162,7 +173,9 @@ for pool in (MaxPool, AveragePool):
 add("jitgen.primitives.layers.text.layer_of", layer_of,
     lambda: {"text": "FullyConnected(4, 6, 5)"}, text=nothing, alias={"text": "layer"})
 for made in (FC, CONV):
-    add(f"{type(made).__module__}.{type(made).__name__}.passes", made.passes, dict)
+    PREFIX = f"{type(made).__module__}.{type(made).__name__}"
+    add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
 
 # ---- layers over rows ---------------------------------------------------------------------------
 
@@ -235,6 +248,7 @@ for kind, options in (
             **({"dc": rand(*made.shapes["h0"])} if cell else {})},
         dy=IN, dh=MAYBE, **({"dc": MAYBE} if cell else {}))  # fmt: skip
     add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))

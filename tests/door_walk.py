@@ -31,9 +31,10 @@ from jitgen import doors, primitives
 INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
-    "layers.arrays", "layers.base", "layers.elementwise", "layers.images", "layers.passes",
-    "nest.bounds", "nest.gemm", "nest.limits", "nest.rows", "nest.run", "nest.tables",
-    "rnn.arguments", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
+    "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images",
+    "layers.passes", "nest.bounds", "nest.gemm", "nest.limits", "nest.rows", "nest.run",
+    "nest.tables", "rnn.arguments", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
+    "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it

@@ -7,7 +7,7 @@ the last few. Not here: what a layer computes, what a stream is (`jitgen.primiti
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -20,6 +20,8 @@ from numpy import broadcast_to, empty, may_share_memory, ndarray
 from jitgen import doors, records
 from jitgen.emit.steps import STEPS, Step
 from jitgen.frozen import Frozen
+from jitgen.objects.procedure import Exportable, Procedure, check_counts
+from jitgen.primitives.layers import exporting
 from jitgen.primitives.layers.arrays import buffer_of, first_of
 from jitgen.primitives.layers.elementwise import backward_activation, derived_from, is_signed
 from jitgen.primitives.layers.passes import Argument, Pass, Passes, Use
@@ -58,7 +60,7 @@ class Sized:
         self.runs: dict[Any, Run] = {}
 
 
-class Layer(Frozen, ABC):
+class Layer(Frozen, Exportable):
     """What layers share; `at` (with dtype, threads, target) is what their streams depend on.
 
     Streams belong to the process, so a copy has none: it finds or makes its own when it is used.
@@ -70,6 +72,8 @@ class Layer(Frozen, ABC):
     _free = 1
     #: Passes whose makers take `strides` -> tensors that may have some
     _strided: Mapping[Any, Iterable[str]] = {}
+    #: arguments of its methods that training makes, and that a library may hold
+    _trained: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
         if cls.__name__[0] != "_":
@@ -223,6 +227,62 @@ class Layer(Frozen, ABC):
         return {"backward_activation": Use(
             lambda own: own.backward_activation(a, **{known: a}), ("dz",)
         )}  # fmt: skip
+
+    # ---- export ---------------------------------------------------------------------------------
+
+    def procedures(
+        self, name: str, passes: Iterable[str] | None = None, threads: Iterable[int] = (1,),
+        weights: Mapping[str, ndarray] | None = None,
+    ) -> list[Procedure]:  # fmt: skip
+        """The passes (None: all) as C functions for `jitgen.export`, on so many threads each.
+
+        weights: arrays that lie in the library, by the names that the layer's methods have for
+        them; where a pass reads them packed they are packed here, which takes a CPU that runs the
+        layer's target. Raises TypeError or ValueError that names argument, value and rule, and
+        RuntimeError where weights cannot be packed here.
+        """
+        name = doors.text("name", name)
+        counts = check_counts(threads)
+        given = {} if weights is None else dict(doors.mapping("weights", weights))
+        for each in given:
+            doors.one_in("weights: name", each, "those of the layer", self._trained)
+        own = self.passes()
+        wanted = tuple(own) if passes is None else doors.items("passes", passes)
+        if passes is None and given:  # the weights are packed already
+            wanted = tuple(n for n in own if not exporting.is_about_packing(n))
+        for i, each in enumerate(wanted):
+            doors.one_of(f"passes[{i}]", each, own)
+        layers = {n: self if n == self.threads else self._on(n) for n in counts}
+        sources = {n: layer.passes() for n, layer in layers.items()}
+        what, *more = self._words()
+        result = []
+        for each in wanted:
+            source = exporting.source_of(each, own, given)
+            made = {n: passes[source] for n, passes in sources.items()}
+            first = made[counts[0]]
+            try:
+                baked = self._baked(first, given) if given else {}
+                arrays = exporting.checked(first, baked, self.dtype)
+            except RuntimeError as error:
+                raise RuntimeError(f"weights: {error}; they are packed where the target runs: "
+                                   "export there, or give a packed w") from None  # fmt: skip
+            about = exporting.About(
+                f"{name}_{each.replace(' ', '_')}", f"{each} of {self._name} " + ", ".join(
+                    [what, *more]), self.target, self.dtype,
+            )  # fmt: skip
+            result.append(exporting.procedure(about, made, arrays))
+        return result
+
+    def _on(self, threads: int) -> Any:
+        """The same layer on another number of threads."""
+        other = copy(self)
+        at = replace(self._at, threads=threads)
+        vars(other).update({name: at for name, value in vars(self).items() if value is self._at})
+        return other
+
+    def _baked(self, taken: Pass, given: Mapping[str, ndarray]) -> Mapping[str, ndarray]:
+        """Weights as a pass takes them, by argument of the pass."""
+        return given
 
     # ---- arrays ---------------------------------------------------------------------------------
 

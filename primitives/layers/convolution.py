@@ -9,6 +9,7 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
@@ -25,8 +26,9 @@ from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, realigned
 from jitgen.primitives.layers.base import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
+from jitgen.primitives.layers.exporting import is_packed
 from jitgen.primitives.layers.images import Images
-from jitgen.primitives.layers.passes import Use
+from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.run import Run
@@ -117,6 +119,7 @@ class Convolution(Images):
     [[8.0, 12.0, 12.0, 8.0], [12.0, 18.0, 18.0, 12.0]]
     """
 
+    _trained = ("w", "b")
     _strided = {
         "forward": ("image", "result", "residual"), "backward_data": ("image", "result"),
         "backward_weights": ("dy", "image"),
@@ -241,10 +244,18 @@ class Convolution(Images):
         make, choice = self._maker(maker, self._choice_of(sized.at, maker))
         return super()._make(sized, make, *choice, *how, **more)
 
+    def _on(self, threads: int) -> Any:
+        other = super()._on(threads)
+        vars(other)["_choices"] = {which: self._choice_of(other.conv, which) for which in PASSES}
+        return other
+
     def _choice_of(self, conv: Conv, which: str) -> Choice | None:
-        """How a pass is cut for a batch: by the layer's algorithm, and of others not measured."""
-        own = self.choice(which)
-        if conv.batch == self.conv.batch or own is None or own == WINOGRAD:
+        """How a pass is cut for a batch or a number of threads: by the layer's algorithm, and of
+        others than the layer's not measured."""
+        own, same = self.choice(which), self.conv
+        if own is None or own == WINOGRAD or (conv.batch, conv.threads) == (
+            same.batch, same.threads
+        ):  # fmt: skip
             return own
         subject, product = streams.subject(conv, which)
         return choose(subject, which, product, self._blocks.get(which), self._order.get(which))
@@ -317,6 +328,15 @@ class Convolution(Images):
         name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
         how = () if name == "backward_weights" else (packed,)
         return self._run(self._own(), (name, *how)).stream
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if is_packed(taken, given):
+            return given
+        backward = taken.name.startswith("backward")
+        packed = self.pack_weights(given["w"], backward=backward)
+        w = packed.backward if backward else packed.forward
+        assert w is not None
+        return {**given, "w": w}
 
     def _uses(self) -> dict[str, Use]:
         x, w, y = map(self._blank, (self.x_shape, self.w_shape, self.y_shape))

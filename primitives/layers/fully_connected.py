@@ -11,7 +11,7 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -30,7 +30,8 @@ from jitgen.primitives.layers.elementwise import (
     make_activation,
     shown_activation,
 )
-from jitgen.primitives.layers.passes import Use
+from jitgen.primitives.layers.exporting import is_packed
+from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.stream import Stream
@@ -59,6 +60,7 @@ class FullyConnected(base.Layer):
     [[4.0, 4.0, 4.0, 4.0], [4.0, 4.0, 4.0, 4.0]]
     """
 
+    _trained = ("w", "b")
     _strided = {
         streams.forward: ("a", "b", "c", "residual"), streams.backward_data: ("a", "b", "c"),
         streams.backward_weights: ("a", "b", "c"),
@@ -124,6 +126,15 @@ class FullyConnected(base.Layer):
         width = panels_for(layer, *sizes[name]) if doors.flag("packed", packed) else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
         return self._run(self._own(), (getattr(streams, name), *layout)).stream
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if is_packed(taken, given):
+            return given
+        backward = taken.name.startswith("backward")
+        packed = self.pack_weights(given["w"], backward=backward)
+        w = packed.backward if backward else packed.forward
+        assert w is not None
+        return {**given, "w": w.array}
 
     def _uses(self) -> dict[str, Use]:
         at = self.layer

@@ -24,18 +24,18 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.primitives.layers import base
-from jitgen.primitives.layers.arrays import aligned, buffer_of, first_of
+from jitgen.primitives.layers.arrays import aligned
 from jitgen.primitives.layers.base import Key, Shape, Sized
+from jitgen.primitives.layers.exporting import PACKED
 from jitgen.primitives.layers.passes import Argument, Pass, Use
 from jitgen.primitives.nest.run import Stopwatch, stopwatch
-from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes
+from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes, pointer
 from jitgen.primitives.rnn.backward import backward
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
 from jitgen.primitives.rnn.steps import Layer, Way, check_sizes
 from jitgen.primitives.rnn.streams import forward, pack_weights
 from jitgen.run import cpu
-from jitgen.run.loader import ffi
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
 from jitgen.types import NUMPY, DTypeLike
@@ -54,6 +54,7 @@ class _Recurrent(base.Layer):
     `backward`, and is for one Python thread at a time; copies of the layer have it too."""
 
     _free = 2
+    _trained = ("w", "r", "b", "p")
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
@@ -108,7 +109,7 @@ class _Recurrent(base.Layer):
             (n, doors.strides(n, a)) for n, a in apart.items() if not a.flags.c_contiguous
         )
         run = self._run(sized, key, strides)
-        run({name: _pointer(arrays.get(name)) for name in run.tensors}, flags, watch)
+        run({name: pointer(arrays.get(name)) for name in run.tensors}, flags, watch)
 
     def _arguments(self, at: Layer) -> dict[str, object]:
         return {
@@ -163,6 +164,15 @@ class _Recurrent(base.Layer):
         return array[d] if array is not None and len(self._reversed) == 2 else array
 
     # ---- passes, for tools ----------------------------------------------------------------------
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        arrays = {n: self._checked(n, a, self.layer.shapes[n]) for n, a in given.items()}
+        d = int(taken.name.endswith(REVERSE))
+        made = {n: self._one(a, d) for n, a in arrays.items()}
+        if PACKED in taken.name:
+            plain: list[Any] = [arrays.get(n) for n in "wr"]  # None: an error that names it
+            made |= self.pack_weights(*plain).panels[d]
+        return made | biases(self.layer, made["b"], self.forget_bias) if "b" in made else made
 
     def _uses(self) -> dict[str, Use]:
         given = {n: self._zeros(n) for n in ("x", "w", "r", "h0")}
@@ -366,13 +376,6 @@ class _Recurrent(base.Layer):
             slabs[name] = aligned((size,), self.layer.dtype)
             slabs[name].fill(0)
         return slabs[name]
-
-
-def _pointer(array: Any) -> Any:
-    """The address of an array that a stream reads, or of none."""
-    if array is None or not array.size:
-        return ffi.NULL
-    return buffer_of(array if array.flags.c_contiguous else first_of(array))
 
 
 class Lstm(_Recurrent):

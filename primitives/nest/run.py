@@ -77,13 +77,13 @@ class Run:
         self._team: Team | None = None
         #: whose it is, for tools; the first layer that uses it says it
         self.name = ""
-        #: where each tensor of scratch lies in a block, and the block's size
-        self._places: list[slice] = []
-        self._size = 0
+        #: where each tensor of scratch lies in a block, in bytes, and the block's size
+        self.places: list[slice] = []
+        self.scratch_bytes = 0
         for elements in self.scratch.values():
-            end = self._size + elements * DTYPES[dtype].size
-            self._places.append(slice(self._size, end))
-            self._size = -(-end // ALIGN) * ALIGN
+            end = self.scratch_bytes + elements * DTYPES[dtype].size
+            self.places.append(slice(self.scratch_bytes, end))
+            self.scratch_bytes = -(-end // ALIGN) * ALIGN
         self._seat = Seat(POOL)
 
     @property
@@ -128,16 +128,16 @@ class Run:
         if watch is not None:
             team = watch.around(team, self.stream.threads)
         slices = None if flags is None else self.stream.chosen(flags)
-        if not self._size:
+        if not self.scratch_bytes:
             team((*given, *self._tables) if self._tables else given, slices)
             return
         seat = self._seat
         try:
             block = seat.blocks.pop()
         except IndexError:
-            block = POOL.take(self._size)
+            block = POOL.take(self.scratch_bytes)
         if block.views is None:
-            block.views = [buffer_of(block.memory[place]) for place in self._places]
+            block.views = [buffer_of(block.memory[place]) for place in self.places]
         team((*given, *block.views, *self._tables), slices)
         seat.used = next(POOL.clock)
         if not (POOL.over and POOL.full):
