@@ -219,7 +219,8 @@ class Program:
                 for part, packed, kind, width in (
                     (row[:whole], "<I", ".long", 10), (row[whole:], "<B", ".byte", 4),
                 ):  # fmt: skip
-                    values = [f"{value:#0{width}x}" for (value,) in struct.iter_unpack(packed, part)]
+                    numbers = [number for (number,) in struct.iter_unpack(packed, part)]
+                    values = [f"{number:#0{width}x}" for number in numbers]
                     if part:
                         yield Line(start + offset, part, f"{kind} {', '.join(values)}", "data")
                     offset += len(part)

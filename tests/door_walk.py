@@ -32,9 +32,9 @@ INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
     "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images",
-    "layers.passes", "nest.bounds", "nest.gemm", "nest.limits", "nest.rows", "nest.run",
-    "nest.tables", "rnn.arguments", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
-    "rows.streams",
+    "layers.passes", "nest.gemm", "nest.limits", "nest.report", "nest.rows", "nest.run",
+    "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.lengths",
+    "rnn.steps", "rnn.streams", "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
@@ -68,6 +68,10 @@ LEFT_OUT = {
     "jitgen.primitives.nest.stream.Part": "made by Nest, which checks",
     "jitgen.primitives.nest.stream.Part.refs": _INNER,
     "jitgen.primitives.nest.stream.Ref": "made by Access",
+    "jitgen.primitives.nest.bounds.PartBounds": "a part of a RunBounds, to be read",
+    "jitgen.primitives.nest.bounds.RunBounds": "the result of Model.predict, to be read",
+    "jitgen.primitives.nest.bounds.RunBounds.percent": "of a RunBounds",
+    "jitgen.primitives.nest.bounds.RunBounds.seconds": "of a RunBounds",
     "jitgen.primitives.nest.cost.Cost": "the result of cost, to be read",
     "jitgen.primitives.nest.cost.Work": "what cost makes, and checks before",
     "jitgen.primitives.nest.cost.Work.cost": "of a Work",

@@ -288,10 +288,10 @@ def test_deterministic(folder: Path, tmp_path: Path) -> None:
             assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-#: argv: threads, rounds. Layers one behind the other by threads of the program, which wait for each
-#: other nowhere but in the layers; the weights are packed by the same threads. The input is another
-#: one in every other round. Prints the sums of the last two rounds, and in how many rounds a sum was
-#: not that of two rounds before
+#: argv: threads, rounds. Layers one behind the other by threads of the program, which wait for
+#: each other nowhere but in the layers; the weights are packed by the same threads. The input is
+#: another one in every other round. Prints the sums of the last two rounds, and in how many rounds
+#: a sum was not that of two rounds before
 CHAIN = r"""
 #include <pthread.h>
 #include <stdio.h>

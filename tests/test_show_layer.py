@@ -171,8 +171,8 @@ def test_kernels_in_every_format(target: str, capsys: Captured, tmp_path: Path) 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--layer", "Foo(3)"), "layer='Foo(3)': 'Foo' is not one of FullyConnected, Convolution, "
-     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn, Softmax, LogSoftmax, LogSumExp, RowSum, "
-     "RowMean, LayerNorm, RmsNorm"),
+     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn, Softmax, LogSoftmax, LogSumExp, "
+     "RowSum, RowMean, LayerNorm, RmsNorm"),
     (("--layer", "Rnn(1, 2, 3, 0)"), "hidden=0 is smaller than 1"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--pass", "back"), "--pass back is not one of forward, "
      "forward packed, forward training, backward, pack_weights"),

@@ -14,7 +14,7 @@ text (`jitgen.primitives.nest.report`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,17 +104,14 @@ class RunBounds:
         return cycles / self.ghz / 1e9
 
 
-@dataclass
 class Model:
-    """Predicts runs on a CPU; knows kernels that were in earlier ones."""
+    """Predicts runs on a CPU, at a clock of `ghz` (None: the CPU's); knows kernels that were in
+    earlier ones."""
 
-    cpu: Cpu
-    ghz: float = 0.0
-    _known: dict[tuple[bytes, int], tuple[float, float] | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        doors.instance("cpu", self.cpu, Cpu)
-        self.ghz = doors.number("ghz", self.ghz or self.cpu.ghz, above=0)
+    def __init__(self, cpu: Cpu, ghz: float | None = None) -> None:
+        self.cpu = doors.instance("cpu", cpu, Cpu)
+        self.ghz = cpu.ghz if ghz is None else doors.number("ghz", ghz, above=0, below=1000)
+        self._known: dict[tuple[bytes, int], tuple[float, float] | None] = {}
 
     def predict(self, run: Run) -> RunBounds:
         """The bounds of a run. ValueError if the CPU does not run its target."""
@@ -221,8 +218,13 @@ def measure(bounds: RunBounds, run: Run, sizes: Mapping[str, int], least: float)
     part finds in the caches what the one before it has left there; on arrays of zeros of these
     sizes in elements. The best of as many as take `least` seconds. RuntimeError if the host cannot
     run the target."""
-    runs = [run, *(run.alone(i) for i in range(len(bounds.parts)))]
-    buffers = run.zeros({name: sizes.get(name, 1) for name in run.tensors})
+    parts = doors.instance("bounds", bounds, RunBounds).parts
+    sizes, least = doors.mapping("sizes", sizes), doors.number("least", least, low=0, below=3600)
+    given = {
+        name: doors.size(f"sizes[{name!r}]", sizes.get(name, 1))
+        for name in doors.instance("run", run, Run).tensors
+    }
+    runs, buffers = [run, *(run.alone(i) for i in range(len(parts)))], run.zeros(given)
     whole, *each = best_times(runs, buffers, least, ROUNDS)
-    parts = [replace(part, measured=t) for part, t in zip(bounds.parts, each, strict=True)]
-    return replace(bounds, parts=tuple(parts), measured=whole)
+    timed = [replace(part, measured=t) for part, t in zip(parts, each, strict=True)]
+    return replace(bounds, parts=tuple(timed), measured=whole)
