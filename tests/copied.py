@@ -33,7 +33,7 @@ from jitgen import (
 )
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
-from jitgen.primitives.layers.recurrent import PackedRecurrent
+from jitgen.primitives.rnn.kept import PackedRecurrent
 from jitgen.target import Rates, Target
 
 CUSTOM = Target("mine", "avx2", 256, "x86_64", ("avx2", "fma"), Rates(1, 1, 4, 5, 1 << 15, 8))

@@ -52,10 +52,10 @@ from jitgen import (
 from jitgen.analysis import CPUS
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
-from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.primitives.layers.text import layer_of
 from jitgen.primitives.nest import bounds
 from jitgen.primitives.rnn import onnx as recurrent_onnx
+from jitgen.primitives.rnn.kept import PackedRecurrent
 from jitgen.primitives.train import mlp
 
 PASSES = ("forward", "backward_data", "backward_weights")

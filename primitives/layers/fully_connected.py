@@ -23,7 +23,7 @@ from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.fc.streams import Layer, panels_for
 from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned
-from jitgen.primitives.layers.base import Key, Operand, Shape, Sized
+from jitgen.primitives.layers.described import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import (
     backward_activation,
     derived_from,

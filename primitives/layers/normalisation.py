@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.primitives.layers.base import Key, Layer, Shape
+from jitgen.primitives.layers.base import Layer
+from jitgen.primitives.layers.described import Key, Shape
 from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.rows.streams import Rows, row_stream
@@ -299,6 +300,7 @@ class LayerNorm(_Norm):
     """
 
     _function = "layer_norm"
+    _trained = ("scale", "shift")
 
     def _uses(self) -> dict[str, Use]:
         return self._uses_of(("mean", "rstd"), ("scale", "shift"))
@@ -339,6 +341,7 @@ class RmsNorm(_Norm):
     """
 
     _function = "rms_norm"
+    _trained = ("scale",)
 
     def _uses(self) -> dict[str, Use]:
         return self._uses_of(("rstd",), ("scale",))

@@ -16,7 +16,7 @@ from jitgen.emit.shapes import MOST_TAPS
 from jitgen.primitives.conv.layouts import Conv
 from jitgen.primitives.conv.pooling import backward, forward
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.base import Operand
+from jitgen.primitives.layers.described import Operand
 from jitgen.primitives.layers.images import Images
 from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
