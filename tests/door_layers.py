@@ -207,6 +207,8 @@ for kind in (Softmax, LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm
     name_of = kind.__name__
     out = row if name_of in ("LogSumExp", "RowSum", "RowMean") else wide
     given = {"x": wide, **operands.get(name_of, {}), "out": out, **kept.get(name_of, {})}
+    add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
     add(PREFIX + ".forward", made.forward,
         lambda given=given: {key: draw() for key, draw in given.items()}, x=IN,
         **dict.fromkeys(operands.get(name_of, {}), IN),

@@ -272,6 +272,32 @@ def test_gdb_stops_in_a_layers_kernel_with_its_driver_behind(kind: str, tmp_path
     assert "count = " in shown and "y is 40.0" in shown and "exited normally" in shown, shown
 
 
+@pytest.mark.parametrize("team", ["member", "crew|helper"])
+def test_gdb_names_how_a_thread_came_to_a_kernel(team: str, tmp_path: Path) -> None:
+    """On two threads: a kernel, the driver of the layer's pass, and what entered the team."""
+    program = f"""
+import numpy as np
+import jitgen
+from jitgen.run import threads
+if {team != "member"}:
+    threads.openmp = lambda: None
+layer = jitgen.Convolution(2, 64, 12, 12, 64, 3, padding=1, threads=2, algorithm="winograd")
+x, w, b = (np.ones(shape, "f") for shape in (layer.x_shape, layer.w_shape, (64,)))
+print("runtime is", threads.openmp() is not None)
+print("y is", layer.forward(x, w, b)[0, 0, 5, 5], flush=True)
+"""
+    shown = _gdb(tmp_path, INTO_LAYER["brgemm"] + "backtrace 3\ndelete\ncontinue\n", program)
+    if team == "member" and "runtime is False" in shown:
+        need("there is no OpenMP runtime", installable=False)
+    names = (r"brgemm_\w+", r"replay_\w+_Convolution_forward_winograd_2_64_12_12_64_\w+",
+             rf"(?:{team})_\w+")  # fmt: skip
+    for depth, name in enumerate(names):
+        at = rf"jitgen_{name} \(args=.*\) at jitgen_{name}\.lst:\d+"
+        frame = rf"^#{depth} +(?:0x[0-9a-f]+ in )?{at}$"
+        assert re.search(frame, shown, re.M), shown
+    assert "y is 577.0" in shown and "exited normally" in shown, shown
+
+
 @pytest.mark.parametrize("kind", ["replay", "brgemm", "pack"])
 def test_gdb_finds_the_caller_at_every_instruction_of_a_layer(kind: str, tmp_path: Path) -> None:
     """Of its driver too, over the calls that it makes."""

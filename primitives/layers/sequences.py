@@ -65,7 +65,7 @@ class Recurrent(base.Layer):
             kind, batch, steps, in_features, hidden, 1 + both, peephole, dtype,
             check_threads(threads), chosen,
         )  # fmt: skip
-        self.bias = bias
+        self.bias, self.direction = bias, direction
         self.forget_bias = doors.number("forget_bias", forget_bias, dtype=dtype)
         self._reversed = (False, True) if both else (direction == "reverse",)
         self._layout = (
@@ -115,12 +115,6 @@ class Recurrent(base.Layer):
             more["w"] = "packed" if way[2] else "plain"
             more["training"] = "yes" if way[1] else "no"
         return more | ({"lengths": "given"} if way and way[0].masked else {})
-
-    @property
-    def direction(self) -> str:
-        """One of `DIRECTIONS`."""
-        one = "reverse" if self._reversed == (True,) else "forward"
-        return "bidirectional" if len(self._reversed) == 2 else one
 
     def _resized(self, given: Shape) -> Layer:
         return replace(self.layer, steps=given[0], batch=given[1])
