@@ -112,13 +112,13 @@ def _lines(
     rows = [["", "pass", "parts", "Mflop", "predicted", "of peak", "measured", "of peak",
              "bound by"]]  # fmt: skip
     for name, each in found.items():
-        row = [
-            "", name, str(len(each.parts)), f"{each.flops / 1e6:.1f}",
-            report.time(each.seconds(each.cycles)), f"{each.percent(each.cycles):.1f} %",
-        ]  # fmt: skip
+        cycles = [each.cycles]
         if each.measured is not None:
-            share = each.percent(each.measured * each.ghz * 1e9)
-            row += [report.time(each.measured), f"{share:.1f} %"]
+            cycles.append(each.measured * each.ghz * 1e9)
+        row = ["", name, str(len(each.parts)), f"{each.flops / 1e6:.1f}" if each.flops else ""]
+        for some in cycles:
+            share = f"{each.percent(some):.1f} %" if each.flops else ""
+            row += [report.time(each.seconds(some)), share]
         rows.append([*row, each.binding])
     if not measured:
         rows[0] = [*rows[0][:6], rows[0][-1]]
