@@ -181,7 +181,8 @@ class _Recurrent(base.Layer):
             calls.append((key, arrays))
 
         noting = copy(self)
-        vars(noting)["_replay"] = note
+        # what training keeps may be gigabytes
+        vars(noting).update(_replay=note, _slab=lambda d, name, size: self._blank((size,)))
         with np.errstate(all="ignore"):  # nothing has written the results
             use.call(noting)
         key, arrays = calls[-len(self._reversed) :][name.endswith(REVERSE)]
