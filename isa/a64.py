@@ -75,6 +75,12 @@ dc cvau, x{t}                        | 110101010000101101111011001 t:5       |
 ic ivau, x{t}                        | 110101010000101101110101001 t:5       |
 dsb ish                              | 11010101000000110011101110011111      |
 isb                                  | 11010101000000110011111111011111      |
+ldaxr x{t}, [x{n:sp}]                | 1100100001011111111111 n:5 t:5        |
+stlxr w{s}, x{t}, [x{n:sp}]          | 11001000000 s:5 111111 n:5 t:5        |
+ldar x{t}, [x{n:sp}]                 | 1100100011011111111111 n:5 t:5        |
+stlr x{t}, [x{n:sp}]                 | 1100100010011111111111 n:5 t:5        |
+yield                                | 11010101000000110010000000111111      |
+svc #{i}                             | 11010100000 i:16 00001                |
 """
 FORMS = parse_table(TABLE)
 
@@ -84,6 +90,8 @@ FRAME_POINTER, LINK = 29, 30
 CALLEE_SAVED = range(19, 29)
 CALLEE_SAVED_VECTORS = range(8, 16)  # their low 64 bits
 PAGE = 4096
+#: Linux's number of the system call sched_yield, and the register of a call's number
+SCHED_YIELD, CALL_NUMBER = 124, 8
 
 
 def nops(n: int) -> bytes:
@@ -328,6 +336,32 @@ class A64Machine(Machine):
             (at[0], at[1] & -8), lambda disp: disp % 8 == 0 and 0 <= disp < 8 * 4096
         )
         self._emit("prfm pldl1keep [xsp imm]", base, disp)
+
+    # ---- between threads ------------------------------------------------------------------
+
+    def fetch_add(self, d: int, at: int, s: int) -> None:
+        again = self.program.new_label()
+        self.place(again)
+        self._emit("ldaxr x [xsp]", d, at)
+        self._emit("add x x x lsl imm", X16, d, s, 0)
+        self._emit("stlxr w x [xsp]", X17, X16, at)
+        self._emit("cbnz x label", X17, again)
+
+    def load_acquire(self, d: int, at: At) -> None:
+        self.offset(X16, *at)
+        self._emit("ldar x [xsp]", d, X16)
+
+    def store_release(self, s: int, at: At) -> None:
+        self.offset(X16, *at)
+        self._out((FORMS["stlr x [xsp]"], (s, X16)))
+
+    def pause(self) -> None:
+        self._emit("yield")
+
+    def give_way(self) -> None:
+        self.set(CALL_NUMBER, SCHED_YIELD)
+        self._emit("svc imm", 0)
+        self._near = None
 
     # ---- bits -----------------------------------------------------------------------------
 

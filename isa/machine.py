@@ -27,6 +27,7 @@ Constant = tuple[int, None, int, int]
 #: Verbs that move elements from or to memory
 _MEMORY_VERBS = (
     "copy_element", "load", "store", "broadcast", "mac_broadcast", "mac_load", "transpose",
+    "store_first",
 )  # fmt: skip
 
 
@@ -214,6 +215,30 @@ class Machine(ABC):
     def copy_element(self, to: At, source: At, temp: int) -> None:
         """One element from `source` to `to` through a general-purpose register."""
 
+    # ---- between threads --------------------------------------------------------------------
+    @abstractmethod
+    def fetch_add(self, d: int, at: int, s: int) -> None:
+        """d = the word (8 bytes) that register `at` points to, which becomes larger by s, at once
+        for all threads; what this thread has stored before is seen by those that see the sum, and
+        the other way round (d is neither at nor s)."""
+
+    @abstractmethod
+    def load_acquire(self, d: int, at: At) -> None:
+        """Load a word: whoever stored it with `store_release` has stored all that it did before."""
+
+    @abstractmethod
+    def store_release(self, s: int, at: At) -> None:
+        """Store a word, after all that this thread has stored and loaded before."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Tell the core that this thread waits in a loop."""
+
+    @abstractmethod
+    def give_way(self) -> None:
+        """Ask the operating system (Linux) to run another thread first. Registers are lost as by a
+        call."""
+
     # ---- vectors --------------------------------------------------------------------------
     @abstractmethod
     def set_tail(self, lanes: int, vector: int) -> None:
@@ -330,6 +355,29 @@ class Machine(ABC):
     @abstractmethod
     def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
         """d = a where x > y, else b (also where x or y is NaN); d is neither a nor b."""
+
+    @abstractmethod
+    def shift_down(self, d: int, a: int, bits: int) -> None:
+        """d = a >> bits in every lane, zeros coming in; bits at least 1."""
+
+    # ---- across lanes -----------------------------------------------------------------------
+    @abstractmethod
+    def sum_lanes(self, d: int, v: int, temp: int) -> None:
+        """Every lane of d = the sum of all lanes of v, those of pairs first, then of pairs of
+        pairs; `temp` is neither d nor v."""
+
+    @abstractmethod
+    def max_lanes(self, d: int, v: int, temp: int) -> None:
+        """Every lane of d = the greatest lane of v, any of them or NaN where one is NaN; `temp` is
+        neither d nor v."""
+
+    @abstractmethod
+    def select_first(self, d: int, a: int, b: int, lanes: int) -> None:
+        """d = the first `lanes` lanes of a, and the others of b; `lanes` is that of `set_tail`."""
+
+    @abstractmethod
+    def store_first(self, v: int, at: At) -> None:
+        """Store the first lane as an element."""
 
     @abstractmethod
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:

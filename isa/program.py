@@ -214,9 +214,16 @@ class Program:
             yield Line(start, b"", f"L{self.data_label}", "label")
             for offset in range(0, len(self._data), 16):
                 row = bytes(self._data[offset : offset + 16])
-                words = struct.unpack(f"<{len(row) // 4}I", row[: len(row) // 4 * 4])
-                text = ".long " + ", ".join(f"0x{w:08x}" for w in words)
-                yield Line(start + offset, row, text, "data")
+                whole = len(row) // 4 * 4
+                # words, and bytes behind them: code of another function may end anywhere
+                for part, packed, kind, width in (
+                    (row[:whole], "<I", ".long", 10), (row[whole:], "<B", ".byte", 4),
+                ):  # fmt: skip
+                    numbers = [number for (number,) in struct.iter_unpack(packed, part)]
+                    values = [f"{number:#0{width}x}" for number in numbers]
+                    if part:
+                        yield Line(start + offset, part, f"{kind} {', '.join(values)}", "data")
+                    offset += len(part)
 
 
 def _branch(record: Record, places: dict[int, int], at: int, size: int) -> bytes:

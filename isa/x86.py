@@ -61,6 +61,9 @@ ret        |                 | C3                 |
 cpuid      |                 | 0F A2              |
 xgetbv     |                 | 0F 01 D0           |
 prefetcht0 | m8              | 0F 18 /1           |
+lock xadd  | m64 r64+        | F0 REX.W 0F C1 /r  |
+pause      |                 | F3 90              |
+syscall    |                 | 0F 05              |
 """
 FORMS = parse_table(TABLE)
 
@@ -74,6 +77,8 @@ LOADS = {8: "mov r64 m64", 4: "mov r32 m32", 2: "movzx r32 m16", 1: "movzx r32 m
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 CALLEE_SAVED = (RBX, RBP, 12, 13, 14, 15)
 PAGE = 4096
+#: Linux's number of the system call sched_yield
+SCHED_YIELD = 24
 
 
 def nops(n: int) -> bytes:
@@ -247,6 +252,25 @@ class X86Machine(Machine):
 
     def prefetch(self, at: At) -> None:
         self._emit("prefetcht0 m8", (at[0], None, 1, at[1]))
+
+    # ---- between threads ------------------------------------------------------------------
+
+    def fetch_add(self, d: int, at: int, s: int) -> None:
+        self.move(d, s)
+        self._emit("lock xadd m64 r64", (at, None, 1, 0), d)
+
+    def load_acquire(self, d: int, at: At) -> None:
+        self.load_word(d, at)  # loads are ordered, and so are stores
+
+    def store_release(self, s: int, at: At) -> None:
+        self.store_word(s, at)
+
+    def pause(self) -> None:
+        self._emit("pause")
+
+    def give_way(self) -> None:
+        self.set(RAX, SCHED_YIELD)
+        self._emit("syscall")
 
     # ---- bits -----------------------------------------------------------------------------
 

@@ -105,7 +105,9 @@ def _form(mnemonic: str, kinds: tuple[str, ...], encoding: str, feature: str) ->
     signature = " ".join((mnemonic, *(k.replace("+", "") for k in kinds)))
     row = _Encoding(signature, kinds, encoding)
     label_at = row.label_at
-    return Form(signature, kinds, feature, row.encode, row.text, label_at, row.sizes)
+    form = Form(signature, kinds, feature, row.encode, row.text, label_at, row.sizes)
+    form.mnemonic = row.mnemonic
+    return form
 
 
 class _Encoding:
@@ -114,6 +116,9 @@ class _Encoding:
     def __init__(self, signature: str, kinds: tuple[str, ...], encoding: str) -> None:
         self.signature = signature
         self.kinds = [re.sub(r"[+{].*", "", k) for k in kinds]
+        words = signature.split()
+        #: with a prefix that is a word: "lock xadd"
+        self.mnemonic = " ".join(words[: len(words) - len(kinds)])
         self.mask = "{k}" in "".join(kinds)
         self.zero = "{z}" in "".join(kinds)
         tokens = encoding.split()
@@ -228,7 +233,7 @@ class _Encoding:
     def _legacy(self, reg: int, index: int, base: int) -> bytes:
         opcodes = list(self.opcodes)
         prefix = []
-        if opcodes[0] in (0x66, 0xF2, 0xF3):
+        if opcodes[0] in (0x66, 0xF0, 0xF2, 0xF3):
             prefix.append(opcodes.pop(0))
         rex = 0x48 * self.w | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | base >> 3 & 1
         # without a REX prefix, the numbers 4 to 7 name ah to bh
@@ -290,8 +295,7 @@ class _Encoding:
             parts.append(self._operand_text(kind, operands[i]))
             if i == 0 and self.mask:
                 parts[0] += f" {{k{operands[-1]}}}" + (" {z}" if self.zero else "")
-        mnemonic = self.signature.split()[0]
-        return f"{mnemonic} {', '.join(parts)}" if parts else mnemonic
+        return f"{self.mnemonic} {', '.join(parts)}" if parts else self.mnemonic
 
     def _operand_text(self, kind: str, value: int | Memory) -> str:
         if isinstance(value, tuple):

@@ -195,12 +195,21 @@ add("jitgen.run.threads.check_threads", threads.check_threads, lambda: {"threads
 FOLDER = os.getcwd()
 
 
-def export(kernels: Any, directory: Any, name: Any) -> Any:
-    return jitgen.export(kernels, directory, name)["files"]
+def export(kernels: Any, directory: Any, name: Any, **more: Any) -> Any:
+    return jitgen.export(kernels, directory, name, **more)["files"]
 
 
-add("jitgen.export", export, lambda: {"kernels": [SHOWN], "directory": FOLDER, "name": "some"},
-    kernels=nothing, directory=folder,
+def nothing_or_empty(v: Any) -> Any:
+    """None, or a mapping of nothing."""
+    return None if v is None or (isinstance(v, dict) and not v) else NO
+
+
+add("jitgen.export", export,
+    lambda: {"kernels": {"a": [SHOWN], "b": jitgen.MaxPool(1, 2, 3, 3, 2, **ONE)},
+             "directory": FOLDER, "name": "some", "threads": [1], "passes": ["forward"],
+             "weights": {}},
+    kernels=nothing, directory=folder, threads=items(size(1, 1024), 1),
+    passes=either(nothing_or_empty, items(name("forward", "backward"))), weights=nothing_or_empty,
     name=lambda v: v if isinstance(v, str) and v in ("no", "forward", "f32", "x") else NO)
 
 
@@ -360,6 +369,11 @@ add("jitgen.primitives.nest.nest.Nest.relayout", lambda **given: NEST.relayout(*
     lambda: {"source": TENSOR.at(n="m", c="k"), "to": Tensor("z", "c n", "f32", n=8, c=4).at(
         n="m", c="k"), "title": "t", "fill": True},
     source=nothing, to=nothing, title=text, fill=flag)
+add("jitgen.primitives.nest.nest.Nest.rows", lambda **given: NEST.rows(**given).words,
+    lambda: {"function": "softmax", "operands": {"x": TENSOR.at(n="m"), "y": TENSOR.at(n="m")},
+             "rows": "m", "over": "c", "eps": 1e-5, "title": ""},
+    function=name("softmax"), operands=mapping, rows=name("m"), over=name("c"),
+    eps=number(low=0), title=text)
 add("jitgen.primitives.nest.nest.relayout", lambda **given: relayout(**given).words,
     lambda: {"source": TENSOR, "to": Tensor("z", "c n", "f32", n=8, c=4), "dtype": "f32",
              "target": cpu.host(), "fill": True},

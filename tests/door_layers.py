@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from door_calls import HERE, ONE, PADDING, PAIR, SIDE, add, rand, zeros
+from door_calls import COUNT, HERE, ONE, PADDING, PAIR, SIDE, add, nothing_or_empty, rand, zeros
 from door_values import (
     IN,
     LOOSE,
@@ -36,20 +36,27 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
     Sgd,
+    Softmax,
     convolution_1d,
     fold_batch_norm,
 )
 from jitgen.analysis import CPUS
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
-from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.primitives.layers.text import layer_of
 from jitgen.primitives.nest import bounds
 from jitgen.primitives.rnn import onnx as recurrent_onnx
+from jitgen.primitives.rnn.kept import PackedRecurrent
 from jitgen.primitives.train import mlp
 
 PASSES = ("forward", "backward_data", "backward_weights")
@@ -58,6 +65,16 @@ ANY = Array(also=("another dtype", "one axis more", "one more", "no axis", "empt
                   "read-only", *LOOSE), floats=True)  # fmt: skip
 
 # ---- layers -------------------------------------------------------------------------------------
+
+
+def add_procedures(prefix: str, layer: Any) -> None:
+    """The export of a layer's forward pass."""
+    add(prefix + ".procedures", lambda **given: [p.threads for p in layer.procedures(**given)],
+        lambda: {"name": "a", "passes": ["forward"], "threads": [1], "weights": None},
+        name=text, passes=optional(items(name("forward", "backward"))),
+        threads=items(size(1, 1024), 1), weights=nothing_or_empty)
+
+
 
 FC = FullyConnected(4, 6, 5, activation="relu", **ONE)
 add("jitgen.primitives.layers.fully_connected.FullyConnected", FullyConnected,
@@ -150,6 +167,7 @@ for pool in (MaxPool, AveragePool):
         lambda made=made: {"x": rand(*made.x_shape), "out": rand(*made.y_shape)}, x=IN,
         out=MAYBE_OUT)
     add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
     add(PREFIX + ".backward", made.backward,
         lambda made=made: {"dy": rand(*made.y_shape), "x": rand(*made.x_shape),
                            "out": rand(*made.x_shape)},
@@ -169,7 +187,44 @@ add("jitgen.primitives.nest.bounds.measure", bounds.measure,
              "bias": 5}, "least": 1e-6}, bounds=nothing, run=nothing, sizes=mapping,
     left_out={"least": "it measures for so long"})  # fmt: skip
 for made in (FC, CONV):
-    add(f"{type(made).__module__}.{type(made).__name__}.passes", made.passes, dict)
+    PREFIX = f"{type(made).__module__}.{type(made).__name__}"
+    add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
+
+# ---- layers over rows ---------------------------------------------------------------------------
+
+for kind in (Softmax, LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm):
+    norm = kind in (LayerNorm, RmsNorm)
+    PREFIX = f"jitgen.primitives.layers.normalisation.{kind.__name__}"
+    add(PREFIX, kind,
+        lambda norm=norm: {"rows": 4, "columns": 5, "dtype": "f32", "threads": 1, "target": HERE,
+                           **({"eps": 1e-5, "affine": True} if norm else {})},
+        rows=COUNT, columns=COUNT,
+        **({"eps": number(low=0), "affine": flag} if norm else {}))  # fmt: skip
+    made = kind(4, 5, **ONE)
+    wide, row, each, result = (lambda: rand(4, 5)), (lambda: rand(4)), (lambda: rand(5)), MAYBE_OUT
+    operands = {"LayerNorm": {"scale": each, "shift": each}, "RmsNorm": {"scale": each}}
+    kept = {"LayerNorm": {"mean": row, "rstd": row}, "RmsNorm": {"rstd": row}}
+    name_of = kind.__name__
+    out = row if name_of in ("LogSumExp", "RowSum", "RowMean") else wide
+    given = {"x": wide, **operands.get(name_of, {}), "out": out, **kept.get(name_of, {})}
+    add(PREFIX + ".forward", made.forward,
+        lambda given=given: {key: draw() for key, draw in given.items()}, x=IN,
+        **dict.fromkeys(operands.get(name_of, {}), IN),
+        **dict.fromkeys(("out", *kept.get(name_of, {})), MAYBE_OUT))  # fmt: skip
+    if norm:
+        inputs = {"dy": wide, "x": wide, **kept[name_of], "scale": each}
+        results = {f"d{key}": each for key in operands[name_of]}
+    else:
+        inputs = {"LogSumExp": {"dy": row, "x": wide, "y": row}, "RowSum": {"dy": row},
+                  "RowMean": {"dy": row}}.get(name_of, {"dy": wide, "y": wide})  # fmt: skip
+        results = {}
+    given = {**inputs, "out": wide, **results}
+    add(PREFIX + ".backward", made.backward,
+        lambda given=given: {key: draw() for key, draw in given.items()},
+        # of sums, dy alone says how many rows there are
+        alias={"dy": "dy out"} if len(inputs) == 1 else {},
+        **dict.fromkeys(inputs, IN), **dict.fromkeys(("out", *results), MAYBE_OUT))  # fmt: skip
 
 # ---- recurrent layers, training -----------------------------------------------------------------
 
@@ -207,6 +262,7 @@ for kind, options in (
             **({"dc": rand(*made.shapes["h0"])} if cell else {})},
         dy=IN, dh=MAYBE, **({"dc": MAYBE} if cell else {}))  # fmt: skip
     add(PREFIX + ".passes", made.passes, dict)
+    add_procedures(PREFIX, made)
     add(PREFIX + ".pack_weights", made.pack_weights,
         lambda made=made: {"w": rand(*made.shapes["w"]), "r": rand(*made.shapes["r"])}, w=IN, r=IN)
 PACKED = made.pack_weights(rand(*made.shapes["w"]), rand(*made.shapes["r"]))

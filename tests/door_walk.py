@@ -29,11 +29,13 @@ from jitgen import doors, primitives
 
 #: Modules of `jitgen.primitives` that only layers use, which have checked what they pass on
 INSIDE = (
-    "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
-    "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
-    "layers.arrays", "layers.base", "layers.elementwise", "layers.images", "layers.passes",
-    "nest.gemm", "nest.limits", "nest.report", "nest.run", "nest.shown", "nest.tables",
-    "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams",
+    "conv.axis", "conv.choosing", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts",
+    "conv.pooling", "conv.streams", "conv.tiles", "conv.weights", "conv.windows",
+    "conv.winograd", "fc.streams", "layers.arrays", "layers.base", "layers.described",
+    "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
+    "layers.sequences", "nest.gemm", "nest.limits", "nest.report", "nest.rows", "nest.run",
+    "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.lengths",
+    "rnn.steps", "rnn.streams", "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it

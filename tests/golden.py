@@ -32,9 +32,12 @@ from jitgen.kernels.pack import emit_packer
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
 from jitgen.kernels.strips import Axis, plan_strip
 from jitgen.kernels.winograd import KINDS, Grid, Squares, emit_winograd
+from jitgen.objects.entry import emit_entry
+from jitgen.primitives.layers.fully_connected import FullyConnected
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Stream
 from jitgen.run import cpu, quota
+from jitgen.run.barrier import emit_barrier
 from jitgen.run.cache import STREAMS
 from jitgen.run.crew import emit_crew, emit_helper, emit_member
 from jitgen.run.replay import Call, Word, emit_replay
@@ -80,7 +83,7 @@ def written_down(target: Target) -> Iterator[Replayed]:
     of this host fails: nothing emitted may depend on it."""
     replayed: Replayed = []
 
-    def run(self: Run, buffers: Any, flags: np.ndarray | None = None) -> None:
+    def run(self: Run, buffers: Any, flags: np.ndarray | None = None, watch: Any = None) -> None:
         slices = None if flags is None else self.stream.chosen(flags)
         replayed.append((self.stream, self.constants, slices))
 
@@ -336,8 +339,12 @@ def _cells(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
 
 def _drivers(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
     if dtype == DTYPES[0]:  # which those that only call others have
-        for emit in (emit_member, emit_crew, emit_helper):
+        for emit in (emit_member, emit_crew, emit_helper, emit_barrier):
             yield emit.__name__.removeprefix("emit_"), _later(emit, at)
+        layer = FullyConnected(64, 96, 160, activation="relu", threads=1, target=at)
+        for name, threads in (("forward", (1,)), ("forward", (1, 2, 5)), ("pack_weights", (3,))):
+            (procedure,) = layer.procedures("fc", [name], threads)
+            yield f"entry {name} on {threads}", _later(emit_entry, procedure)
     shift = 2 if dtype == "f32" else 3
     copy = call(emit_map("copy", 1, 9, dtype, at), {"a": 0, "c": 1}, shift)
     add = call(emit_map("add_to", 2, 17, dtype, at), {"c": 2, "a": 1}, shift)

@@ -94,7 +94,8 @@ def combine(
 ) -> Iterator[tuple[Any, ...]]:
     """Every corner of every operand at least once, among random corners of the others.
 
-    distinct: no two operands of a tuple are the same number (registers of a pair).
+    distinct: no other operand of a tuple is the same number as the first (registers of a pair; the
+    zero register and the stack pointer have one code).
     """
     if not corners:
         yield ()
@@ -105,7 +106,7 @@ def combine(
         while True:
             operands = [generator.choice(values) for values in corners]
             operands[i] = value
-            if not distinct or len(set(operands[:2])) == 2:
+            if not distinct or operands[0] not in operands[1:]:
                 break
         yield tuple(operands)
 

@@ -294,7 +294,8 @@ def test_a_host_that_cannot_run_it_says_so(
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--layer", "Foo(3)", "--cpu", "znver4"), "layer='Foo(3)': 'Foo' is not one of "
-     "FullyConnected, Convolution, convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn"),
+     "FullyConnected, Convolution, convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn, Softmax, "
+     "LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--cpu", "z80"), f"cpu='z80' is not one of {', '.join(CPUS)}, "
      "host"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--cpu", "znver3", "--isa", "avx512"),

@@ -23,7 +23,7 @@ from random_cases import SEED
 from test_convolution import HERE, Reference, check, stored
 
 from jitgen import Convolution
-from jitgen.primitives.conv import cost as conv_cost, layouts, streams
+from jitgen.primitives.conv import choosing, cost as conv_cost, layouts, streams
 from jitgen.primitives.conv.layouts import Choice
 from jitgen.primitives.layers.convolution import PASSES
 from jitgen.primitives.nest import tuning
@@ -352,10 +352,10 @@ def test_algorithms_are_measured_too(
 ) -> None:
     """Unless one is asked for."""
 
-    def seconds(layer: Convolution, which: str, choice: Choice) -> float:
+    def seconds(conv: layouts.Conv, which: str, choice: Choice) -> float:
         return 1.0 + ((choice == layouts.WINOGRAD) != (faster == "winograd"))
 
-    monkeypatch.setattr(Convolution, "_seconds", seconds)
+    monkeypatch.setattr(choosing, "seconds", seconds)
     assert set(Convolution(1, 4, 8, 8, 4, 3, tune=True).algorithms.values()) == {faster}
     winners = json.loads(file.read_text())["winners"].values()
     assert ("winograd" in winners) == (faster == "winograd")

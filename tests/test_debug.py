@@ -193,8 +193,8 @@ def run():
     assert (y == 41).all() and (use(pool, np.ones((1, 20, 6, 6), "f")) == 1).all()
 
 WANTED = ("replay_T_FullyConnected_pack_weights_6_40_24", "pack_T", "pack_transposed_T",
-          "replay_T_FullyConnected_forward_6_40_24", "brgemm_T", "replay_T_MaxPool_stream_1_20_6_6",
-          "transpose_T", "max_pool_T")
+          "replay_T_FullyConnected_forward_6_40_24", "brgemm_T",
+          "replay_T_MaxPool_forward_1_20_6_6", "transpose_T", "max_pool_T")
 WANTED = [f"jitgen_{each}_".replace("_T", f"_{jitgen.host().name}") for each in WANTED]
 
 def missing(found):

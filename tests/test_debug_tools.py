@@ -55,7 +55,7 @@ while time.monotonic() < end:
 """
 
 
-def _run(
+def run_tool(
     command: Sequence[str | Path], folder: Path, environment: dict[str, str] | None = None
 ) -> str:
     """Standard output of a command that must succeed."""
@@ -71,7 +71,7 @@ def _run(
     return done.stdout
 
 
-def _program(folder: Path, text: str = PROGRAM) -> Path:
+def write_program(folder: Path, text: str = PROGRAM) -> Path:
     path = folder / "program.py"
     path.write_text(text)
     return path
@@ -81,7 +81,7 @@ def _program(folder: Path, text: str = PROGRAM) -> Path:
 
 
 @functools.cache
-def _need_perf() -> None:
+def need_perf() -> None:
     if not shutil.which("perf"):
         need("perf is not installed (Debian: linux-perf)")
     probe = ["perf", "record", "-e", "cpu-clock", "-o", "/dev/null", "true"]
@@ -92,9 +92,9 @@ def _need_perf() -> None:
 
 def _record(folder: Path, *options: str, late: Sequence[str] = (), **environment: str) -> str:
     """Run the program under perf; returns its process number."""
-    python = [sys.executable, _program(folder), "0.6", *late]
+    python = [sys.executable, write_program(folder), "0.6", *late]
     perf = ["perf", "record", "-e", "cpu-clock", *options, "-o", "raw"]
-    return _run([*perf, *python], folder, environment).splitlines()[0]
+    return run_tool([*perf, *python], folder, environment).splitlines()[0]
 
 
 def _share(report: str, name: str) -> float:
@@ -106,27 +106,27 @@ def _share(report: str, name: str) -> float:
 
 @pytest.mark.parametrize("late", [False, True], ids=["from the start", "later"])
 def test_perf_report_names_kernels(late: bool, tmp_path: Path) -> None:
-    _need_perf()
+    need_perf()
     name = symbol_name(jitgen.brgemm(48, 48, 48, trans_b=True))
     switch: dict[str, Any] = {"late": ["perf"]} if late else {"JITGEN_DEBUG": "perf"}
     process = _record(tmp_path, **switch)
-    report = _run(["perf", "report", "-i", "raw", "--stdio"], tmp_path)
+    report = run_tool(["perf", "report", "-i", "raw", "--stdio"], tmp_path)
     Path(f"/tmp/perf-{process}.map").unlink()
     assert _share(report, rf"\[JIT\] tid \d+ +\[\.\] {name}") > 5
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["from the start", "later"])
 def test_jitdump_gives_perf_listing_lines_and_callers(late: bool, tmp_path: Path) -> None:
-    _need_perf()
+    need_perf()
     name = symbol_name(jitgen.brgemm(48, 48, 48, trans_b=True))
     options = ("-k", "CLOCK_MONOTONIC", "-F", "200", "--call-graph", "dwarf,32768")
     switch: dict[str, Any] = {"late": ["jitdump"]} if late else {"JITGEN_DEBUG": "jitdump"}
     _record(tmp_path, *options, **switch)
-    _run(["perf", "inject", "--jit", "-i", "raw", "-o", "data"], tmp_path)
+    run_tool(["perf", "inject", "--jit", "-i", "raw", "-o", "data"], tmp_path)
     plain = ["perf", "report", "-i", "data", "--stdio", "--no-children"]
-    report = _run([*plain, "-g", "none"], tmp_path)
+    report = run_tool([*plain, "-g", "none"], tmp_path)
     assert _share(report, rf"jitted-\d+-\d+\.so +\[\.\] {name}") > 5
-    annotated = _run(["perf", "annotate", "-i", "data", "--stdio", "-s", name], tmp_path)
+    annotated = run_tool(["perf", "annotate", "-i", "data", "--stdio", "-s", name], tmp_path)
     # a line of the listing, then the instruction of the same bytes
     pair = r": \d+ +([0-9a-f]+)  [0-9a-f]+ +\w.*\n +[0-9.]+ : +([0-9a-f]+):"
     pairs = re.findall(pair, annotated)
@@ -134,7 +134,7 @@ def test_jitdump_gives_perf_listing_lines_and_callers(late: bool, tmp_path: Path
     starts = {int(at, 16) - int(offset, 16) for offset, at in pairs}
     assert len(starts) == 1, "lines of the listing do not stand at their instructions"
     if not late:  # the frames of older kernels have no room behind the code
-        chain = _run([*plain, "-G", "-S", name], tmp_path)
+        chain = run_tool([*plain, "-G", "-S", name], tmp_path)
         assert "PyEval" in chain and "cdata_call" in chain, chain[:3000]
 
 
@@ -149,8 +149,8 @@ def _gdb(folder: Path, script: str, program: str, **environment: str) -> str:
     settings = ("pagination off", "debuginfod enabled off", "style enabled off", "width 0",
                 "breakpoint pending on")  # fmt: skip
     commands.write_text("".join(f"set {each}\n" for each in settings) + script)
-    python = [sys.executable, _program(folder, program)]
-    return _run(
+    python = [sys.executable, write_program(folder, program)]
+    return run_tool(
         ["gdb", "--nx", "--batch", "-x", commands, "--args", *python], folder,
         {"JITGEN_DEBUG": "gdb", **environment},
     )  # fmt: skip
@@ -305,7 +305,7 @@ call_with_a_wrong_address()
     assert "SIGSEGV" in shown
     assert re.search(rf"^#0 .*\b{name} \(args=0x[0-9a-f]+\) at ", shown, re.M), shown
     assert "main" in shown, shown
-    again = _run(["gdb", "--nx", "--batch", "-ex", "set width 0", "-ex", "backtrace 2",
+    again = run_tool(["gdb", "--nx", "--batch", "-ex", "set width 0", "-ex", "backtrace 2",
                   sys.executable, "core"], tmp_path)  # fmt: skip
     assert re.search(rf"^#0 .*\b{name} \(", again, re.M), again
 

@@ -31,7 +31,7 @@ from jitgen import (
 )
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
-from jitgen.primitives.layers.recurrent import PackedRecurrent
+from jitgen.primitives.rnn.kept import PackedRecurrent
 from jitgen.run import cpu
 
 HERE = Path(__file__).resolve().parent

@@ -88,10 +88,10 @@ def test_pooling(tier: str) -> None:
         suffix = "" if layer.conv.nhwc else " nchw"
         x, dy = arrays(layer, SEED + i)
         for stream, given, result, shape in (
-            (pooling.stream, {"x": x}, "y", layer.y_shape),
-            (pooling.backward_stream, {"dy": dy, "x": x}, "dx", layer.x_shape),
+            (pooling.forward, {"x": x}, "y", layer.y_shape),
+            (pooling.backward, {"dy": dy, "x": x}, "dx", layer.x_shape),
         ):
-            if stream is pooling.backward_stream and layer.kind == "average":
+            if stream is pooling.backward and layer.kind == "average":
                 del given["x"]
             compare(
                 tier, rng, partial(stream, layer.conv, layer.kind),

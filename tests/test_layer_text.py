@@ -46,7 +46,8 @@ def test_options_beside_the_text() -> None:
 
 @pytest.mark.parametrize(("text", "error", "message"), [
     ("Foo(3)", ValueError, "layer='Foo(3)': 'Foo' is not one of FullyConnected, Convolution, "
-     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn"),
+     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn, Softmax, LogSoftmax, LogSumExp, "
+     "RowSum, RowMean, LayerNorm, RmsNorm"),
     ("Lstm", ValueError, "layer='Lstm' must be a layer with its arguments, as in "
      "FullyConnected(64, 256, 128, activation='relu')"),
     ("Lstm(1, 2", ValueError, "layer='Lstm(1, 2' must be a layer with its arguments, as in "

@@ -17,9 +17,16 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
+    Softmax,
     convolution_1d,
 )
 from jitgen.primitives.layers.arrays import aligned, buffer_of
@@ -53,6 +60,14 @@ KINDS: dict[str, Callable[..., Any]] = {
     "gru": lambda **o: Gru(13, 3, 5, 20, direction="reverse", **o),
     "gru before": lambda **o: Gru(2, 3, 5, 6, reset="before", direction="bidirectional", **o),
     "rnn": lambda **o: Rnn(2, 1, 5, 6, bias=False, dtype="f64", **o),
+    "softmax": lambda **o: Softmax(7, 37, **o),
+    "log-softmax": lambda **o: LogSoftmax(7, 37, **o),
+    "log-sum-exp": lambda **o: LogSumExp(7, 37, **o),
+    "row sum": lambda **o: RowSum(7, 37, **o),
+    "row mean": lambda **o: RowMean(7, 37, dtype="f64", **o),
+    "layer norm": lambda **o: LayerNorm(37, 21, **o),
+    "layer norm without scale": lambda **o: LayerNorm(3, 21, affine=False, **o),
+    "rms norm": lambda **o: RmsNorm(7, 37, dtype="f64", **o),
 }  # fmt: skip
 
 
@@ -69,6 +84,8 @@ def user_calls(layer: Any) -> dict[str, Callable[[], Any]]:
         return {"forward": lambda: layer.forward(x), "backward": lambda: layer.backward(dy, seen)}
     if isinstance(layer, (Lstm, Gru, Rnn)):
         return recurrent_calls(layer, new)
+    if hasattr(layer, "shape"):
+        return row_calls(layer, new)
     fc = isinstance(layer, FullyConnected)
     at = layer.layer if fc else layer.conv
     k = at.out_features if fc else at.features
@@ -93,6 +110,31 @@ def user_calls(layer: Any) -> dict[str, Callable[[], Any]]:
         calls["backward_activation"] = lambda: layer.backward_activation(y, y)
     if "gelu" in repr(layer):
         calls["backward_activation"] = lambda: layer.backward_activation(y, z=y)
+    return calls
+
+
+def row_calls(layer: Any, new: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
+    rows, columns = layer.shape
+    x, row = new(rows, columns), abs(new(rows))
+    calls: dict[str, Callable[[], Any]] = {"forward": lambda: layer.forward(x)}
+    if isinstance(layer, (Softmax, LogSoftmax)):
+        calls["backward"] = lambda: layer.backward(x, x)
+    elif isinstance(layer, (RowSum, RowMean)):
+        calls["backward"] = lambda: layer.backward(row)
+    elif isinstance(layer, LogSumExp):
+        calls["backward"] = lambda: layer.backward(row, x, row)
+    else:
+        names = ("scale", "shift")[: 1 + isinstance(layer, LayerNorm)] if layer.affine else ()
+        scales = {name: new(columns) for name in names}
+        kept = {"mean": row} if isinstance(layer, LayerNorm) else {}
+        kept["rstd"] = row
+        own = {name: np.empty(rows, row.dtype) for name in kept}
+        scale = {name: scales[name] for name in names[:1]}
+        calls = {
+            "forward": lambda: layer.forward(x, **scales),
+            "forward training": lambda: layer.forward(x, **scales, **own),
+            "backward": lambda: layer.backward(x, x, **kept, **scale),
+        }
     return calls
 
 
@@ -145,14 +187,14 @@ def watched(
     def held(buffers: Mapping[str, Any]) -> dict[str, bytes | None]:
         return {n: None if b == ffi.NULL else bytes(ffi.buffer(b)) for n, b in buffers.items()}
 
-    def call(self: Run, buffers: Mapping[str, Any], flags: Any = None) -> None:
+    def call(self: Run, buffers: Mapping[str, Any], *more: Any) -> None:
         for name, buffer in buffers.items():
             # the second one of two directions leaves the first one's half of y
             if written.get((id(self), name)) and (name != "y" or not poisoned):
                 np.frombuffer(ffi.buffer(buffer), np.uint8)[:] = 255
                 poisoned.add(name)
         before = held(buffers)
-        real(self, buffers, flags)
+        real(self, buffers, *more)
         calls.append(Seen(self, before, held(buffers)))
 
     with monkeypatch.context() as patch:

@@ -25,7 +25,7 @@ from tiers import TIERS, need
 from jitgen import AveragePool, MaxPool
 from jitgen.kernels.elementwise import emit_map
 from jitgen.kernels.pooling import emit_pool_backward
-from jitgen.primitives.conv.pooling import backward_stream
+from jitgen.primitives.conv.pooling import backward
 from jitgen.run import cpu
 from jitgen.target import TARGETS, Target, parse_target
 
@@ -226,7 +226,7 @@ def test_replay(tier: str) -> None:
         layer = random_pool(rng, TIERS[tier].target)
         object.__setattr__(layer.conv, "threads", 1)
         x, dy = arrays(layer, SEED + i)
-        run = backward_stream(layer.conv, layer.kind)
+        run = backward(layer.conv, layer.kind)
         suffix = "" if layer.conv.nhwc else " nchw"
         result = f"dx{suffix}"
         jobs.append(as_job(run, {f"dy{suffix}": dy, f"x{suffix}": x}, {result: layer.x_shape}))
@@ -278,7 +278,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             layer = make(1, 128, 15, 15, 3, stride=2, padding=1, threads=threads)
             x, _ = arrays(layer, SEED)
             dy = np.random.default_rng(SEED).standard_normal(layer.y_shape).astype(np.float32)
-            assert len({*backward_stream(layer.conv, layer.kind).stream.parts[0].nest.thread}) == (
+            assert len({*backward(layer.conv, layer.kind).stream.parts[0].nest.thread}) == (
                 threads
             )
             results.append(layer.backward(dy, x))

@@ -24,6 +24,9 @@ from random_cases import SEED, random_case
 import jitgen
 from jitgen.inspect import unwind
 from jitgen.inspect.asm import assembly
+from jitgen.kernels.elementwise import emit_column_sums
+from jitgen.run.replay import emit_replay
+from jitgen.target import parse_target
 
 TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512"]
 X86 = TARGETS[:2]
@@ -165,3 +168,18 @@ def test_symbols_and_syntaxes_are_checked() -> None:
     for symbol in ("", "1f", "a b", "f;", "fä"):
         with pytest.raises(ValueError, match="no name that assemblers take"):
             assembly(kernel, symbol)
+
+
+@pytest.mark.parametrize("tool", [llvm, gnu])
+@pytest.mark.parametrize("target", ["avx512", "sve256"])
+def test_drivers_and_others(target: str, tool: Any, tmp_path: Path) -> None:
+    """What has code of any length as its constants, or points at constants that are not there."""
+    at = parse_target(target)
+    layer = jitgen.FullyConnected(3, 5, 7, activation="gelu", threads=1, target=at)
+    some: list[Any] = [emit_replay(p.run.stream.calls, at) for p in layer.passes().values()]
+    assert any(len(routine.code) % 4 for routine in some) or target != "avx512"
+    some.append(emit_column_sums(3, 5, "f32", at))
+    for routine in some:
+        text = assembly(routine, "f")
+        found = assembled(tool, target, text, tmp_path)
+        assert found[: len(routine.code)] == routine.code, routine

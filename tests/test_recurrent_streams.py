@@ -115,7 +115,7 @@ def test_replay(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(f"{SEED} {tier}")
     machine = Elsewhere(TIERS[tier])
     poison_empty(monkeypatch)
-    monkeypatch.setattr(Run, "__call__", lambda run, *how: machine.call(run, *how))
+    monkeypatch.setattr(Run, "__call__", lambda run, *how: machine.call(run, *how[:2]))
 
     def use(problem: Any) -> None:
         given = {**problem.arrays, **problem.gradients}

@@ -49,7 +49,7 @@ def test_routines_tell_what_they_are(target: str) -> None:
     for routine in emitted(target):
         kind, *rest = routine.name.split()
         kinds.add(kind)
-        assert rest or kind in ("replay", "member", "crew", "helper"), routine.name
+        assert rest or kind in ("replay", "member", "crew", "helper", "barrier"), routine.name
         assert routine.target is parse_target(target)
         symbol = symbol_name(routine)
         assert symbol.isidentifier() and symbol.startswith(f"jitgen_{kind}_{target}_"), symbol
@@ -65,7 +65,7 @@ def test_routines_tell_what_they_are(target: str) -> None:
     assert kinds >= {
         "brgemm", "pack", "pack_transposed", "transpose", "copy", "adam", "column_sums", "dot",
         "depthwise", "max_pool", "average_pool_backward", "winograd_input", "lstm", "gru_backward",
-        "replay", "crew", "peak",
+        "replay", "crew", "barrier", "entry", "peak",
     }  # fmt: skip
 
 

@@ -48,10 +48,11 @@ LONGER_THAN_NEEDED = {
     "add r64 imm32", "cmp r64 imm32", "add rax imm32", "cmp rax imm32", "imul r64 r64 imm32",
     "imul r64 m64 imm32", "shl r64 uimm8", "shr r64 uimm8",
 }  # fmt: skip
-#: No two registers of a pair that is loaded may be the same.
-PAIRS = {"ldp x x [xsp imm]", "ldp d d [xsp imm]"}
+#: No two registers of a pair that is loaded may be the same, nor what an exclusive store reports
+#: to and what it reads.
+PAIRS = {"ldp x x [xsp imm]", "ldp d d [xsp imm]", "stlxr w x [xsp]"}
 #: iced-x86 names some instructions and registers otherwise
-ICED_MNEMONICS = {"movabs": "mov"}
+ICED_MNEMONICS = {"movabs": "mov", "lock xadd": "xadd"}
 ICED_REGISTERS = {f"r{i}b": f"r{i}l" for i in range(8, 16)}
 
 needs_assembler = pytest.mark.usefixtures("_assembler")

@@ -38,6 +38,11 @@ LAYERS = (
     "Gru(13, 3, 5, 20, direction='bidirectional')",
     "Gru(2, 3, 5, 6, reset='before')",
     "Rnn(2, 1, 5, 6, bias=False)",
+    "Softmax(7, 37)",
+    "LogSumExp(7, 37)",
+    "RowMean(7, 37)",
+    "LayerNorm(40, 21)",
+    "RmsNorm(7, 37, affine=False)",
 )
 CONV = "Convolution(2, 8, 9, 7, 16, 3, padding=1, algorithm='direct')"
 
@@ -166,7 +171,8 @@ def test_kernels_in_every_format(target: str, capsys: Captured, tmp_path: Path) 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--layer", "Foo(3)"), "layer='Foo(3)': 'Foo' is not one of FullyConnected, Convolution, "
-     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn"),
+     "convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn, Softmax, LogSoftmax, LogSumExp, "
+     "RowSum, RowMean, LayerNorm, RmsNorm"),
     (("--layer", "Rnn(1, 2, 3, 0)"), "hidden=0 is smaller than 1"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--pass", "back"), "--pass back is not one of forward, "
      "forward packed, forward training, backward, pack_weights"),
@@ -204,7 +210,8 @@ def test_what_is_wrong_is_named(
 def test_the_help_shows_layers(capsys: Captured) -> None:
     assert main(["show", "--help"]) == OK
     text = capsys.readouterr().out
-    examples = re.findall(r'^  jitgen (show --layer "[^"]*".*)$', text, re.M)
+    # what all commands have in common stands below: an example with a comment
+    examples = re.findall(r'^  jitgen (show --layer "[^"]*"(?: \S+)*)$', text, re.M)
     assert len(examples) == 3
     for example in examples:
         match = re.match(r'show --layer "([^"]*)" ?(.*)', example)

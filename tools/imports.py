@@ -13,7 +13,7 @@ from pathlib import Path
 #: Rooms of `jitgen` from the ground up, those of one floor together: imports point down only, or
 #: stay in a room. What is no package is a room by itself.
 FLOORS = (
-    ("moved", "version"), ("isa",), ("types",), ("doors", "frozen"), ("target",),
+    ("moved", "version"), ("isa",), ("types",), ("doors", "frozen", "records"), ("target",),
     ("emit",),
     ("run", "peachpy"), ("gemm",), ("kernels",), ("inspect",), ("objects",),
     ("analysis", "debug"), ("primitives",), ("cli",), ("__main__",),

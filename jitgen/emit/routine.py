@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, ParamSpec
 
+from jitgen import records
 from jitgen.emit.copying import repeated
 from jitgen.emit.frame import ARGUMENTS, Frame
 from jitgen.frozen import Frozen
@@ -146,9 +148,13 @@ def emitter(write: Callable[P, Written]) -> Callable[P, Routine]:
 
     @functools.wraps(write)
     def emit(*args: P.args, **kwargs: P.kwargs) -> Routine:
+        start = time.perf_counter()
         again = functools.partial(write, *args, **kwargs)
         name, signature, target, frame, words, flops = again()
-        return Routine(name, signature, target, frame.machine.program.encode(), again, words, flops)
+        code = frame.machine.program.encode()
+        seconds = time.perf_counter() - start
+        records.told_generation("routine", name, "new", target.name, len(code), seconds)
+        return Routine(name, signature, target, code, again, words, flops)
 
     return emit
 

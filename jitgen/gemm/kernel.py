@@ -7,12 +7,13 @@ Not here: how code comes about (`jitgen.gemm.emitted`), the checks of a call's a
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jitgen import doors
+from jitgen import doors, records
 from jitgen.emit.shapes import MATRIX_BYTES
 from jitgen.frozen import Frozen, uncopied
 from jitgen.gemm.emitted import CODE_BYTES, EmittedKernel, emit
@@ -147,17 +148,27 @@ def generate(
 
 def _load_or_generate(
     spec: KernelSpec, target: Target, overrides: tuple[tuple[str, Any], ...]
-) -> Kernel:
+) -> tuple[Kernel, str]:
+    """A kernel, and where it came from."""
     store = disk.store()
     if store is None:
-        return generate(spec, target, overrides)
+        return generate(spec, target, overrides), "new"
     key = store.key(spec, target, overrides)
     code = store.load(key, CODE_BYTES)
     if code is not None:
-        return Kernel(spec, target, None, code, None, overrides)
+        return Kernel(spec, target, None, code, None, overrides), "disk"
     kernel = generate(spec, target, overrides)
     store.save(key, kernel.code)
-    return kernel
+    return kernel, "new"
+
+
+def _title(spec: KernelSpec) -> str:
+    """What tells kernels of one shape apart."""
+    words = [f"{x}={value:g}" for x, value, plain in (
+        ("alpha", spec.alpha, 1.0), ("beta", spec.beta, 0.0)) if value != plain]  # fmt: skip
+    words += [x for x in ("trans_a", "trans_b") if getattr(spec, x)]
+    words += ["packed_b"] if spec.panel else []
+    return " ".join([spec.batch, *words, *(name for name, *_ in spec.epilogue)])
 
 
 @PLANS.of
@@ -215,6 +226,7 @@ def brgemm(
     key = (values, tuple(map(type, values)), epilogue, chosen, overrides, assembler)
 
     def make() -> Kernel:
+        start = time.perf_counter()
         doors.one_of("assembler", assembler, ("jitgen", "peachpy"))
         panel = _panel(m, n, k, dtype, packed_b, epilogue, chosen)
         spec = make_spec(
@@ -223,8 +235,14 @@ def brgemm(
             panel=panel, epilogue=epilogue,
         )  # fmt: skip
         if assembler == "jitgen":
-            return _load_or_generate(spec, chosen, overrides)
-        return _assemble_elsewhere(generate(spec, chosen, overrides))
+            kernel, source = _load_or_generate(spec, chosen, overrides)
+        else:
+            kernel, source = _assemble_elsewhere(generate(spec, chosen, overrides)), assembler
+        records.told_generation(
+            "kernel", f"{kernel.name} {_title(spec)}", source, chosen.name, len(kernel.code),
+            time.perf_counter() - start,
+        )  # fmt: skip
+        return kernel
 
     try:
         cached = KERNELS.peek(key)

@@ -16,7 +16,7 @@ from jitgen.gemm.emitted import EmittedKernel
 from jitgen.inspect.listing import describe
 from jitgen.inspect.unwind import sleb, uleb
 from jitgen.isa.form import Form, Operands
-from jitgen.isa.program import ALIGN, Line
+from jitgen.isa.program import ALIGN, DATA_ALIGN, Line, Program
 from jitgen.isa.x86 import NOPS
 from jitgen.isa.x86_rows import REGISTERS
 
@@ -35,9 +35,12 @@ _NOPS = (
 
 def assembly(
     kernel: Routine, symbol: str, syntax: str = "intel",
-    cfi: Callable[[Routine], Iterable[Row]] | None = None,
+    cfi: Callable[[Routine], Iterable[Row]] | None = None, exported: bool = True,
+    constants: bool = True,
 ) -> str:  # fmt: skip
-    """The kernel as a global function `symbol` in section .text: the bytes are `kernel.code`.
+    """The kernel as a function `symbol` (a global one, if it is exported) in section .text: the
+    bytes are `kernel.code`; without `constants` the text ends with the label of these, for whoever
+    writes them.
 
     syntax: "intel" or "att", for x86 ("intel" elsewhere, where there is only one). cfi gives the
     rows of unwind information (`jitgen.inspect.unwind.rows`), written as .cfi directives. Labels
@@ -56,7 +59,7 @@ def assembly(
     program = kernel.program
     if program.encode() != kernel.code:
         raise ValueError("the code is another assembler's, whose choices cannot be written down")
-    writer = _Writer(symbol, syntax, x86)
+    writer = _Writer(symbol, syntax, x86, exported)
     what = f"{kernel.name} for {kernel.target.name}"
     if isinstance(kernel, EmittedKernel):
         spec = kernel.spec
@@ -72,7 +75,10 @@ def assembly(
     if cfi is not None:
         out.append("    .cfi_startproc")
     end = 0
+    own = len(kernel.code) - (0 if constants else program.constant_bytes)
     for line in program.lines():
+        if line.offset >= own:
+            break
         if line.offset > end:  # .balign would fill with no-operations: the code comes before it
             out.append(f"    .zero {line.offset - end}")
         end = line.offset + len(line.code)
@@ -81,12 +87,25 @@ def assembly(
         out += writer.line(line)
     if cfi is not None:
         out.append("    .cfi_endproc")
-    return "\n".join([*out, *writer.end()]) + "\n"
+    out += writer.end()
+    if not constants:
+        out += ["    .balign 64, 0", writer.label(program.data_label)]
+    elif not program.constant_bytes and _refers(program, program.data_label):
+        # a register points at constants, of which there are none
+        place = -(-len(kernel.code) // DATA_ALIGN) * DATA_ALIGN
+        label = writer.label(program.data_label).rstrip(":")
+        out.append(f"    .set {label}, {symbol} + {place}")
+    return "\n".join(out) + "\n"
+
+
+def _refers(program: Program, label: int) -> bool:
+    """Whether an instruction refers to a label."""
+    return any(form.label_at >= 0 and of[form.label_at] == label for form, of in program.records)
 
 
 class _Writer:
-    def __init__(self, symbol: str, syntax: str, x86: bool) -> None:
-        self.symbol = symbol
+    def __init__(self, symbol: str, syntax: str, x86: bool, exported: bool) -> None:
+        self.symbol, self.exported = symbol, exported
         self.x86 = x86
         self.att = syntax == "att"
         self.comment = "#" if x86 else "//"
@@ -95,8 +114,9 @@ class _Writer:
         kind = "@function" if self.x86 else "%function"
         architecture = [] if self.x86 else ["    .arch armv8-a+sve"]
         syntax = ["    .intel_syntax noprefix"] if self.x86 and not self.att else []
+        exported = [f"    .globl {self.symbol}"] if self.exported else []
         return [
-            *architecture, "    .text", f"    .globl {self.symbol}",
+            *architecture, "    .text", *exported,
             f"    .type {self.symbol}, {kind}", "    .p2align 6", f"{self.symbol}:", *syntax,
         ]  # fmt: skip
 
@@ -104,6 +124,10 @@ class _Writer:
         # in Intel syntax a symbol such as k1 would be a register
         syntax = ["    .att_syntax prefix"] if self.x86 and not self.att else []
         return [*syntax, f"    .size {self.symbol}, . - {self.symbol}"]
+
+    def label(self, number: int) -> str:
+        """The line of a label."""
+        return self._labels(f"L{number}:")
 
     def line(self, line: Line) -> list[str]:
         if line.kind == "section":

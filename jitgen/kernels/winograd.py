@@ -96,7 +96,7 @@ def emit_winograd(
     transform = _Transform(kind, channels, squares, (a, c, of_residual), dtype, target, lead, steps)
     words = {"a": "squares", "c": "transformed squares"} | {name: name for name in operands(steps)}
     signature = tuple(Operand(word, words[word], dtype) for word in words)
-    name = f"winograd_{kind} {dtype} {count}x{channels}"
+    name = f"winograd_{kind.replace(' ', '_')} {dtype} {count}x{channels}"
     return Written(name, signature, target, transform.emit())
 
 

@@ -1,27 +1,32 @@
-"""Kernels as files: object, static and shared library, assembly source, C header, manifest."""
+"""Kernels and layers as files: object, static and shared library, assembly source, C header,
+manifest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitgen.gemm.kernel import Kernel
+    from jitgen.objects.asked import Kernels, Passes, Weights
 
 
 def export(
-    kernels: Iterable[Kernel] | Mapping[str, Kernel | Iterable[Kernel]],
-    directory: str | os.PathLike[str],
-    name: str = "kernels",
-) -> dict[str, Any]:
-    """Write `kernels` to `directory` (made if need be) as object, static and shared library,
-    assembly source, C header, CMake package, pkg-config file and manifest; returns the manifest.
+    kernels: Kernels, directory: str | os.PathLike[str], name: str = "kernels", *,
+    threads: Iterable[int] = (1,), passes: Passes = None, weights: Weights = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `kernels`, kernels and layers, to `directory` (made if need be) as object, static and
+    shared library, assembly source, C header, CMake package, pkg-config file and manifest; returns
+    the manifest.
 
-    All kernels are for one architecture; several targets of it may stand in one library, which then
-    chooses at run time. The keys of a mapping become the kernels' names in C ("": none), where one
-    key may stand for a kernel on several targets. Kernels asked for twice are written once. See
+    All are for one architecture; several targets of it may stand in one library, which then chooses
+    at run time. The keys of a mapping become the names in C ("": none), where one key may stand for
+    a kernel, or a layer, on several targets. Kernels asked for twice are written once. See
     docs/export.md.
+
+    Of layers only: threads, on how many threads C may call a pass; passes, their names, for all
+    layers or by the layer's name (None: all); weights, by the layer's name, arrays by argument that
+    are to lie in the library, packed already.
 
     Raises TypeError or ValueError that names argument, value and rule, OSError where the directory
     cannot be written to. Nothing is written before all is generated.
@@ -36,4 +41,4 @@ def export(
     # what only an export needs, `import jitgen` does not load
     from jitgen.objects.library import write_library
 
-    return write_library(kernels, directory, name)
+    return write_library(kernels, directory, name, threads, passes, weights)

@@ -1,52 +1,67 @@
 """A library as assembly source (.s), for GNU as and Clang 19 or later: what the object file holds.
 
-Not here: the text of a kernel (`jitgen.inspect.asm`).
+Not here: the text of a function (`jitgen.inspect.asm`).
 """
 
 from __future__ import annotations
 
-import re
+import struct
 from typing import TYPE_CHECKING
 
 from jitgen.inspect.asm import assembly
-from jitgen.inspect.unwind import rows
-from jitgen.objects.elf import Fixup, Section
+from jitgen.objects.elf import Fixup, Section, Symbol
 
 if TYPE_CHECKING:
+    from jitgen.objects.code import Code
     from jitgen.objects.parts import Library
+
+#: Words on a line
+_PER_LINE = 8
 
 
 def source(library: Library) -> str:
-    """The kernels with their unwind information, then the table of them."""
-    x86 = library.architecture == "x86_64"
-    comment, at = ("#", "@") if x86 else ("//", "%")
-    text = [f"{comment} {library.name}: kernels made by {library.generator}"]
-    text += [assembly(each.kernel, each.symbol, cfi=rows) for each in library.kernels]
-    (strings, entries), symbols = library.table()
-    found = library.functions[-1]
-    label = f".L{found.symbol}_distance"
-    (fixup,) = found.fixups
-    text += [
-        f"    .globl {found.symbol}", f"    .type {found.symbol}, {at}function", "    .p2align 6",
-        f"{found.symbol}:", "    .cfi_startproc", *(["    .intel_syntax noprefix"] if x86 else []),
-        *(
-            "    " + re.sub(r"\bL\d+\b", label, line.text)
-            for line in found.lines if line.kind == "instruction"
-        ),
-        *(["    .att_syntax prefix"] if x86 else []), "    .cfi_endproc",
-        f"    .size {found.symbol}, . - {found.symbol}", "    .balign 64, 0",
-        f"{label}:", f"    .quad {fixup.symbol} - .", "",
-    ]  # fmt: skip
-    texts = strings.data.rstrip(b"\0").decode().split("\0")
-    data = [[f'    .asciz "{each}"' for each in texts], _words(entries)]
-    for section, symbol, lines in zip((strings, entries), symbols, data, strict=True):
-        text += [
-            f'    .section {section.name},"{"aw" if section.fixups else "a"}",{at}progbits',
-            *([f"    .globl {symbol.name}"] if symbol.exported else []),
-            f"    .type {symbol.name}, {at}object", f"    .balign {section.align}",
-            f"{symbol.name}:", *lines, f"    .size {symbol.name}, . - {symbol.name}", "",
-        ]  # fmt: skip
+    """The functions with their unwind information, then read-only data, then the table."""
+    comment, at = ("#", "@") if library.architecture == "x86_64" else ("//", "%")
+    text = [f"{comment} {library.name}: made by {library.generator}"]
+    text += [_function(each) for each in library.functions]
+    sections, symbols = library.tables(library.data)
+    for section in sections:
+        kind = "aw" if section.fixups else "a"
+        text.append(f'    .section {section.name},"{kind}",{at}progbits')
+        for symbol in (each for each in symbols if each.section == section.name):
+            text += _data(section, symbol, at)
     return "\n".join([*text, f'    .section .note.GNU-stack,"",{at}progbits', ""])
+
+
+def _function(code: Code) -> str:
+    """A function; its constants by name where they are distances or functions."""
+    named = bool(code.fixups) or code.leads
+    text = assembly(
+        code.routine, code.symbol, cfi=lambda _: code.rows, exported=code.exported,
+        constants=not named,
+    )
+    return text + "".join(f"    .quad {fixup.symbol} - .\n" for fixup in code.fixups)
+
+
+def _data(section: Section, symbol: Symbol, at: str) -> list[str]:
+    """Data under its symbol: text as text, addresses by name, else words."""
+    begin, end = symbol.offset, symbol.offset + symbol.size
+    if section.fixups:
+        lines = _words(section)
+    elif symbol.name.endswith("_strings"):
+        texts = section.data[begin:end].rstrip(b"\0").decode().split("\0")
+        lines = [f'    .asciz "{each}"' for each in texts]
+    else:
+        words = [f"{word:#x}" for (word,) in struct.iter_unpack("<I", section.data[begin:end])]
+        lines = [
+            f"    .long {', '.join(words[i : i + _PER_LINE])}"
+            for i in range(0, len(words), _PER_LINE)
+        ]
+    return [
+        *([f"    .globl {symbol.name}"] if symbol.exported else []),
+        f"    .type {symbol.name}, {at}object", f"    .balign {section.align}",
+        f"{symbol.name}:", *lines, f"    .size {symbol.name}, . - {symbol.name}", "",
+    ]  # fmt: skip
 
 
 def _words(section: Section) -> list[str]:

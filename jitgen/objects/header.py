@@ -2,7 +2,8 @@
 
 C99 and C++, for compilers that understand GNU's inline assembly (GCC, Clang). What does not depend
 on the library stands between guards of its own, so that a program may include several headers.
-Not here: what the table holds (`jitgen.objects.table`) and the code behind it.
+Not here: what the table holds (`jitgen.objects.table`) and the code behind it; passes of layers
+(`jitgen.objects.prototypes`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from struct import calcsize
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.gemm.spec import KernelSpec
 from jitgen.inspect.listing import describe
+from jitgen.isa import sve
+from jitgen.objects.prototypes import Function, prototypes
 from jitgen.objects.table import (
     A64_FEATURES,
     ABI,
@@ -24,6 +27,7 @@ from jitgen.objects.table import (
     flags,
 )
 from jitgen.run import cpu
+from jitgen.target import Target
 from jitgen.types import DTYPES
 
 #: C types and meanings of the words of the argument struct
@@ -66,7 +70,6 @@ _CHECKS = {
 #error "this library is for AArch64, little-endian"
 #endif
 #include <sys/auxv.h>
-#include <sys/prctl.h>
 """,
 }
 _FITS = {
@@ -75,6 +78,8 @@ _FITS = {
         && (!(entry->features & JITGEN_CPU_SVE) || entry->vector_bits == jitgen_vector_bits())""",
 }
 
+#: "rdvl x0, #1"
+_RDVL = int.from_bytes(sve.FORMS["rdvl x imm"].encode((0, 1)), "little")
 _FIND = """
 /* Whether an entry's kernel can run, on a CPU with these features{thread}. */
 static inline int jitgen_fits(const struct jitgen_entry *entry, uint32_t cpu)
@@ -124,21 +129,14 @@ static inline const struct jitgen_entry *jitgen_find(
 
 def header(
     name: str, architecture: str, products: Sequence[Product], kernels: Sequence[Exported],
-    generator: str,
+    functions: Sequence[Function], generator: str,
 ) -> str:  # fmt: skip
     """The text of `name`.h."""
     upper = name.upper()
+    what = " and ".join(["kernels"] * bool(kernels) + ["passes of layers"] * bool(functions))
     lines = [
-        f"/* {name}.h: kernels made by {generator} for {architecture}.",
-        "",
-        "   A kernel computes C = epilogue(beta C + alpha sum over i < count of op(A_i) op(B_i)),",
-        "   matrices row-major, sizes and leading dimensions in elements. Look a kernel up once",
-        "   and keep it.",
-        "",
-        f"       const struct jitgen_entry *entry = {name}_get({upper}_{_c(products[0])});",
-        "       struct jitgen_args args = {0};",
-        "       args.a = a, args.b = b, args.c = c, args.count = 1;",
-        "       if (entry) entry->kernel(&args);",
+        f"/* {name}.h: {what} made by {generator} for {architecture}.",
+        *(_about_kernels(name, products[0]) if kernels else []),
         "*/",
         f"#ifndef {upper}_H",
         f"#define {upper}_H",
@@ -158,6 +156,46 @@ def header(
         '#error "headers of different versions of jitgen"',
         "#endif",
         "",
+        *(_kernels(name, products, kernels) if kernels else []),
+        *(prototypes(name, functions, _conditions(functions)) if functions else []),
+        "#ifdef __cplusplus",
+        "}",
+        "#endif",
+        "#endif",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _about_kernels(name: str, product: Product) -> list[str]:
+    return [
+        "",
+        "   A kernel computes C = epilogue(beta C + alpha sum over i < count of op(A_i) op(B_i)),",
+        "   matrices row-major, sizes and leading dimensions in elements. Look a kernel up once",
+        "   and keep it.",
+        "",
+        f"       const struct jitgen_entry *entry = {name}_get({name.upper()}_{_c(product)});",
+        "       struct jitgen_args args = {0};",
+        "       args.a = a, args.b = b, args.c = c, args.count = 1;",
+        "       if (entry) entry->kernel(&args);",
+    ]
+
+
+def _conditions(functions: Sequence[Function]) -> dict[str, str]:
+    """In C: whether `cpu`, the features, are those of a target, by its name."""
+    targets = {p.target for function in functions for p in function.procedures}
+    return {target.name: _condition(target) for target in targets}
+
+
+def _condition(target: Target) -> str:
+    features = sorted(target.features, key=FEATURES[target.architecture].index)
+    wanted = " | ".join(f"JITGEN_CPU_{feature.upper()}" for feature in features)
+    length = f" && jitgen_vector_bits() == {target.vector_bits}" if target.scalable else ""
+    return f"!(~cpu & ({wanted})){length}"
+
+
+def _kernels(name: str, products: Sequence[Product], kernels: Sequence[Exported]) -> list[str]:
+    """Numbers of the products, functions that find kernels, and these."""
+    return [
         *_products(name, products),
         "/* The table of all kernels, best targets first. */",
         f"const struct jitgen_library *{name}_library(void);",
@@ -179,12 +217,7 @@ def header(
         "/* The kernels themselves: 0 when done; see jitgen_kernel. */",
         *(f"int64_t {each.symbol}(const struct jitgen_args *args);" for each in kernels),
         "",
-        "#ifdef __cplusplus",
-        "}",
-        "#endif",
-        "#endif",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _c(product: Product) -> str:
@@ -274,8 +307,11 @@ def _features(architecture: str) -> list[str]:
             *lines, "    return found;", "}", "",
             "/* Bits of this thread's SVE vectors; 0 without SVE. */",
             "static inline int32_t jitgen_vector_bits(void)", "{",
-            f"    const int length = prctl({cpu.PR_SVE_GET_VL}, 0, 0, 0, 0);",
-            "    return length < 0 ? 0 : 8 * (length & 0xffff);", "}", "",
+            "    int32_t bytes;",
+            "    if (!(jitgen_cpu_features() & JITGEN_CPU_SVE)) return 0;",
+            "    /* rdvl x0, #1, for assemblers that do not know it: no system call */",
+            f'    __asm__ volatile(".inst {_RDVL:#x}\\n\\tmov %w0, w0" : "=r"(bytes) : : "x0");',
+            "    return 8 * bytes;", "}", "",
         ]  # fmt: skip
     # asked once: in a virtual machine, cpuid takes microseconds
     lines += [

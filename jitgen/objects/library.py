@@ -1,6 +1,8 @@
-"""`jitgen.export`: kernels to a folder of files that C, C++, CMake, Rust or Go programs can use.
+"""`jitgen.export`: kernels and layers to a folder of files that C, C++, CMake, Rust or Go programs
+can use.
 
-Not here: what stands in the files (`jitgen.objects.parts`, `header`, `assembly`, `packages`).
+Not here: what was asked for (`jitgen.objects.asked`), what stands in the files
+(`jitgen.objects.parts`, `header`, `assembly`, `packages`).
 """
 
 from __future__ import annotations
@@ -8,108 +10,81 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jitgen import doors
-from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.listing import describe
+from jitgen.objects import asked
 from jitgen.objects.assembly import source
+from jitgen.objects.entry import Group
 from jitgen.objects.header import header
 from jitgen.objects.packages import package_files
 from jitgen.objects.parts import Library
-from jitgen.objects.table import (
-    ABI,
-    LONGEST_NAME,
-    Exported,
-    Product,
-    flags,
-    group,
-    name_kernels,
-)  # fmt: skip
+from jitgen.objects.procedure import Procedure
+from jitgen.objects.prototypes import Function, functions
+from jitgen.objects.table import ABI, Exported, Product, flags, group, name_kernels
+from jitgen.target import Target
 from jitgen.version import __version__
 
-#: What is no sequence of kernels, though it may be iterated
-_ONE = (Kernel, str, np.generic)
 #: The manifest's own version: raised when a field changes its meaning or goes away
 MANIFEST = 1
 
 
 def write_library(
-    kernels: Iterable[Kernel] | Mapping[str, Kernel | Iterable[Kernel]],
-    directory: str | os.PathLike[str],
-    name: str,
-) -> dict[str, Any]:
+    kernels: asked.Kernels, directory: str | os.PathLike[str], name: str, threads: Iterable[int],
+    passes: asked.Passes, weights: asked.Weights,
+) -> dict[str, Any]:  # fmt: skip
     """See `jitgen.export`."""
-    _check_name(name)
+    asked.check_name(name)
     directory = doors.path("directory", directory)
-    products = group(_named(kernels))
-    if not products:
-        raise ValueError(f"kernels={doors.shown(kernels)}: there are none; a library has some")
+    plain, layers = asked.named(kernels)
+    products = group(plain)
     exported = name_kernels(name, products)
-    architecture = _architecture(exported)
+    found = functions(asked.procedures(layers, threads, passes, weights))
+    procedures = [(each.symbol(name, p), p) for each in found for p in each.procedures]
+    _check_symbols(exported, procedures)
+    architecture = _architecture(
+        [*(each.kernel.target for each in exported), *(p.target for _, p in procedures)]
+    )
     generator = f"jitgen {__version__}"
-    library = Library(name, architecture, exported, generator)
+    library = Library(name, architecture, exported, procedures, generator)
+    text = header(name, architecture, products, exported, found, generator)
     files: dict[str, bytes] = {
         f"{name}.o": library.object(),
         f"lib{name}.a": library.archive(),
         f"lib{name}.so": library.shared(),
         f"{name}.s": source(library).encode(),
-        f"{name}.h": header(name, architecture, products, exported, generator).encode(),
+        f"{name}.h": text.encode(),
     }
-    for file, text in package_files(name, architecture, generator, __version__).items():
-        files[file] = text.encode()
+    for file, package in package_files(name, architecture, generator, __version__).items():
+        files[file] = package.encode()
     manifest = {
         "manifest": MANIFEST, "generator": generator, "abi": ABI, "name": name,
         "architecture": architecture,
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
         "kernels": [_described(each, products[each.product]) for each in exported],
+        "layers": _layers(name, found, library.groups),
     }  # fmt: skip
     files[f"{name}.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     _write(Path(directory), files)
     return manifest
 
 
-def _check_name(name: Any) -> None:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", doors.text("name", name)):
-        raise ValueError(
-            f"name={doors.shown(name)}: it begins with a letter and has letters, digits and "
-            "underscores (A-Z, a-z, 0-9, _), because it becomes a part of C names"
-        )
-    if len(name) > LONGEST_NAME or name.lower() == "jitgen":
-        raise ValueError(
-            f"name={doors.shown(name)}: it has at most {LONGEST_NAME} characters, and is not jitgen"
-        )
+def _check_symbols(
+    kernels: Sequence[Exported], procedures: Sequence[tuple[str, Procedure]]
+) -> None:
+    """Raise ValueError if a kernel and a pass of a layer have one symbol."""
+    twice = {each.symbol for each in kernels} & {symbol for symbol, _ in procedures}
+    if twice:
+        raise ValueError(f"kernels: {min(twice)} is a kernel and a pass of a layer; name one of "
+                         "them otherwise")  # fmt: skip
 
 
-def _named(
-    kernels: Iterable[Kernel] | Mapping[str, Kernel | Iterable[Kernel]],
-) -> Iterator[tuple[str, Kernel]]:
-    """Kernels with their names, "" for none."""
-    if isinstance(kernels, Kernel):
-        raise TypeError(f"kernels={doors.shown(kernels)} is one kernel; give a list, [kernel]")
-    named: Iterable[tuple[Any, Any]]
-    if isinstance(kernels, Mapping):
-        named = kernels.items()
-    else:
-        named = (("", kernel) for kernel in doors.items("kernels", kernels))
-    for name, value in named:
-        if not isinstance(name, str):
-            raise TypeError(f"kernels: {doors.shown(name)} is no name")
-        several = [value] if isinstance(value, _ONE) or not np.iterable(value) else value
-        for kernel in several:
-            if not isinstance(kernel, Kernel):
-                raise TypeError(f"kernels: {doors.shown(kernel)} is no jitgen.Kernel")
-            yield name, kernel
-
-
-def _architecture(exported: Sequence[Exported]) -> str:
-    targets = {each.kernel.target.architecture: each.kernel.target.name for each in exported}
+def _architecture(used: Sequence[Target]) -> str:
+    targets = {target.architecture: target.name for target in used}
     if len(targets) > 1:
         found = " and ".join(f"{a} ({target})" for a, target in targets.items())
         raise ValueError(
@@ -130,6 +105,26 @@ def _described(exported: Exported, product: Product) -> dict[str, Any]:
         "spec": spec, "flags": flags(kernel.spec), "plan": plan,
         "code_bytes": len(kernel.code), "sha256": hashlib.sha256(kernel.code).hexdigest(),
     }  # fmt: skip
+
+
+def _layers(library: str, found: Sequence[Function], groups: Sequence[Group]) -> list[Any]:
+    """What the manifest says of passes of layers."""
+    each_on_target = [(function, p) for function in found for p in function.procedures]
+    return [
+        {
+            "symbol": function.symbol(library, p), "function": f"{library}_{function.name}",
+            "target": p.target.name, "vector_bits": p.target.vector_bits,
+            "features": list(p.target.features), "computes": p.computes, "dtype": p.dtype,
+            "threads": list(p.threads),
+            "arguments": [
+                {**a._asdict(), "shape": list(a.shape), "bytes": p.nbytes(a)} for a in p.arguments
+            ],
+            "scratch_bytes": p.scratch_bytes,
+            "code_bytes": sum(len(code.code) for code in made.codes),
+            "data_bytes": sum(len(data.data) for data in made.data),
+        }
+        for (function, p), made in zip(each_on_target, groups, strict=True)
+    ]  # fmt: skip
 
 
 def _finite(value: Any) -> Any:

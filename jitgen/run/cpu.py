@@ -1,16 +1,19 @@
 """What this CPU can run: features from CPUID and XCR0 (x86) or the auxiliary vector (AArch64).
 
-The probe is machine code of our own; py-cpuinfo gives the human-readable name only, because under
-emulation /proc/cpuinfo shows the host. Not here: what a target needs (`jitgen.target`).
+The probe is machine code of our own, because under emulation /proc/cpuinfo shows the host;
+py-cpuinfo gives the human-readable name only, of CPUs that do not tell their own. Not here: what a
+target needs (`jitgen.target`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
+from jitgen import records
 from jitgen.isa.program import Program
 from jitgen.isa.x86 import FORMS, RAX, RBX, RCX, RDX, RSI, nops
 from jitgen.run import loader
@@ -21,6 +24,8 @@ X86_FEATURES = {
     "avx": (1, 0, 2, 28), "fma": (1, 0, 2, 12), "osxsave": (1, 0, 2, 27),
     "avx2": (7, 0, 1, 5), "avx512f": (7, 0, 1, 16), "avx512dq": (7, 0, 1, 17),
     "avx512bw": (7, 0, 1, 30), "avx512vl": (7, 0, 1, 31), }  # fmt: skip
+#: CPUID leaves with the CPU's name, and the one that says which such leaves there are
+BRAND, BRAND_LEAVES = (0x8000_0002, 0x8000_0003, 0x8000_0004), 0x8000_0000
 #: XCR0 bits that the operating system must have enabled
 YMM_STATE, ZMM_STATE = 0x6, 0xE6
 HWCAP, HWCAP2 = 16, 26
@@ -54,16 +59,22 @@ def _probe_code() -> bytes:
     return program.encode()
 
 
-def _x86_features() -> frozenset[str]:
+def _cpuid() -> Callable[[int, int], list[int]]:
+    """What gives eax, ebx, ecx and edx of a leaf and subleaf."""
     code = loader.place(_probe_code())
-    probe = loader.ffi.cast(loader.OF_NUMBERS, code.address)
-    out = np.zeros(4, np.uint32)
 
     def read(leaf: int, subleaf: int) -> list[int]:
+        out = np.zeros(4, np.uint32)
+        probe = loader.ffi.cast(loader.OF_NUMBERS, code.address)  # which `read` keeps in its place
         probe(out.__array_interface__["data"][0], leaf % (1 << 64), subleaf)
         found: list[int] = out.tolist()
         return found
 
+    return read
+
+
+def _x86_features() -> frozenset[str]:
+    read = _cpuid()
     highest = read(0, 0)[0]
     found = {
         name
@@ -132,6 +143,12 @@ def choose(target: str | Target | None) -> Target:
     return target if isinstance(target, Target) else parse_target(target)
 
 
+def _tell(target: Target, why_not: str) -> None:
+    """Tell of a target that was considered, if somebody wants to know."""
+    if records.wanted(records.DISPATCH):
+        records.tell(records.DISPATCH, target.name, "no" if why_not else "yes", why_not)
+
+
 @lru_cache(maxsize=64)
 def _host(cap: str, sve_bits: int) -> Target:
     order = [TARGETS["avx512"], TARGETS["avx2"]]
@@ -139,9 +156,14 @@ def _host(cap: str, sve_bits: int) -> Target:
         order = [sve(sve_bits or 128)]
     if cap:
         capped = parse_target(cap)
-        order = order[order.index(capped) :] if capped in order else [capped]
+        better = order[: order.index(capped)] if capped in order else order
+        for target in better:
+            _tell(target, f"JITGEN_ISA={cap}")
+        order = order[len(better) :] if capped in order else [capped]
     for target in order:
-        if not why_not(target):
+        reason = why_not(target)
+        _tell(target, reason)
+        if not reason:
             return target
     reasons = "; ".join(f"{t.name}: {why_not(t)}" for t in order)
     asked = f" under JITGEN_ISA={cap}" if cap else ""
@@ -151,7 +173,13 @@ def _host(cap: str, sve_bits: int) -> Target:
 @lru_cache(maxsize=1)
 def name() -> str:
     """The CPU's name as its maker gives it (for people, never for decisions)."""
-    import cpuinfo
+    if not loader.why_not_here() and loader.architecture() == "x86_64":
+        read = _cpuid()
+        if read(BRAND_LEAVES, 0)[0] >= BRAND[-1]:
+            words = [word for leaf in BRAND for word in read(leaf, 0)]
+            text = np.array(words, "<u4").tobytes().partition(b"\0")[0]
+            return " ".join(text.decode("latin-1").split())
+    import cpuinfo  # takes a second
 
     info = cpuinfo.get_cpu_info()
     return str(info.get("brand_raw") or info.get("arch_string_raw") or "unknown CPU")

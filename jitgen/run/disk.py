@@ -35,7 +35,7 @@ RECENT = 3600.0
 #: What shapes code: packages, whole (None) or the modules told
 SHAPING = {
     "jitgen.isa": None, "jitgen.emit": None, "jitgen.gemm": None,
-    "jitgen": frozenset(("doors", "frozen", "target", "types")),
+    "jitgen": frozenset(("doors", "frozen", "records", "target", "types")),
 }  # fmt: skip
 #: Sources that changed after this time may not be the ones that run here: when this module was
 #: imported, less what importing the others before it may have taken

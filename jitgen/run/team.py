@@ -10,13 +10,14 @@ returns when the last thread has ended its slice, whatever signals arrive. Not h
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jitgen import doors
+from jitgen import doors, records
 from jitgen.emit.routine import Routine
 from jitgen.frozen import uncopied
 from jitgen.run import cpu, crew, loader, replay, threads
@@ -101,12 +102,19 @@ class Team:
             raise RuntimeError(f"cannot run kernels for {target.name}: {reason}")
         self._slices = [np.ascontiguousarray(s, np.uint32) for s in slices]
         self._count = bases
+        start = time.perf_counter()
         self._driver = replay.emit_replay(calls, target, name)
         self._code = loader.load(self._driver)
+        records.told_generation(
+            "driver", self._driver.name, "new", target.name, self._code.size,
+            time.perf_counter() - start, len(self._driver.calls),
+        )  # fmt: skip
         self._replay = ffi.cast(loader.FUNCTION, self._code.address)
         self._streams = [_address(s) for s in self._slices]
+        # what every call asks for: together some 40 ns
+        self._all, self._alone = slice(0, bases), len(slices) == 1
         self._target = target
-        self._enter = _functions(target) if len(slices) > 1 else None
+        self._enter = None if self._alone else _functions(target)
         #: contexts that no call is using: a call takes one, so that calls may overlap
         self._free: list[_Context] = []
 
@@ -130,12 +138,12 @@ class Team:
         except IndexError:
             context = _Context(self._streams, self._count, self._code.address)
         try:
-            context.bases[0 : self._count] = bases
+            context.bases[self._all] = bases
         except (TypeError, ValueError):
             raise self._wrong(bases) from None
         if slices is not None:
             context.use_streams([_address(s) for s in slices])
-        status = self._replay(context.jobs) if len(self._streams) == 1 else self._parallel(context)
+        status = self._replay(context.jobs) if self._alone else self._parallel(context)
         if slices is not None:
             context.use_streams(self._streams)
         self._free.append(context)

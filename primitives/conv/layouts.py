@@ -76,6 +76,10 @@ class Conv:
             always["stride"] = self.stride
         if self.padding != (0, 0):
             always["padding"] = self.padding
+        if self.dilation != (1, 1):
+            always["dilation"] = self.dilation
+        if self.groups != 1:
+            always["groups"] = self.groups
         return always
 
     @lazy

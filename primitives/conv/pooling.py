@@ -60,15 +60,15 @@ def _passes(conv: Conv) -> list[Pass]:
 
 
 @STREAMS.of
-def stream(conv: Conv, kind: str, strides: Strides = ()) -> Run:
+def forward(conv: Conv, kind: str, strides: Strides = ()) -> Run:
     """Tensors of the caller: x, y, or, if they are NCHW, "x nchw" and "y nchw"; `strides` of those
     with gaps, of n, h, w or n, c, h."""
     return _run(conv, kind, ["x"], "y", _passes(conv), strides)
 
 
 @STREAMS.of
-def backward_stream(conv: Conv, kind: str, strides: Strides = ()) -> Run:
-    """Tensors of the caller: dy, for a maximum x, dx; their names as for `stream`."""
+def backward(conv: Conv, kind: str, strides: Strides = ()) -> Run:
+    """Tensors of the caller: dy, for a maximum x, dx; their names as for `forward`."""
     passes = _passes(conv)
     back = [replace(p, backward=True) for p in reversed(passes)]
     if kind == "max":

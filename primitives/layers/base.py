@@ -6,70 +6,47 @@ the last few. Not here: what a layer computes, what a stream is (`jitgen.primiti
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
 
-from numpy import broadcast_to, empty, may_share_memory, ndarray
+from numpy import empty, may_share_memory, ndarray
 
-from jitgen import doors
-from jitgen.emit.steps import STEPS, Step
-from jitgen.frozen import Frozen
+from jitgen import doors, records
+from jitgen.emit.steps import Step
 from jitgen.primitives.layers.arrays import buffer_of, first_of
-from jitgen.primitives.layers.elementwise import derived_from, gradient, is_signed
-from jitgen.primitives.layers.passes import Argument, Pass, Passes, Use
+from jitgen.primitives.layers.described import Described, Key, Operand, Shape, Sized
+from jitgen.primitives.layers.elementwise import backward_activation, derived_from
 from jitgen.primitives.nest.limits import check_elements, made
-from jitgen.primitives.nest.run import Run
-from jitgen.target import Target
+from jitgen.primitives.nest.run import Run, Stopwatch, stopwatch
+from jitgen.records import EXEC, GENERATE, LOGGER, QUIET
 from jitgen.types import NUMPY
 
 #: Shapes for which a layer keeps streams: so many, and as many again that were used before them
 MOST_SHAPES = 16
 #: Streams of one shape
 MOST_RUNS = 64
+#: The algorithm that no name of a stream tells
+DIRECT = "direct"
 
-Shape = tuple[int, ...]
-#: An array of a call: tensor of the stream, name of the argument, value (of a result None: a new
-#: array), shape
-Operand = tuple[str, str, Any, Shape]
-#: What makes a stream, and its arguments after the first
-Key = tuple[Any, ...]
 #: Tensor and strides in elements of all axes but the last, of arrays that are not C-contiguous
 Strides = tuple[tuple[str, Shape], ...]
 
 
-class Sized:
-    """A layer at one size of its arrays. at: what its streams depend on, their makers' first
-    argument; kind: the arrays' dtype; runs: streams that were used."""
-
-    __slots__ = ("at", "kind", "runs")
-
-    def __init__(self, at: Any) -> None:
-        self.at = at
-        self.kind = NUMPY[at.dtype]
-        self.runs: dict[Any, Run] = {}
-
-
-class Layer(Frozen, ABC):
+class Layer(Described):
     """What layers share; `at` (with dtype, threads, target) is what their streams depend on.
 
     Streams belong to the process, so a copy has none: it finds or makes its own when it is used.
     """
 
-    #: in its repr
-    _name = ""
     #: leading axes of an array that may have another size at each call
     _free = 1
     #: Passes whose makers take `strides` -> tensors that may have some
     _strided: Mapping[Any, Iterable[str]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if cls.__name__[0] != "_":
-            cls._name = cls.__name__
 
     def __init__(self, at: Any, shape: Shape) -> None:
         """`shape` is that of x. ValueError where arrays would be too large."""
@@ -87,26 +64,6 @@ class Layer(Frozen, ABC):
         what, *more = self._words()
         at = f"{self.dtype} for {self.target.name}, threads={self.threads}"
         return f"<primitives.{self._name} {', '.join([what, at, *more])}>"
-
-    @abstractmethod
-    def _words(self) -> list[str]:
-        """For the repr."""
-
-    @property
-    def dtype(self) -> str:
-        """Type of the elements of all arrays."""
-        return str(self._at.dtype)
-
-    @property
-    def threads(self) -> int:
-        """Threads of a call, at most."""
-        return int(self._at.threads)
-
-    @property
-    def target(self) -> Target:
-        """What the machine code is for."""
-        target: Target = self._at.target
-        return target
 
     # ---- sizes and streams ----------------------------------------------------------------------
 
@@ -150,62 +107,32 @@ class Layer(Frozen, ABC):
         run = sized.runs.get(whole)
         if run is None:
             more = {"strides": strides} if strides else {}
-            name = key[0] if isinstance(key[0], str) else key[0].__name__
             make = partial(self._make, sized, *key, **more)
-            arguments = self._arguments(sized.at)
+            name, arguments = self._pass_of(key), self._arguments(sized.at)
+            start = time.perf_counter()
             run = made(make, name, arguments)
-            run.name = run.name or " ".join(map(str, (self._name, name, *arguments.values())))
+            if not run.name:
+                how = self._algorithm_of(key)
+                words = [self._name, name, *([how] if how != DIRECT else [])]
+                run.name = " ".join([*words, *map(_shown, arguments.values())])
+                self._tell_made(run, time.perf_counter() - start)
             if len(sized.runs) >= MOST_RUNS:
                 sized.runs = {}
             sized.runs[whole] = run
         return run
 
+    def _tell_made(self, run: Run, seconds: float) -> None:
+        """Tell of a stream that was made."""
+        if records.wanted(GENERATE):
+            stream = run.stream
+            records.told_generation(
+                "stream", run.name, "new", self.target.name, sum(s.nbytes for s in stream.slices),
+                seconds, len(stream.calls), sum(calls.count for calls in stream.parts),
+            )  # fmt: skip
+
     def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
         run: Run = maker(sized.at, *how, **more)
         return run
-
-    # ---- passes, for tools ----------------------------------------------------------------------
-
-    def passes(self) -> Passes:
-        """The passes at the layer's own sizes by name: their streams and arrays."""
-        return Passes({name: partial(self._pass, use) for name, use in self._uses().items()})
-
-    @abstractmethod
-    def _uses(self) -> dict[str, Use]:
-        """How the methods come to each pass."""
-
-    def _pass(self, use: Use, name: str) -> Pass:
-        """What the methods run: they are called on a copy that only notes it down."""
-        calls: list[tuple[Key, list[Operand], list[Operand]]] = []
-
-        def note(
-            sized: Sized, key: Key, inputs: Iterable[Operand], results: Iterable[Operand],
-            over: str = "",
-        ) -> list[Any]:  # fmt: skip
-            calls.append((key, [*inputs], [*results]))
-            return [self._blank(shape) for *_, shape in calls[-1][2]]
-
-        noting = copy(self)
-        vars(noting)["_call"] = note
-        use.call(noting)
-        key, inputs, results = calls[-1]
-        arguments = [Argument(t, name.partition(" (")[0], s, False) for t, name, _, s in inputs]
-        named = zip(results, use.results, strict=True)
-        arguments += [Argument(t, name, s, True) for (t, _, _, s), name in named]
-        return Pass(name, self._run(self._own(), key), tuple(arguments))
-
-    def _blank(self, shape: Shape) -> ndarray:
-        """An array that has a shape and a type, but no memory."""
-        return broadcast_to(NUMPY[self.dtype].type(0), shape)
-
-    def _use_of_gradient(self, activation: Step | None, shape: Shape) -> dict[str, Use]:
-        """The pass of `backward_activation`, if the activation has a gradient."""
-        if activation is None or not STEPS[activation[0]].known or is_signed(activation):
-            return {}
-        a, known = self._blank(shape), STEPS[activation[0]].known
-        return {"backward_activation": Use(
-            lambda own: own.backward_activation(a, **{known: a}), ("dz",)
-        )}  # fmt: skip
 
     # ---- arrays ---------------------------------------------------------------------------------
 
@@ -240,8 +167,35 @@ class Layer(Frozen, ABC):
         run = None if strides else sized.runs.get(key)
         if run is None:
             run = self._run(sized, key, strides)
-        run(buffers)
+        if LOGGER.level < QUIET or EXEC.level:  # 10 ns; else nobody wants to know how long it takes
+            watch = stopwatch()
+            run(buffers, None, watch)
+            self._tell(watch, sized, key)
+        else:
+            run(buffers)
         return arrays
+
+    def _tell(self, watch: Stopwatch | None, sized: Sized, key: Key) -> None:
+        """Tell of a pass, if it was timed."""
+        if watch is not None:
+            shape = self._arguments(sized.at) | self._how(key)
+            words = " ".join(f"{name}={_shown(value)}" for name, value in shape.items())
+            records.tell(
+                EXEC, self._name, self._pass_of(key), self._algorithm_of(key), self.target.name,
+                self.dtype, watch.threads, words, 1e3 * watch.seconds,
+            )  # fmt: skip
+
+    def _pass_of(self, key: Key) -> str:
+        """The pass that a stream is of: the name of its maker."""
+        return key[0] if isinstance(key[0], str) else str(key[0].__name__)
+
+    def _algorithm_of(self, key: Key) -> str:
+        """The algorithm of a pass; DIRECT where there is one only."""
+        return DIRECT
+
+    def _how(self, key: Key) -> dict[str, object]:
+        """What else of a pass a record of it tells."""
+        return {}
 
     def _result(self, *call: Any) -> ndarray:
         """The one result of `_call`."""
@@ -307,8 +261,8 @@ class Layer(Frozen, ABC):
         if not array.flags.writeable:
             doors.writable(name, array)
         for _, other, each, _ in others:
-            if each is value and other == over:
-                continue
+            if each is None or (each is value and other == over):
+                continue  # None: a result in a new array
             if type(each) is not ndarray:
                 each = doors.view(other, each)
             if may_share_memory(array, each):  # what `apart` looks into
@@ -329,5 +283,10 @@ class Layer(Frozen, ABC):
         sized = self._sized("dy", dy, shape)
         shape = (sized.at.batch, *shape[1:])
         inputs = (("a", "dy", dy, shape), ("b", name, known, shape))
-        key = (gradient, activation, prod(shape))
+        key = (backward_activation, activation, prod(shape))
         return self._result(sized, key, inputs, (("c", "out", out, shape),), "dy")
+
+
+def _shown(value: object) -> str:
+    """An argument in a name: (3, 5) as 3x5."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

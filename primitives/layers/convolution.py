@@ -9,7 +9,8 @@ weights are out_channels x in_channels / groups x rows x columns. Not here: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -18,21 +19,22 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.steps import Step
 from jitgen.primitives.conv import streams, winograd
-from jitgen.primitives.conv.cost import SUMS, candidates, choose, letters
+from jitgen.primitives.conv.choosing import chosen, maker_of
+from jitgen.primitives.conv.cost import SUMS, choose, letters
 from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elements, packed_layout
-from jitgen.primitives.conv.tiles import choose_algorithm, possible
+from jitgen.primitives.conv.tiles import choose_algorithm
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, realigned
-from jitgen.primitives.layers.base import Operand, Shape, Sized
+from jitgen.primitives.layers.described import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
+from jitgen.primitives.layers.exporting import is_packed
 from jitgen.primitives.layers.images import Images
-from jitgen.primitives.layers.passes import Use
+from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Stream
 from jitgen.primitives.nest.tables import MOST_CALLS
-from jitgen.primitives.nest.tuning import tuned
 from jitgen.run import cpu
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
@@ -117,6 +119,7 @@ class Convolution(Images):
     [[8.0, 12.0, 12.0, 8.0], [12.0, 18.0, 18.0, 12.0]]
     """
 
+    _trained = ("w", "b")
     _strided = {
         "forward": ("image", "result", "residual"), "backward_data": ("image", "result"),
         "backward_weights": ("dy", "image"),
@@ -153,11 +156,11 @@ class Convolution(Images):
         epilogue: tuple[Step, ...] = (("bias",),) if bias else ()
         epilogue += (("residual",),) if residual else ()
         epilogue += (step,) if step else ()
-        chosen = cpu.choose(target)
+        on = cpu.choose(target)
         self.conv = Conv(
             batch, in_channels, size, out_channels, taps, steps, (around[0][0], around[1][0]),
             out, spread, groups, bias, epilogue, dtype, layout == "nhwc",
-            check_threads(threads), chosen,
+            check_threads(threads), on,
         )  # fmt: skip
         self.residual = residual
         self.activation = step
@@ -219,19 +222,40 @@ class Convolution(Images):
         steps = [shown_activation(step) for step in self.conv.epilogue] or ["no epilogue"]
         return [*super()._words(), *steps]
 
+    def _algorithm_of(self, key: Key) -> str:
+        which = PASSES[key[1]] if key[0] == "pack_weights" else key[0]
+        if which not in PASSES:
+            return super()._algorithm_of(key)
+        choice = self.choice(which)
+        return "depthwise" if choice is None else self.algorithms[which]
+
+    def _how(self, key: Key) -> dict[str, object]:
+        which, *how = key
+        if which == "pack_weights":
+            return {"for": PASSES[how[0]]}
+        return {"w": "packed" if how[0] else "plain"} if which in PASSES[:2] else {}
+
     def _make(self, sized: Sized, maker: Any, *how: Any, **more: Any) -> Run:
         if not isinstance(maker, str):
             return super()._make(sized, maker, *how, **more)
         if maker == "pack_weights":
             module = winograd if self.choice(PASSES[how[0]]) == WINOGRAD else streams
             return super()._make(sized, module.pack_weights, *how)
-        make, choice = self._maker(maker, self._choice_of(sized.at, maker))
+        make, choice = maker_of(maker, self._choice_of(sized.at, maker))
         return super()._make(sized, make, *choice, *how, **more)
 
+    def _on(self, threads: int) -> Any:
+        other = super()._on(threads)
+        vars(other)["_choices"] = {which: self._choice_of(other.conv, which) for which in PASSES}
+        return other
+
     def _choice_of(self, conv: Conv, which: str) -> Choice | None:
-        """How a pass is cut for a batch: by the layer's algorithm, and of others not measured."""
-        own = self.choice(which)
-        if conv.batch == self.conv.batch or own is None or own == WINOGRAD:
+        """How a pass is cut for a batch or a number of threads: by the layer's algorithm, and of
+        others than the layer's not measured."""
+        own, same = self.choice(which), self.conv
+        if own is None or own == WINOGRAD or (conv.batch, conv.threads) == (
+            same.batch, same.threads
+        ):  # fmt: skip
             return own
         subject, product = streams.subject(conv, which)
         return choose(subject, which, product, self._blocks.get(which), self._order.get(which))
@@ -258,45 +282,11 @@ class Convolution(Images):
         """How a pass is cut, or `WINOGRAD` (None: a depthwise one, which leaves no choice)."""
         which = doors.one_of("which", which, PASSES)
         if which not in self._choices:
-            self._choices[which] = None if self.conv.depthwise else self._choose(which)
+            blocks, order = self._blocks.get(which), self._order.get(which)
+            self._choices[which] = None if self.conv.depthwise else chosen(
+                self.conv, which, self._algorithm, blocks, order, self._tune
+            )  # fmt: skip
         return self._choices[which]
-
-    def _maker(self, which: str, choice: Choice | None = None) -> tuple[Any, tuple[Any, ...]]:
-        """What makes a pass's streams, and its choice if that takes one."""
-        choice = choice or self.choice(which)
-        if choice == WINOGRAD:
-            return getattr(winograd, which), ()
-        return getattr(streams, which), (choice,)
-
-    def _choose(self, which: str) -> Choice:
-        blocks, order = self._blocks.get(which), self._order.get(which)
-        conv, product = streams.subject(self.conv, which)
-        how = (conv, which, product, blocks, order)
-        fixed = "direct" if blocks or order else self._algorithm
-        if not self._tune or fixed == "winograd":
-            winner = choose_algorithm(self.conv, which, fixed)
-            return WINOGRAD if winner == "winograd" else choose(*how)
-        found = {str(at): at for at in candidates(*how)}
-        if fixed is None and possible(self.conv):
-            found[WINOGRAD.order] = WINOGRAD
-        at = {f.name: getattr(self.conv, f.name) for f in fields(self.conv)}
-        at |= {"algorithm": fixed, "blocks": blocks, "order": order}
-        sizes = ", ".join(f"{n} {v}" for n, v in at.items() if n not in ("target", "widths"))
-        key = f"{self.conv.target.name}, convolution {which}, {sizes}"
-        return tuned(key, found, lambda choice: self._seconds(which, choice))
-
-    def _seconds(self, which: str, choice: Choice) -> float:
-        """Time of a pass with a choice."""
-        make, more = self._maker(which, choice)
-        packed = () if which == "backward_weights" else (True,)
-        backward = which == "backward_data"
-        if choice == WINOGRAD:
-            size = winograd.packed_layout(self.conv, backward)[1][0]
-        else:
-            size = packed_elements(self.conv, backward)
-        # not kept: so many candidates' scratch would be much memory
-        run = make.__wrapped__(self.conv, *more, *packed)
-        return streams.seconds(self.conv, which, run, size)
 
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" (with packed weights or plain ones) or
@@ -304,6 +294,15 @@ class Convolution(Images):
         name, packed = doors.one_of("name", name, PASSES), doors.flag("packed", packed)
         how = () if name == "backward_weights" else (packed,)
         return self._run(self._own(), (name, *how)).stream
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if is_packed(taken, given):
+            return given
+        backward = taken.name.startswith("backward")
+        packed = self.pack_weights(given["w"], backward=backward)
+        w = packed.backward if backward else packed.forward
+        assert w is not None
+        return {**given, "w": w}
 
     def _uses(self) -> dict[str, Use]:
         x, w, y = map(self._blank, (self.x_shape, self.w_shape, self.y_shape))

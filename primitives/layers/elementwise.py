@@ -106,7 +106,7 @@ def derived_from(activation: Step | None, y: Any, z: Any) -> tuple[str, Any]:
     return "z", z
 
 
-def gradient(at: Any, activation: Step, size: int) -> Run:
+def backward_activation(at: Any, activation: Step, size: int) -> Run:
     """Tensors a: dy, b: what `derived_from` says, c: dz = dy * activation'(z), of `size` elements;
     `at` has dtype, threads and target."""
     name, *numbers = activation

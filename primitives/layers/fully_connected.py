@@ -11,7 +11,7 @@ comparison: arXiv:1906.06440, section on fully connected layers. Not here: the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -23,14 +23,15 @@ from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.fc.streams import Layer, panels_for
 from jitgen.primitives.layers import base
 from jitgen.primitives.layers.arrays import aligned
-from jitgen.primitives.layers.base import Key, Operand, Shape, Sized
+from jitgen.primitives.layers.described import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import (
+    backward_activation,
     derived_from,
-    gradient,
     make_activation,
     shown_activation,
 )
-from jitgen.primitives.layers.passes import Use
+from jitgen.primitives.layers.exporting import is_packed
+from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import check_order
 from jitgen.primitives.nest.stream import Stream
@@ -59,6 +60,7 @@ class FullyConnected(base.Layer):
     [[4.0, 4.0, 4.0, 4.0], [4.0, 4.0, 4.0, 4.0]]
     """
 
+    _trained = ("w", "b")
     _strided = {
         streams.forward: ("a", "b", "c", "residual"), streams.backward_data: ("a", "b", "c"),
         streams.backward_weights: ("a", "b", "c"),
@@ -106,6 +108,14 @@ class FullyConnected(base.Layer):
         sizes = f"{at.batch}x{at.in_features} -> {at.out_features}"
         return [f"{sizes}, {'residual, ' * at.residual}{shown_activation(at.activation)}"]
 
+    def _how(self, key: Key) -> dict[str, object]:
+        make, *how = key
+        if make is streams.pack_weights:
+            return {"for": "backward_data" if how[0] else "forward"}
+        if make in (streams.forward, streams.backward_data):
+            return {"w": "packed" if how[1] else "plain"}
+        return {}
+
     def stream(self, name: str = "forward", *, packed: bool = True) -> Stream:
         """The stream of "forward", "backward_data" or "backward_weights" on plain x and dz, with
         packed weights (x for the update) or plain ones; print its `text()`."""
@@ -116,6 +126,15 @@ class FullyConnected(base.Layer):
         width = panels_for(layer, *sizes[name]) if doors.flag("packed", packed) else 0
         layout = (0, width) if name == "backward_weights" else (0, width, False)
         return self._run(self._own(), (getattr(streams, name), *layout)).stream
+
+    def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if is_packed(taken, given):
+            return given
+        backward = taken.name.startswith("backward")
+        packed = self.pack_weights(given["w"], backward=backward)
+        w = packed.backward if backward else packed.forward
+        assert w is not None
+        return {**given, "w": w.array}
 
     def _uses(self) -> dict[str, Use]:
         at = self.layer
@@ -306,7 +325,7 @@ class FullyConnected(base.Layer):
         if width != other:
             raise ValueError(f"dy and {name} have panels of {width} and {other}")
         self._no_blocked_out(out)
-        key = (gradient, at.activation, prod(in_panels))
+        key = (backward_activation, at.activation, prod(in_panels))
         inputs = (("a", "dy", a, in_panels), ("b", name, b, in_panels))
         return self._packed(sized, key, inputs, columns, sized.at.batch, width)
 

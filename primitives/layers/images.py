@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from jitgen.primitives.conv.layouts import Conv
-from jitgen.primitives.layers.base import Layer, Shape, Sized
+from jitgen.primitives.layers.base import Layer
+from jitgen.primitives.layers.described import Shape, Sized
 
 #: Arguments that are images
 IMAGES = ("x", "dy", "y", "z", "residual", "out")

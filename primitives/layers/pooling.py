@@ -14,9 +14,9 @@ import numpy as np
 from jitgen import doors
 from jitgen.emit.shapes import MOST_TAPS
 from jitgen.primitives.conv.layouts import Conv
-from jitgen.primitives.conv.pooling import backward_stream, stream
+from jitgen.primitives.conv.pooling import backward, forward
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
-from jitgen.primitives.layers.base import Operand
+from jitgen.primitives.layers.described import Operand
 from jitgen.primitives.layers.images import Images
 from jitgen.primitives.layers.passes import Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
@@ -32,8 +32,8 @@ class _Pool(Images):
 
     kind = ""
     _strided = {
-        stream: ("x", "y", "x nchw", "y nchw"),
-        backward_stream: ("dy", "x", "dx", "dy nchw", "x nchw", "dx nchw"),
+        forward: ("x", "y", "x nchw", "y nchw"),
+        backward: ("dy", "x", "dx", "dy nchw", "x nchw", "dx nchw"),
     }
 
     def __init__(
@@ -106,7 +106,7 @@ class _Pool(Images):
         sized, shape = self._images("x", x, self.x_shape)
         inputs = ((f"x{self._caller}", "x", x, shape),)
         results = ((f"y{self._caller}", "out", out, (shape[0], *self.y_shape[1:])),)
-        return self._result(sized, (stream, self.kind), inputs, results)
+        return self._result(sized, (forward, self.kind), inputs, results)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None = None, out: np.ndarray | None = None
@@ -124,7 +124,7 @@ class _Pool(Images):
             if out is not None:
                 self._check_result("out", out, [seen])
         results = ((f"dx{self._caller}", "out", out, x_shape),)
-        return self._result(sized, (backward_stream, self.kind), inputs, results)
+        return self._result(sized, (backward, self.kind), inputs, results)
 
 
 class MaxPool(_Pool):

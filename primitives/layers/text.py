@@ -16,6 +16,15 @@ from jitgen.primitives.layers.base import Layer
 from jitgen.primitives.layers.convolution import Convolution
 from jitgen.primitives.layers.convolution_1d import convolution_1d
 from jitgen.primitives.layers.fully_connected import FullyConnected
+from jitgen.primitives.layers.normalisation import (
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
+    RmsNorm,
+    RowMean,
+    RowSum,
+    Softmax,
+)
 from jitgen.primitives.layers.pooling import AveragePool, MaxPool
 from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
 
@@ -24,6 +33,7 @@ LAYERS: dict[str, Any] = {
     make.__name__: make
     for make in (
         FullyConnected, Convolution, convolution_1d, MaxPool, AveragePool, Lstm, Gru, Rnn,
+        Softmax, LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm,
     )
 }  # fmt: skip
 #: Characters of a text, at most

@@ -13,13 +13,42 @@ from typing import Any
 
 import numpy as np
 
+from jitgen import records
 from jitgen.frozen import uncopied
 from jitgen.primitives.layers.arrays import ALIGN, aligned, buffer_of
 from jitgen.primitives.nest.stream import Part, Stream
+from jitgen.records import EXEC, LOGGER, QUIET
 from jitgen.run.scratch import POOL, Seat
 from jitgen.run.team import Team
 from jitgen.target import Target
 from jitgen.types import DTYPES
+
+
+class Stopwatch:
+    """Sums up the time of replays: of one pass of a layer."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        #: of the replay with the most
+        self.threads = 0
+
+    def around(self, replay: Callable[..., Any], threads: int) -> Callable[..., None]:
+        """`replay`, timed."""
+
+        def timed(*args: Any) -> None:
+            start = time.perf_counter()
+            replay(*args)
+            self.seconds += time.perf_counter() - start
+            self.threads = max(self.threads, threads)
+
+        return timed
+
+
+def stopwatch() -> Stopwatch | None:
+    """One if somebody wants to know how long a pass takes (`jitgen.records`)."""
+    if not (LOGGER.level < QUIET or EXEC.level):  # nobody; `wanted` takes ten times as long
+        return None
+    return Stopwatch() if records.wanted(EXEC) else None
 
 
 class Run:
@@ -48,13 +77,13 @@ class Run:
         self._team: Team | None = None
         #: whose it is, for tools; the first layer that uses it says it
         self.name = ""
-        #: where each tensor of scratch lies in a block, and the block's size
-        self._places: list[slice] = []
-        self._size = 0
+        #: where each tensor of scratch lies in a block, in bytes, and the block's size
+        self.places: list[slice] = []
+        self.scratch_bytes = 0
         for elements in self.scratch.values():
-            end = self._size + elements * DTYPES[dtype].size
-            self._places.append(slice(self._size, end))
-            self._size = -(-end // ALIGN) * ALIGN
+            end = self.scratch_bytes + elements * DTYPES[dtype].size
+            self.places.append(slice(self.scratch_bytes, end))
+            self.scratch_bytes = -(-end // ALIGN) * ALIGN
         self._seat = Seat(POOL)
 
     @property
@@ -80,29 +109,36 @@ class Run:
         """Bytes that this holds without scratch: words, code, constants, what the stream tells."""
         return self.stream.nbytes + sum(a.nbytes for a in self.constants.values())
 
-    def __call__(self, buffers: Mapping[str, Any], flags: np.ndarray | None = None) -> None:
+    def __call__(
+        self, buffers: Mapping[str, Any], flags: np.ndarray | None = None,
+        watch: Stopwatch | None = None,
+    ) -> None:  # fmt: skip
         """`buffers` by tensor (cffi pointers); `flags` of the calls that are made
-        (`Stream.chosen`), all of them without. TypeError if a tensor is missing or unknown."""
+        (`Stream.chosen`), all of them without; `watch` times the replay. TypeError if a tensor is
+        missing or unknown."""
         try:
             given = self._pick(buffers)
         except KeyError:
             raise self._wrong(buffers) from None
         if len(given) != len(buffers):
             raise self._wrong(buffers)
-        if self._team is None:
-            self._team = self.stream.team(self._target, self.name)
+        team: Any = self._team
+        if team is None:
+            team = self._team = self.stream.team(self._target, self.name)
+        if watch is not None:
+            team = watch.around(team, self.stream.threads)
         slices = None if flags is None else self.stream.chosen(flags)
-        if not self._size:
-            self._team((*given, *self._tables) if self._tables else given, slices)
+        if not self.scratch_bytes:
+            team((*given, *self._tables) if self._tables else given, slices)
             return
         seat = self._seat
         try:
             block = seat.blocks.pop()
         except IndexError:
-            block = POOL.take(self._size)
+            block = POOL.take(self.scratch_bytes)
         if block.views is None:
-            block.views = [buffer_of(block.memory[place]) for place in self._places]
-        self._team((*given, *block.views, *self._tables), slices)
+            block.views = [buffer_of(block.memory[place]) for place in self.places]
+        team((*given, *block.views, *self._tables), slices)
         seat.used = next(POOL.clock)
         if not (POOL.over and POOL.full):
             seat.blocks.append(block)

@@ -112,6 +112,11 @@ class Calls:
     after: Sequence[tuple[Calls, np.ndarray]] = ()
 
     @property
+    def count(self) -> int:
+        """How many there are, with those of the parts beside."""
+        return len(self.nest) + sum(c.count for c, _ in (*self.before, *self.after))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arrays, and of those of the parts beside."""
         nest = self.nest

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jitgen.primitives.layers.arrays import buffer_of, first_of
 from jitgen.primitives.rnn.backward import backward
 from jitgen.primitives.rnn.steps import Layer
 from jitgen.primitives.rnn.streams import forward, pack_weights
+from jitgen.run.loader import ffi
 from jitgen.types import NUMPY
 
 #: Tensors that a stream writes, by what makes it, and of them those that it reads first
@@ -45,6 +47,13 @@ MEANINGS = {
     "dr_n": "dr from row 2 hidden on: that memory, which is written twice, dr_n last",
     "db": "the gradient of b[0], and but for a GRU of b[1]", "db_r": "the gradient of b[1]",
 }  # fmt: skip
+
+
+def pointer(array: Any) -> Any:
+    """The address of an array that a stream reads, or of none."""
+    if array is None or not array.size:
+        return ffi.NULL
+    return buffer_of(array if array.flags.c_contiguous else first_of(array))
 
 
 def biases(layer: Layer, b: np.ndarray | None, forget_bias: float) -> dict[str, np.ndarray]:

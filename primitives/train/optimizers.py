@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from jitgen import doors
+from jitgen import doors, records
 from jitgen.frozen import Frozen
 from jitgen.kernels.elementwise import adam_scalars
 from jitgen.primitives.layers.arrays import aligned, buffer_of, check, check_output, realigned
 from jitgen.primitives.layers.elementwise import elementwise
 from jitgen.primitives.nest.limits import check_elements
+from jitgen.primitives.nest.run import stopwatch
 from jitgen.run import cpu
 from jitgen.run.loader import number
 from jitgen.run.threads import check_threads
@@ -113,13 +114,21 @@ class Optimizer(Frozen):
             self._check_apart(gradients)
             self._places = places
         self._scalars[: len(scalars)] = scalars
-        numbers, target = buffer_of(self._scalars), cpu.host()
+        numbers, target, watch = buffer_of(self._scalars), cpu.host(), stopwatch()
         for shape, both, state in zip(self._shapes, buffers, self._state, strict=True):
             run = elementwise(
                 self.op, math.prod(shape), self.words, "bias", self.dtype, self.threads, target
             )
+            run.name = run.name or f"{type(self).__name__} step {math.prod(shape)}"
             arrays = *both, *map(buffer_of, state)
-            run({**dict(zip(self.words, arrays, strict=True)), "bias": numbers})
+            run({**dict(zip(self.words, arrays, strict=True)), "bias": numbers}, None, watch)
+        if watch is not None:
+            elements = sum(map(math.prod, self._shapes))
+            records.tell(
+                records.EXEC, type(self).__name__, "step", "direct", target.name, self.dtype,
+                watch.threads, f"parameters={len(self.parameters)} elements={elements}",
+                1e3 * watch.seconds,
+            )  # fmt: skip
 
 
 def _arrays(name: str, value: Any) -> tuple[Any, ...]:

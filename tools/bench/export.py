@@ -1,8 +1,9 @@
-"""``python -m tools.bench export``: what a call of an exported kernel costs a C program.
+"""``python -m tools.bench export``: what a call of an exported kernel or layer costs a C program.
 
 What it is: small kernels of an exported library, called from a compiled C loop through the pointer
 that the header's look-up returns, beside LIBXSMM's kernels of the same shapes and an empty
-function, in turns, best of all rounds; and the look-ups themselves. Needs gcc.
+function, in turns, best of all rounds; and the look-ups themselves. A small layer's pass through
+the header's function, beside the same driver on the same stream with nothing around it. Needs gcc.
 What it is not: large kernels, for which the call does not matter (`tools.bench kernel`).
 """
 
@@ -20,6 +21,8 @@ from typing import Any
 
 EXIT_WRONG, EXIT_USAGE, EXIT_CANNOT = 1, 2, 3
 SHAPES = ((1, 1, 1), (1, 8, 8), (4, 8, 8), (8, 16, 16), (16, 16, 16))
+#: The layer: batch, input and output features
+LAYER = (1, 8, 8)
 
 #: argv: calls in a round, rounds, LIBXSMM's library or "". Prints JSON: nanoseconds a call.
 _PROGRAM = """
@@ -43,6 +46,11 @@ static const int SHAPES[][3] = {@SHAPES@};
 enum { COUNT = sizeof SHAPES / sizeof *SHAPES };
 static float a[4096], b[4096], c[4096], other[4096];
 
+/* the layer's driver by itself (jitgen/run/replay.py): stream, bases, no barrier */
+struct job { const uint32_t *stream; const void **bases; void *barrier, *argument; };
+int64_t bench_driver(const struct job *job);
+static const uint32_t STREAM[] = {@STREAM@};
+
 static int64_t empty(const struct jitgen_args *args) { (void)args; return 0; }
 
 static double clock_ns(void)
@@ -65,6 +73,12 @@ int main(int argc, char **argv)
     xsmm_dispatch dispatch = NULL;
     unsigned long long one = 1;
     double times[COUNT][2] = {{0}}, nothing = 0, get = 0, find = 0, error = 0;
+    double layer = 0, driver = 0;
+    struct bench_fc_forward_packed_args pass = {0};
+    const void *bases[4] = {a, b, c, b};
+    struct job job = {STREAM, bases, NULL, NULL};
+    int64_t (*volatile replay)(const struct job *) = bench_driver;
+    volatile int threads = 1, code = 0;
     volatile jitgen_kernel kernels[COUNT], none = empty;
     volatile xsmm_kernel peers[COUNT] = {0};
     struct jitgen_args args = {0};
@@ -73,6 +87,7 @@ int main(int argc, char **argv)
 
     for (i = 0; i < 4096; i++) a[i] = (float)(i % 7) - 3, b[i] = (float)(i % 5) - 2;
     args.a = a, args.b = b, args.c = c, args.count = 1;
+    pass.x = a, pass.w = b, pass.b = b, pass.y = c;
     words[2] = &one, words[4] = b, words[8] = words[10] = a, words[12] = words[16] = other;
     if (argc > 3 && *argv[3] && !library) {
         fprintf(stderr, "%s\\n", dlerror());
@@ -102,6 +117,19 @@ int main(int argc, char **argv)
             for (i = 0; i < m * n; i++) error = fmax(error, fabs((double)c[i] - other[i]));
         }
     }
+    if (bench_fc_forward_packed(&pass, 0, threads)) return 3;
+    memcpy(other, c, sizeof other);
+    memset(c, 0xff, sizeof c);
+    replay(&job);
+    if (memcmp(other, c, @BYTES@)) error = 1;
+    for (round = 0; round < rounds; round++) {
+        double start = clock_ns();
+        for (i = 0; i < calls; i++) code |= bench_fc_forward_packed(&pass, 0, threads);
+        best(&layer, start, calls);
+        start = clock_ns();
+        for (i = 0; i < calls; i++) code |= (int)replay(&job);
+        best(&driver, start, calls);
+    }
     for (round = 0; round < rounds; round++) {
         double begin = clock_ns();
         for (i = 0; i < calls; i++) none(&args);
@@ -123,8 +151,9 @@ int main(int argc, char **argv)
             none = bench_find(16, 16, 16, 0, 0, 0, JITGEN_F32, 0) ? empty : NULL;
         best(&find, begin, calls / 1000 + 1);
     }
-    printf("{\\"empty\\": %.3f, \\"get\\": %.1f, \\"find\\": %.1f, \\"error\\": %g, \\"calls\\": [",
-           nothing, get, find, error);
+    printf("{\\"empty\\": %.3f, \\"get\\": %.1f, \\"find\\": %.1f, \\"error\\": %g, "
+           "\\"layer\\": %.1f, \\"driver\\": %.1f, \\"calls\\": [",
+           nothing, get, find, error, layer, driver);
     for (s = 0; s < COUNT; s++)
         printf("%s[%.3f, %.3f]", s ? ", " : "", times[s][0], times[s][1]);
     printf("]}\\n");
@@ -146,17 +175,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(isa: str, peer: str, calls: int, rounds: int) -> dict[str, Any]:
     """Export, compile and run; raises RuntimeError if that fails."""
     import jitgen
+    from jitgen.inspect.asm import assembly
+    from jitgen.run.replay import emit_replay
     from tools.bench.peers import environment
 
-    kernels = {f"s{i}": jitgen.brgemm(*shape, target=isa) for i, shape in enumerate(SHAPES)}
-    shapes = ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES)
+    kernels: dict[str, Any] = {
+        f"s{i}": jitgen.brgemm(*shape, target=isa) for i, shape in enumerate(SHAPES)
+    }
+    layer = kernels["fc"] = jitgen.FullyConnected(*LAYER, target=isa, threads=1)
+    run = layer.passes()["forward packed"].run
+    driver = emit_replay(run.stream.calls, layer.target)
+    values = {"SHAPES": ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES),
+              "BYTES": str(4 * LAYER[0] * LAYER[2]),
+              "STREAM": ", ".join(f"{word}u" for word in run.stream.slices[0])}  # fmt: skip
+    program_text = _PROGRAM
+    for name, value in values.items():
+        program_text = program_text.replace(f"@{name}@", value)
     with tempfile.TemporaryDirectory() as folder:
-        jitgen.export(kernels, folder, "bench")
+        jitgen.export(kernels, folder, "bench", passes=["forward packed"])
+        (Path(folder) / "driver.s").write_text(
+            assembly(driver, "bench_driver") + '    .section .note.GNU-stack,"",@progbits\n'
+        )
         source = Path(folder) / "program.c"
-        source.write_text(_PROGRAM.replace("@SHAPES@", shapes))
+        source.write_text(program_text)
         program = f"{folder}/program"
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(source), f"-I{folder}"]
-        command += [f"{folder}/bench.o", "-o", program, "-lm", "-ldl"]
+        command += [f"{folder}/driver.s", f"{folder}/bench.o", "-o", program, "-lm", "-ldl"]
         child = {**os.environ, **environment(isa)}
         for step in (command, [program, str(calls), str(rounds), peer]):
             done = subprocess.run(step, capture_output=True, text=True, check=False, env=child)
@@ -208,6 +252,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{f'{m} x {n} x {k}':12} {ours:6.1f} {peer}")
         print(f"{'empty':12} {result['empty']:6.1f}")
         print(f"look-ups: bench_get {result['get']:.0f}, bench_find {result['find']:.0f}")
+        call, alone = result["layer"], result["driver"]
+        size = " x ".join(map(str, LAYER))
+        print(f"layer {size}: {call:.1f}, its driver alone {alone:.1f}: {call - alone:.1f} more")
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
     return 0
