@@ -18,6 +18,7 @@ from door_values import (
     Array,
     either,
     flag,
+    function,
     items,
     mapping,
     name,
@@ -177,8 +178,8 @@ add("jitgen.primitives.layers.text.layer_of", layer_of,
 SEEN = FC.passes()["forward"].run
 SKYLAKE = bounds.Model(CPUS["skylake-avx512"])
 add("jitgen.primitives.nest.bounds.Model", bounds.Model,
-    lambda: {"cpu": CPUS["znver4"], "ghz": 3.0}, cpu=nothing,
-    ghz=optional(number(above=0, below=1000)))
+    lambda: {"cpu": CPUS["znver4"], "ghz": 3.0, "tell": print}, cpu=nothing,
+    tell=optional(function), ghz=optional(number(above=0, below=1000)))
 add("jitgen.primitives.nest.bounds.Model.predict", SKYLAKE.predict, lambda: {"run": SEEN},
     run=nothing)
 add("jitgen.primitives.nest.bounds.measure", bounds.measure,

@@ -210,7 +210,8 @@ def test_what_is_wrong_is_named(
 def test_the_help_shows_layers(capsys: Captured) -> None:
     assert main(["show", "--help"]) == OK
     text = capsys.readouterr().out
-    examples = re.findall(r'^  jitgen (show --layer "[^"]*".*)$', text, re.M)
+    # what all commands have in common stands below: an example with a comment
+    examples = re.findall(r'^  jitgen (show --layer "[^"]*"(?: \S+)*)$', text, re.M)
     assert len(examples) == 3
     for example in examples:
         match = re.match(r'show --layer "([^"]*)" ?(.*)', example)

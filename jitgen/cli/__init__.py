@@ -33,8 +33,10 @@ examples:
   jitgen kernel 128 3072 64 --batch 12 --epilogue bias,gelu --isa avx2 --json
   jitgen kernel --shapes examples/resnet50.csv --dtype f64
   jitgen show 6 32 8 --isa sve256            the machine code with explanations
+  jitgen show --layer "Lstm(16, 10, 64, 128)" --pass forward   what a layer runs
   jitgen analyze 64 64 64 --batch 16 --cpu neoverse-v1        what bounds it, predicted speed
   jitgen analyze 6 64 512 --cpu host --plot roofline.png      predicted beside measured
+  jitgen analyze --layer "FullyConnected(64, 512, 1024)"        what bounds a layer's passes
   jitgen export specs.json -o build --targets avx2,avx512     a library for C and C++
   JITGEN_ISA=avx2 jitgen targets             what this CPU can run, the automatic choice capped
 

@@ -7,6 +7,7 @@ Not here: the bounds (`jitgen.primitives.nest.bounds`) and their text
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -54,10 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
     progress = Progress()
     found: dict[str, RunBounds] = {}
     progress.tell("the clock")
-    model = Model(row, _ghz(row, layer.target, layer.dtype, seconds) if seconds else row.ghz)
+    ghz = _ghz(row, layer.target, layer.dtype, seconds) if seconds else row.ghz
+    at = ""
+
+    def tell(what: str) -> None:
+        progress.tell(f"{at}: {what}")
+
+    model = Model(row, ghz, tell)
     for name in names:
-        progress.tell(f"{name} ({len(found) + 1} of {len(names)})")
-        found[name] = _analyzed(layer.passes()[name], model, seconds)
+        at = f"{name} ({len(found) + 1} of {len(names)})"
+        found[name] = _analyzed(layer.passes()[name], model, seconds, tell)
     progress.tell("")
     if arguments.json:
         print_json(_values(layer, found, note, arguments.pass_))
@@ -79,10 +86,13 @@ def _ghz(row: Cpu, target: Target, dtype: str, seconds: float) -> float:
     return flops / best / row.flops_a_cycle(element, target.vector_bits) / 1e9
 
 
-def _analyzed(each: Pass, model: Model, seconds: float) -> RunBounds:
+def _analyzed(
+    each: Pass, model: Model, seconds: float, tell: Callable[[str], None]
+) -> RunBounds:
     found = model.predict(each.run)
     if not seconds:
         return found
+    tell("measured")
     sizes = {a.tensor: prod(a.shape) for a in each.arguments}
     return measure(found, each.run, sizes, seconds)
 
@@ -112,13 +122,13 @@ def _lines(
     rows = [["", "pass", "parts", "Mflop", "predicted", "of peak", "measured", "of peak",
              "bound by"]]  # fmt: skip
     for name, each in found.items():
-        row = [
-            "", name, str(len(each.parts)), f"{each.flops / 1e6:.1f}",
-            report.time(each.seconds(each.cycles)), f"{each.percent(each.cycles):.1f} %",
-        ]  # fmt: skip
+        cycles = [each.cycles]
         if each.measured is not None:
-            share = each.percent(each.measured * each.ghz * 1e9)
-            row += [report.time(each.measured), f"{share:.1f} %"]
+            cycles.append(each.measured * each.ghz * 1e9)
+        row = ["", name, str(len(each.parts)), f"{each.flops / 1e6:.1f}" if each.flops else ""]
+        for some in cycles:
+            share = f"{each.percent(some):.1f} %" if each.flops else ""
+            row += [report.time(each.seconds(some)), share]
         rows.append([*row, each.binding])
     if not measured:
         rows[0] = [*rows[0][:6], rows[0][-1]]

@@ -196,7 +196,9 @@ class Recurrent(base.Layer):
             calls.append((key, arrays))
 
         noting = copy(self)
-        vars(noting).update(_replay=note, _tell=lambda *_: None)
+        # what training keeps may be gigabytes
+        blank = {"_slab": lambda d, name, size: self._blank((size,))}
+        vars(noting).update(blank, _replay=note, _tell=lambda *_: None)
         with np.errstate(all="ignore"):  # nothing has written the results
             use.call(noting)
         key, arrays = calls[-len(self._reversed) :][name.endswith(REVERSE)]

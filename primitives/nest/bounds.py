@@ -13,7 +13,7 @@ text (`jitgen.primitives.nest.report`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,9 +106,12 @@ class RunBounds:
 
 class Model:
     """Predicts runs on a CPU, at a clock of `ghz` (None: the CPU's); knows kernels that were in
-    earlier ones."""
+    earlier ones. tell: is called with what is being done, which may take seconds."""
 
-    def __init__(self, cpu: Cpu, ghz: float | None = None) -> None:
+    def __init__(
+        self, cpu: Cpu, ghz: float | None = None, tell: Callable[[str], object] | None = None
+    ) -> None:
+        self._tell = str if tell is None else doors.function("tell", tell)
         self.cpu = doors.instance("cpu", cpu, Cpu)
         self.ghz = cpu.ghz if ghz is None else doors.number("ghz", ghz, above=0, below=1000)
         self._known: dict[tuple[bytes, int], tuple[float, float] | None] = {}
@@ -122,6 +125,7 @@ class Model:
         # each thread has its own L2 and a share of L3
         busiest = int(np.argmax(sum(load.core for load in loads)))
         capacities = [self.cpu.l2, *([self.cpu.l3 / stream.threads] if self.cpu.l3 else [])]
+        self._tell("caches")
         moved = fetched(pieces, busiest, capacities)
         parts = [
             self._part(calls, load, moves)
@@ -158,6 +162,7 @@ class Model:
         they are; None if its path is not known."""
         key = call.code, batch(call)
         if key not in self._known:
+            self._tell(call.routine.name)
             try:
                 cycles = core_cost(call.routine, self.cpu, dtype, batch(call)).cycles
             except ValueError:

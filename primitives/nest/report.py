@@ -65,7 +65,8 @@ def _rows(found: RunBounds) -> list[list[str]]:
              "measured", "bound by"]]  # fmt: skip
     for number, part in enumerate(found.parts):
         rows.append([
-            str(number), part.title, str(part.calls), f"{part.flops / 1e6:.1f}",
+            str(number), part.title, str(part.calls),
+            f"{part.flops / 1e6:.1f}" if part.flops else "",
             *(time(found.seconds(part.bounds[n])) for n in names),
             time(found.seconds(part.cycles)), f"{_share(found, part):.1f} %",
             "" if part.measured is None else time(part.measured), part.binding,
