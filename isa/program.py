@@ -216,10 +216,10 @@ class Program:
                 row = bytes(self._data[offset : offset + 16])
                 whole = len(row) // 4 * 4
                 # words, and bytes behind them: code of another function may end anywhere
-                for part, form, kind, width in (
+                for part, one, kind, width in (
                     (row[:whole], "<I", ".long", 10), (row[whole:], "<B", ".byte", 4),
                 ):  # fmt: skip
-                    values = [f"{value:#0{width}x}" for (value,) in struct.iter_unpack(form, part)]
+                    values = [f"{value:#0{width}x}" for (value,) in struct.iter_unpack(one, part)]
                     if part:
                         yield Line(start + offset, part, f"{kind} {', '.join(values)}", "data")
                     offset += len(part)

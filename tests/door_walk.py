@@ -33,7 +33,7 @@ INSIDE = (
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
     "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images",
     "layers.passes",
-    "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.arguments", "rnn.backward",
+    "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.arguments", "rnn.backward", "rnn.biases",
     "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."

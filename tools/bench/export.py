@@ -72,7 +72,8 @@ int main(int argc, char **argv)
     void *library = argc > 3 && *argv[3] ? dlopen(argv[3], RTLD_NOW) : NULL;
     xsmm_dispatch dispatch = NULL;
     unsigned long long one = 1;
-    double times[COUNT][2] = {{0}}, nothing = 0, get = 0, find = 0, error = 0, layer = 0, driver = 0;
+    double times[COUNT][2] = {{0}}, nothing = 0, get = 0, find = 0, error = 0;
+    double layer = 0, driver = 0;
     struct bench_fc_forward_packed_args pass = {0};
     const void *bases[4] = {a, b, c, b};
     struct job job = {STREAM, bases, NULL, NULL};
@@ -184,8 +185,11 @@ def measure(isa: str, peer: str, calls: int, rounds: int) -> dict[str, Any]:
     layer = kernels["fc"] = jitgen.FullyConnected(*LAYER, target=isa, threads=1)
     run = layer.passes()["forward packed"].run
     driver = emit_replay(run.stream.calls, layer.target)
-    values = {"SHAPES": ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES), "BYTES": str(4 * LAYER[0] * LAYER[2]),
-              "STREAM": ", ".join(f"{word}u" for word in run.stream.slices[0])}  # fmt: skip
+    values = {
+        "SHAPES": ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES),
+        "BYTES": str(4 * LAYER[0] * LAYER[2]),
+        "STREAM": ", ".join(f"{word}u" for word in run.stream.slices[0]),
+    }
     program_text = _PROGRAM
     for name, value in values.items():
         program_text = program_text.replace(f"@{name}@", value)
