@@ -31,9 +31,8 @@ from jitgen import doors, primitives
 INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
-    "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images",
-    "layers.passes",
-    "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.arguments", "rnn.backward", "rnn.biases",
+    "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
+    "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.arguments", "rnn.backward",
     "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
