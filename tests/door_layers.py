@@ -42,10 +42,12 @@ from jitgen import (
     convolution_1d,
     fold_batch_norm,
 )
+from jitgen.analysis import CPUS
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
 from jitgen.primitives.layers.convolution import PackedFilter
 from jitgen.primitives.layers.recurrent import PackedRecurrent
 from jitgen.primitives.layers.text import layer_of
+from jitgen.primitives.nest import bounds
 from jitgen.primitives.rnn import onnx as recurrent_onnx
 from jitgen.primitives.train import mlp
 
@@ -165,6 +167,17 @@ for pool in (MaxPool, AveragePool):
 
 add("jitgen.primitives.layers.text.layer_of", layer_of,
     lambda: {"text": "FullyConnected(4, 6, 5)"}, text=nothing, alias={"text": "layer"})
+SEEN = FC.passes()["forward"].run
+SKYLAKE = bounds.Model(CPUS["skylake-avx512"])
+add("jitgen.primitives.nest.bounds.Model", bounds.Model,
+    lambda: {"cpu": CPUS["znver4"], "ghz": 3.0}, cpu=nothing,
+    ghz=optional(number(above=0, below=1000)))
+add("jitgen.primitives.nest.bounds.Model.predict", SKYLAKE.predict, lambda: {"run": SEEN},
+    run=nothing)
+add("jitgen.primitives.nest.bounds.measure", bounds.measure,
+    lambda: {"bounds": SKYLAKE.predict(SEEN), "run": SEEN, "sizes": {"a": 24, "b": 30, "c": 20,
+             "bias": 5}, "least": 1e-6}, bounds=nothing, run=nothing, sizes=mapping,
+    left_out={"least": "it measures for so long"})  # fmt: skip
 for made in (FC, CONV):
     PREFIX = f"{type(made).__module__}.{type(made).__name__}"
     add(PREFIX + ".passes", made.passes, dict)

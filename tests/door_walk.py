@@ -31,9 +31,10 @@ from jitgen import doors, primitives
 INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
-    "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
-    "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.arguments", "rnn.backward",
-    "rnn.lengths", "rnn.steps", "rnn.streams",
+    "layers.arrays", "layers.base", "layers.elementwise", "layers.exporting", "layers.images",
+    "layers.passes", "nest.gemm", "nest.limits", "nest.report", "nest.run", "nest.shown",
+    "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.biases", "rnn.lengths",
+    "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
@@ -67,6 +68,10 @@ LEFT_OUT = {
     "jitgen.primitives.nest.stream.Part": "made by Nest, which checks",
     "jitgen.primitives.nest.stream.Part.refs": _INNER,
     "jitgen.primitives.nest.stream.Ref": "made by Access",
+    "jitgen.primitives.nest.bounds.PartBounds": "a part of a RunBounds, to be read",
+    "jitgen.primitives.nest.bounds.RunBounds": "the result of Model.predict, to be read",
+    "jitgen.primitives.nest.bounds.RunBounds.percent": "of a RunBounds",
+    "jitgen.primitives.nest.bounds.RunBounds.seconds": "of a RunBounds",
     "jitgen.primitives.nest.cost.Cost": "the result of cost, to be read",
     "jitgen.primitives.nest.cost.Work": "what cost makes, and checks before",
     "jitgen.primitives.nest.cost.Work.cost": "of a Work",

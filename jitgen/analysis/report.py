@@ -12,22 +12,17 @@ from typing import Any
 
 from jitgen import doors
 from jitgen.analysis import mca
-from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED, Core
+from jitgen.analysis.core import COUNTS, CROSSED, LOADED, STORED
 from jitgen.analysis.cpus import SOURCES, Cpu, check_target, find_cpu
-from jitgen.analysis.execution import PHASES, Execution
+from jitgen.analysis.execution import PHASES
 from jitgen.analysis.host import Measured, find_host
 from jitgen.analysis.loops import Loop, bounds, core_cycles, find_loops
 from jitgen.analysis.mca import Opinion
 from jitgen.analysis.memory import Traffic, traffic
+from jitgen.analysis.routines import walk
 from jitgen.gemm.kernel import Kernel
 from jitgen.inspect.instructions import KINDS
 from jitgen.inspect.listing import describe
-
-#: A loop of more passes than this is taken to end in a misprediction: predictors keep a history of
-#: some hundred branches
-PREDICTED = 128
-#: Instructions of a first call beyond which a second one, on warm buffers, would say nothing new
-LONG = 50_000
 
 
 @dataclass(frozen=True)
@@ -138,13 +133,13 @@ class Report:
             f"{name} {100 * part:.0f} %" for name, part in self.phases.items() if part >= 0.005
         ]
         yield f"cycles      {', '.join(parts)} (of {self.bounds['core']:.0f} in the core)"
-        yield f"memory      {_size(self.traffic.touched)} touched; {self._levels()}"
+        yield f"memory      {size_text(self.traffic.touched)} touched; {self._levels()}"
         yield (
             f"lanes       {100 * self.lanes_used:.1f} % of those multiplied are elements of C; "
             f"about {self.crossings} accesses cross a cache line"
         )
         executed = ", ".join(f"{n} {k}" for k, n in self.executed.items() if n)
-        yield f"executed    {executed}; {_size(self.bytes_loaded)} loaded"
+        yield f"executed    {executed}; {size_text(self.bytes_loaded)} loaded"
         for report in self.loops:
             yield ""
             yield from self._loop_lines(report)
@@ -156,7 +151,7 @@ class Report:
 
     def _levels(self) -> str:
         levels = [
-            f"{name} {_size(moved)}"
+            f"{name} {size_text(moved)}"
             for name, moved in (
                 ("from L2", self.traffic.l1), ("from beyond L2", self.traffic.l2),
                 ("from beyond L3", self.traffic.l3 if self.cpu.l3 else 0.0),
@@ -254,10 +249,8 @@ def analyze(kernel: Kernel, cpu: str | Cpu, batch: int = 1, other_models: bool =
 
 def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
     spec = kernel.spec
-    execution = Execution(kernel)
+    execution, totals = walk(kernel, cpu, spec.acc_type, batch)
     decoded = execution.static <= cpu.decoded
-    core = Core(cpu if decoded else replace(cpu, dispatch=cpu.decode), spec.acc_type)
-    totals = _walk(execution, core, batch)
     cycles = sum(totals[:COUNTS])
     moved = traffic(kernel, cpu, batch)
     levels = {"core": cycles, **moved.cycles(cpu)}
@@ -280,18 +273,6 @@ def _report(kernel: Kernel, cpu: Cpu, batch: int, other_models: bool) -> Report:
     )  # fmt: skip
 
 
-def _walk(execution: Execution, core: Core, batch: int) -> list[float]:
-    """Totals of one call among others: short ones overlap their neighbours."""
-    execution.walk(batch, core, PREDICTED)
-    core.settle()
-    first = core.totals.copy()
-    if core.executed > LONG:
-        return first
-    execution.walk(batch, core, PREDICTED)
-    core.settle()
-    return [now - then for now, then in zip(core.totals, first, strict=True)]
-
-
 def _lanes_used(kernel: Kernel) -> float:
     """Elements of C for each lane that is multiplied."""
     spec = kernel.spec
@@ -302,7 +283,8 @@ def _lanes_used(kernel: Kernel) -> float:
     return spec.m * spec.n / multiplied
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes for the eye."""
     for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             number = count / size

@@ -58,6 +58,24 @@ class Run:
         self._seat = Seat(POOL)
 
     @property
+    def target(self) -> Target:
+        """What the machine code is for."""
+        return self._target
+
+    @property
+    def dtype(self) -> str:
+        """Type of the elements of scratch."""
+        return self._dtype
+
+    def alone(self, number: int) -> Run:
+        """The part of that number by itself, on the same tensors: to be timed."""
+        part = self.stream.parts[number].part
+        return Run(
+            [part], self.tensors, self.stream.threads, self._target, self._dtype, self.scratch,
+            self.constants,
+        )  # fmt: skip
+
+    @property
     def nbytes(self) -> int:
         """Bytes that this holds without scratch: words, code, constants, what the stream tells."""
         return self.stream.nbytes + sum(a.nbytes for a in self.constants.values())
@@ -98,16 +116,28 @@ class Run:
     def seconds(self, sizes: Mapping[str, int], least: float = 0.01) -> float:
         """The shortest time of a call on arrays of zeros, of so many elements by tensor, of those
         of `least` seconds and of two or more."""
-        arrays = {name: self._zeros(sizes[name]) for name in self.tensors}
-        self(arrays)
-        times: list[float] = []
-        while len(times) < 2 or sum(times) < least:
-            start = time.perf_counter()
-            self(arrays)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return best_times([self], self.zeros(sizes), least, 2)[0]
 
-    def _zeros(self, size: int) -> Any:
-        array = aligned((size,), self._dtype)
-        array.fill(0)
-        return buffer_of(array)
+    def zeros(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Buffers of zeros for a call, of so many elements by tensor."""
+        arrays = {name: aligned((sizes[name],), self._dtype) for name in self.tensors}
+        for array in arrays.values():
+            array.fill(0)
+        return {name: buffer_of(array) for name, array in arrays.items()}
+
+
+def best_times(
+    runs: Sequence[Run], buffers: Mapping[str, Any], least: float, rounds: int
+) -> list[float]:
+    """The shortest time of a call of each run, in turns on the same arrays: of so many rounds at
+    least, and of as many as take `least` seconds for each."""
+    for run in runs:
+        run(buffers)
+    times: list[list[float]] = []
+    while len(times) < rounds or sum(map(sum, times)) < least * len(runs):
+        times.append([])
+        for run in runs:
+            start = time.perf_counter()
+            run(buffers)
+            times[-1].append(time.perf_counter() - start)
+    return [min(each) for each in zip(*times, strict=True)]

@@ -104,7 +104,7 @@ def _lines(stream: Stream, most: int) -> Iterator[str]:
             chosen = np.flatnonzero(calls.nest.thread == thread)
             yield f"  thread {thread}: {len(chosen)} call{'s' * (len(chosen) != 1)}"
             for i in chosen[:most].tolist():
-                yield from (f"    {_line(stream, c, j)}" for c, j in _in_order(calls, i))
+                yield from (f"    {_line(stream, c, j)}" for c, j in in_order(calls, i))
             if len(chosen) > most:
                 yield f"    ... and {len(chosen) - most} more"
 
@@ -150,7 +150,7 @@ def _beside_heads(part: Part, indent: str) -> Iterator[str]:
             yield from _beside_heads(other, indent + "  ")
 
 
-def _in_order(calls: Calls, i: int) -> Iterator[tuple[Calls, int]]:
+def in_order(calls: Calls, i: int) -> Iterator[tuple[Calls, int]]:
     """The calls that stand by iteration i of a part, itself among them, as a thread makes them."""
     for others in (calls.before, None, calls.after):
         if others is None:
@@ -158,7 +158,7 @@ def _in_order(calls: Calls, i: int) -> Iterator[tuple[Calls, int]]:
             continue
         for other, at in others:
             for j in range(*np.searchsorted(at, [i, i + 1]).tolist()):
-                yield from _in_order(other, j)
+                yield from in_order(other, j)
 
 
 def _line(stream: Stream, calls: Calls, i: int) -> str:
@@ -204,7 +204,7 @@ def _part_values(stream: Stream, calls: Calls, most: int) -> dict[str, Any]:
     threads = []
     for thread in range(stream.threads):
         chosen = np.flatnonzero(calls.nest.thread == thread)
-        first = [_call_values(c, j) for i in chosen[:most].tolist() for c, j in _in_order(calls, i)]
+        first = [_call_values(c, j) for i in chosen[:most].tolist() for c, j in in_order(calls, i)]
         threads.append({"calls": len(chosen), "first": first})
     return {**_nest_values(calls.part), "threads": threads}
 
