@@ -18,10 +18,13 @@ from jitgen.objects.table import LONGEST_NAME
 
 Asked = Kernel | Exportable
 Kernels = Iterable[Asked] | Mapping[str, Asked | Iterable[Asked]]
+#: Numbers of threads for all layers, or for each by its name
+Threads = Iterable[int] | Mapping[str, Iterable[int]]
 #: Passes of all layers, or of each by its name; None: all
 Passes = Iterable[str] | Mapping[str, Iterable[str]] | None
 #: By name of the layer: arrays by argument
 Weights = Mapping[str, Mapping[str, np.ndarray]] | None
+ONE_THREAD = (1,)
 #: What is no sequence of kernels, though it may be iterated
 _ONE = (Kernel, Exportable, str, np.generic)
 
@@ -82,16 +85,17 @@ def own_name(layer: Exportable, used: Collection[str]) -> str:
 
 
 def procedures(
-    layers: Iterable[tuple[str, Exportable]], threads: Iterable[int], passes: Passes,
-    weights: Weights,
+    layers: Iterable[tuple[str, Exportable]], threads: Threads, passes: Passes, weights: Weights,
 ) -> list[Procedure]:  # fmt: skip
     """The passes of all layers."""
     layers = list(layers)
-    counts = check_counts(threads)
     names = {name for name, _ in layers}
     baked = dict(doors.mapping("weights", weights)) if weights is not None else {}
-    chosen = dict(doors.mapping("passes", passes)) if isinstance(passes, Mapping) else {}
-    for what, given in (("weights", baked), ("passes", chosen)):
+    chosen = dict(passes) if isinstance(passes, Mapping) else {}
+    counted = dict(threads) if isinstance(threads, Mapping) else {}
+    if not isinstance(threads, Mapping):
+        threads = check_counts(threads)
+    for what, given in (("weights", baked), ("passes", chosen), ("threads", counted)):
         for name in given:
             if name not in names:
                 known = ", ".join(sorted(names)) or "none"
@@ -99,5 +103,6 @@ def procedures(
     found = []
     for name, layer in layers:
         which = chosen.get(name) if isinstance(passes, Mapping) else passes
+        counts = counted.get(name, ONE_THREAD) if isinstance(threads, Mapping) else threads
         found += layer.procedures(name, which, counts, baked.get(name))
     return found

@@ -84,14 +84,19 @@ def functions(procedures: Iterable[Procedure]) -> list[Function]:
         if _RESERVED & set(names[1:]):
             raise ValueError(f"{each.name}: {min(_RESERVED & set(names))!r} is no name of an array")
         by_name.setdefault(each.name, []).append(each)
+    capitals: dict[str, str] = {}
+    for name in by_name:
+        other = capitals.setdefault(name.upper(), name)
+        if other != name:
+            raise ValueError(f"layer names: {name!r} and {other!r} are one name in capitals")
     found = []
     for name, several in by_name.items():
         several.sort(key=lambda p: (-p.target.vector_bits, -len(p.target.features)))
         if len({p.target for p in several}) < len(several):
             raise ValueError(f"layer name {name!r} stands for two passes on one target")
-        takes = {(p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
+        takes = {(p.computes, p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
         if len(takes) > 1:
-            raise ValueError(f"layer name {name!r} stands for passes that take other arguments")
+            raise ValueError(f"layer name {name!r} stands for passes that are not the same")
         found.append(Function(name, tuple(several)))
     return found
 
