@@ -22,7 +22,7 @@ from toolchain import STRICT, run
 import jitgen
 from jitgen import FullyConnected, MaxPool
 from jitgen.cli import main
-from jitgen.cli.export import KEYS
+from jitgen.cli.export import KEYS, LAYER_KEYS
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN, OK
 from jitgen.run import cpu
 
@@ -299,11 +299,13 @@ def test_documentation(tmp_path: Path) -> None:
     (tmp_path / "specs.json").write_text(files["specs.json"])
     for file, to in ((tmp_path / "specs.json", "docs"), (SPECS, "lib")):
         assert main(["export", str(file), "-o", str(tmp_path / to), "--targets", "avx2"]) == OK
-    for key in KEYS:
+    for key in (*KEYS, *LAYER_KEYS):
         assert f"`{key}`" in text
     for file in (tmp_path / "docs").iterdir():
         assert f"`{file.name.replace('kernels', 'NAME')}`" in text
-    for key in json.loads((tmp_path / "docs" / "kernels.json").read_text())["kernels"][0]:
+    manifest = json.loads((tmp_path / "docs" / "kernels.json").read_text())
+    layer = manifest["layers"][0]
+    for key in (*manifest, *manifest["kernels"][0], *layer, *layer["arguments"][0]):
         assert f"`{key}`" in text
     need_x86()
     folder = tmp_path / "lib"
