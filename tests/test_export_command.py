@@ -230,6 +230,7 @@ def test_layers(capsys: Captured, tmp_path: Path) -> None:
     ]))  # fmt: skip
     out = str(tmp_path / "out")
     asked = [str(path), "--layer", f"given = {pool}", "--layer", pool, "-o", out, "--name", "n"]
+    asked += ["--layer", "convolution_1d(1, 2, 3, 4, 1)"]
     asked += ["--targets", "avx512,avx2", "--threads", "1, 2", "--passes", "forward", "--json"]
     assert main(["export", *asked]) == OK
     found = [(x["function"], x["target"], x["threads"]) for x in
@@ -237,7 +238,7 @@ def test_layers(capsys: Captured, tmp_path: Path) -> None:
     assert found == [(f"n_{name}", target, threads) for name, threads in (
         ("own_backward", [3]), ("max_pool_forward", [1, 2]),
         ("fully_connected_pack_weights", [1, 2]), ("given_forward", [1, 2]),
-        ("max_pool_2_forward", [1, 2]),
+        ("max_pool_2_forward", [1, 2]), ("convolution_1d_forward", [1, 2]),
     ) for target in ("avx512", "avx2")]  # fmt: skip
 
 

@@ -142,10 +142,10 @@ def _named(text: str) -> tuple[str, str]:
 
 def _layers(asked: Asked, targets: list[str], used: set[str]) -> Iterator[Asked]:
     """A layer, whose value is its text, on each of the targets."""
-    for target in targets:
-        layer = layer_of(asked.value, threads=1, target=target)
-        asked = asked._replace(name=asked.name or own_name(layer, used))
-        yield asked._replace(value=layer)
+    made = [layer_of(asked.value, threads=1, target=target) for target in targets]
+    name = asked.name or own_name(asked.value.partition("(")[0].strip(), used)
+    for layer in made:
+        yield asked._replace(name=name, value=layer)
 
 
 def _read_table(file: str, targets: list[str]) -> Iterator[Asked]:

@@ -49,7 +49,8 @@ def named(kernels: Kernels) -> tuple[list[tuple[str, Kernel]], list[tuple[str, E
         if isinstance(value, Kernel):
             found[0].append((name, value))
         elif isinstance(value, Exportable):
-            found[1].append((name or own_name(value, {n for n, _ in found[1]}), value))
+            used = {other for other, _ in found[1]}
+            found[1].append((name or own_name(type(value).__name__, used), value))
         else:
             raise TypeError(
                 f"kernels: {doors.shown(value)} is no jitgen.Kernel, nor a layer"
@@ -77,9 +78,10 @@ def _each(kernels: Kernels) -> Iterator[tuple[str, Any]]:
             yield name, each
 
 
-def own_name(layer: Exportable, used: Collection[str]) -> str:
-    """A name for a layer that was given none: what it is, and a number from the second one on."""
-    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower().strip("_")
+def own_name(kind: str, used: Collection[str]) -> str:
+    """A name for a layer that was given none: what it is called in Python ("MaxPool"), written as
+    names in C are, and a number from the second one on."""
+    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower().strip("_")
     numbered = (f"{kind}_{i}" for i in range(2, len(used) + 3))
     return next(name for name in (kind, *numbered) if name not in used)
 

@@ -150,7 +150,8 @@ def _holds(function: Function, number: int) -> str:
     each = [p.arguments[number] for p in function.procedures]
     shapes = {_shape(a) for a in each}
     shape = shapes.pop() if len(shapes) == 1 else "a shape that depends on the target"
-    words = [shape, *(["written"] if each[0].result else []), each[0].meaning]
+    done = "read and written" if each[0].updated else "written" if each[0].result else ""
+    words = [shape, done, each[0].meaning]
     return "; ".join(filter(None, words)).replace("*/", "* /")
 
 
