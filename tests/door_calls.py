@@ -208,7 +208,8 @@ add("jitgen.export", export,
     lambda: {"kernels": {"a": [SHOWN], "b": jitgen.MaxPool(1, 2, 3, 3, 2, **ONE)},
              "directory": FOLDER, "name": "some", "threads": [1], "passes": ["forward"],
              "weights": {}},
-    kernels=nothing, directory=folder, threads=items(size(1, 1024), 1),
+    kernels=nothing, directory=folder,
+    threads=either(lambda v: [1] if isinstance(v, dict) and not v else NO, items(size(1, 1024), 1)),
     passes=either(nothing_or_empty, items(name("forward", "backward"))), weights=nothing_or_empty,
     name=lambda v: v if isinstance(v, str) and v in ("no", "forward", "f32", "x") else NO)
 

@@ -34,8 +34,8 @@ INSIDE = (
     "conv.winograd", "fc.streams", "layers.arrays", "layers.base", "layers.described",
     "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
     "layers.sequences", "nest.gemm", "nest.limits", "nest.report", "nest.rows", "nest.run",
-    "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.lengths",
-    "rnn.steps", "rnn.streams", "rows.streams",
+    "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.biases",
+    "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it

@@ -50,7 +50,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("example", ["dense", "packed", "dispatch"])
+@pytest.mark.parametrize("example", ["dense", "packed", "dispatch", "layer"])
 @pytest.mark.parametrize("library", ["kernels.o", "libkernels.a", "libkernels.so"])
 def test_examples(
     folder: Path, tmp_path: Path, compiler: str, example: str, library: str
@@ -59,7 +59,8 @@ def test_examples(
     need_x86()
     program = _example(tmp_path, folder, compiler, example, library)
     shown = run(program)
-    assert re.search(rf"^{example}: kernels_\w+_{BEST}, .*largest error \S+$", shown, re.MULTILINE)
+    what = {"layer": "kernels_fc_forward_packed on 2 threads"}.get(example, rf"kernels_\w+_{BEST}")
+    assert re.search(rf"^{example}: {what}, .*largest error \S+$", shown, re.MULTILINE)
 
 
 def _example(to: Path, folder: Path, compiler: str, example: str, library: str) -> Path:
@@ -70,7 +71,8 @@ def _example(to: Path, folder: Path, compiler: str, example: str, library: str) 
         compiler = "clang++" if compiler == "clang" else compiler
     source = EXAMPLES / f"{example}.{'cpp' if example == 'packed' else 'c'}"
     run(compiler, "-O2", *language, *STRICT, f"-I{folder}", source, folder / library, "-o",
-        to / example, "-lm", f"-Wl,-rpath,{folder}", "-Wl,--fatal-warnings")  # fmt: skip
+        to / example, "-lm", "-pthread", f"-Wl,-rpath,{folder}",
+        "-Wl,--fatal-warnings")  # fmt: skip
     return to / example
 
 
@@ -97,15 +99,17 @@ def test_choice_on_other_cpus(folder: Path, tmp_path: Path, model: str, target: 
 @pytest.mark.parametrize("library", ["libkernels.a", "libkernels.so"])
 def test_examples_for_aarch64(arm: Path, tmp_path: Path, library: str) -> None:
     """C for AArch64: the kernel of this thread's vector length, or none."""
-    for example, packed in (("dense", False), ("dispatch", False), ("packed", True)):
+    for example in ("dense", "dispatch", "packed", "layer"):
+        packed = example == "packed"
         compiler = "aarch64-linux-gnu-g++" if packed else "aarch64-linux-gnu-gcc"
         source = EXAMPLES / f"{example}.{'cpp' if packed else 'c'}"
         run(compiler, "-O2", *STRICT, f"-I{arm}", source, arm / library, "-o", tmp_path / example,
-            "-lm", f"-Wl,-rpath,{arm}", "-Wl,--fatal-warnings")  # fmt: skip
+            "-lm", "-pthread", f"-Wl,-rpath,{arm}", "-Wl,--fatal-warnings")  # fmt: skip
         for length, found in ((16, "sve128"), (32, "sve256"), (64, "sve512"), (48, "")):
             code, shown = _emulated(tmp_path / example, f"max,sve-default-vector-length={length}")
             assert code == (0 if found else 3), shown
-            assert (f"_{found}, " if found else "no kernel") in shown.splitlines()[-1]
+            told = "on 2 threads, " if example == "layer" else f"_{found}, "
+            assert (told if found else "no kernel") in shown.splitlines()[-1]
         assert _emulated(tmp_path / example, "max,sve=off")[0] == 3
 
 
@@ -222,8 +226,29 @@ def test_assembly_source(
     for section in (".data.rel.ro", ".rodata"):
         dumps = [run(objdump, "-s", "-j", section, x) for x in (made, path / "kernels.o")]
         assert dumps[0].partition("Contents")[2] == dumps[1].partition("Contents")[2]
+    for each in manifest["layers"]:
+        parts = [_parts_of(x, each["symbol"], objdump) for x in (made, path / "kernels.o")]
+        assert parts[0] == parts[1] and len(parts[0]) > 3
     frames = [_frames(x) for x in (made, path / "kernels.o")]
     assert frames[0] == frames[1] and len(frames[0]) > len(manifest["kernels"])
+
+
+def _parts_of(path: Path, symbol: str, objdump: str) -> dict[str, list[str]]:
+    """The instructions of an entry and of all functions whose names begin with it, in words."""
+    names = run(objdump.replace("objdump", "nm"), path)
+    found = {}
+    for part in re.findall(rf"^\w+ [tT] ({symbol}(?:\.\S+)?)$", names, re.MULTILINE):
+        if part.endswith(".constants"):
+            continue
+        shown = run(objdump, "-d", f"--disassemble={part}", path)
+        _, _, body = shown.partition(f"<{part}>:")
+        # without places in the file, and what follows a function
+        texts = [line.split("\t")[-1] for line in body.splitlines()[1:] if "\t" in line]
+        lines = [text.split("#")[0] for text in texts]
+        lines = [re.sub(r"\b[0-9a-f]+ <.*>", "", line) for line in lines]
+        end = max((i for i, line in enumerate(lines) if line.startswith("ret")), default=0)
+        found[part] = lines[: end + 1]
+    return found
 
 
 def _frames(path: Path) -> list[list[str]]:
@@ -249,7 +274,7 @@ def test_manifest(folder: Path) -> None:
     assert {f.name for f in folder.iterdir()} == {*manifest["files"], "kernels.json"}
     for file, digest in manifest["files"].items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
-    specs = json.loads(SPECS.read_text())
+    specs = [spec for spec in json.loads(SPECS.read_text()) if "m" in spec]
     assert len(manifest["kernels"]) == 2 * len(specs)
     for number, spec in enumerate(specs):
         for each in manifest["kernels"][2 * number : 2 * number + 2]:
@@ -304,3 +329,5 @@ def test_benchmark(tmp_path: Path) -> None:
         assert not jitgen.targets()[result["isa"]] and result["error"] < 1e-3
         assert len(result["calls"]) == len(result["shapes"])
         assert all(ours > 0 for ours, _ in result["calls"])
+        # what a C call of a layer may cost beside its driver
+        assert result["driver"] > 0 and 0 < result["layer"] < result["driver"] + 60

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pages
 import pytest
 from libraries import need_x86
@@ -19,8 +20,9 @@ from random_cases import SEED
 from toolchain import STRICT, run
 
 import jitgen
+from jitgen import FullyConnected, MaxPool
 from jitgen.cli import main
-from jitgen.cli.export import KEYS
+from jitgen.cli.export import KEYS, LAYER_KEYS
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN, OK
 from jitgen.run import cpu
 
@@ -127,6 +129,19 @@ def test_wrong_names(tmp_path: Path, name: Any) -> None:
         ('[{"m": 1, "n": 1, "k": 1, "epilogue": [["clip", NaN, 1]]}]', "is not finite"),
         ('[{"m": 99999999, "n": 99999999, "k": 1}]', "at most"),
         ("[" * 100000, "recursion"), ("\udce9", "utf-8"),
+        ('[{"layer": "FullyConnected(1, 2, 3)", "m": 1}]', "'m' is not one of name, layer, passes"),
+        ('[{"layer": 3}]', "layer 0: layer=3 is no str"), ('[{"layer": "F(1)"}]', "not one of Ful"),
+        ('[{"layer": "FullyConnected(1, 2)"}]', "missing a required argument: 'out_features'"),
+        ('[{"layer": "FullyConnected(0, 2, 3)"}]', "batch=0 is smaller than 1"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "passes": "forward"}]', 'passes="forward" is no'),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "passes": []}]', "passes=[] is no list of names"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "passes": ["no"]}]', "passes[0]='no' is not"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "threads": [true]}]', "threads=[true] is no list"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "threads": [1, 1]}]', "threads=[1, 1]: it has"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "threads": [0]}]', "threads[0]=0 is smaller than 1"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2, threads=2)"}]', "threads is given twice"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "name": "a b"}]', "'a b_forward' is no C name"),
+        ('[{"layer": "MaxPool(1, 2, 3, 3, 2)", "target": "mmx"}]', "target='mmx' is not one of"),
     ],
 )  # fmt: skip
 def test_wrong_specs(capsys: Captured, tmp_path: Path, text: str, message: str) -> None:
@@ -137,7 +152,8 @@ def test_wrong_specs(capsys: Captured, tmp_path: Path, text: str, message: str) 
     assert main(asked) == BAD_ARGUMENTS
     told = capsys.readouterr().err
     assert told.startswith("jitgen: error: ") and message in told and told.count("\n") == 1
-    assert str(path) in told or "there are none" in told or "is no C name" in told
+    later = ("there are none", "is no C name", "passes[0]=", "threads[0]=", "threads=[1, 1]")
+    assert str(path) in told or any(text in told for text in later)
     assert not (tmp_path / "out").exists()
 
 
@@ -172,6 +188,13 @@ def test_command_errors(capsys: Captured, tmp_path: Path, monkeypatch: Any) -> N
         ([str(SPECS), "-o", out, "--targets", "avx2,sve256"], "two libraries"),
         ([str(SPECS), "-o", out, "--name", "a-b"], "name='a-b'"),
         ([str(SPECS)], "required: -o/--output"),
+        (["-o", out], "SPECS: neither a file nor --layer is given"),
+        (["--layer", "F(1)", "-o", out], "'F' is not one of FullyConnected"),
+        (["--layer", "a=FullyConnected(1, 2, 3)", "--threads", "1,x", "-o", out], "'x' is no"),
+        (["--layer", "a=FullyConnected(1, 2, 3)", "--threads", "2000", "-o", out], "than 1024"),
+        (["--layer", "a=MaxPool(1, 2, 3, 3, 2)", "--passes", "", "-o", out], "passes[0]='' is not"),
+        (["--layer", "a=MaxPool(1, 2, 3, 3, 2)", "--layer", "a=MaxPool(1, 2, 3, 3, 2)", "-o", out],
+         "'a_forward' stands for two passes on one target"),
     ):
         assert main(["export", *(["--targets", "avx2"] if "--targets" not in arguments else []),
                      *arguments]) == BAD_ARGUMENTS  # fmt: skip
@@ -190,10 +213,62 @@ def test_command(capsys: Captured, tmp_path: Path) -> None:
     lines = capsys.readouterr().out.splitlines()
     files = lines[: lines.index("")]
     assert all(Path(file).is_file() for file in files) and len(files) == 9
-    assert lines[-1].startswith("N_small_avx2 ") and "1 x 1 x 1 f32" in lines[-1]
+    assert lines[-5].startswith("N_small_avx2 ") and "1 x 1 x 1 f32" in lines[-5]
+    assert lines[-1].startswith("N_fc_pack_weights_avx2 ") and "of FullyConnected" in lines[-1]
     assert main([*asked, "--json"]) == OK
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "N.json").read_text())
     assert len(list(tmp_path.iterdir())) == 9
+
+
+def test_layers(capsys: Captured, tmp_path: Path) -> None:
+    """Layers of the command line and of a file: names, passes and threads of their own, or those of
+    the options."""
+    path, pool = tmp_path / "s.json", "MaxPool(1, 2, 3, 3, 2)"
+    path.write_text(json.dumps([
+        {"layer": pool, "name": "own", "passes": ["backward"], "threads": [3]}, {"layer": pool},
+        {"layer": "FullyConnected(2, 3, 4)", "passes": ["pack_weights"]},
+    ]))  # fmt: skip
+    out = str(tmp_path / "out")
+    asked = [str(path), "--layer", f"given = {pool}", "--layer", pool, "-o", out, "--name", "n"]
+    asked += ["--layer", "convolution_1d(1, 2, 3, 4, 1)"]
+    asked += ["--targets", "avx512,avx2", "--threads", "1, 2", "--passes", "forward", "--json"]
+    assert main(["export", *asked]) == OK
+    found = [(x["function"], x["target"], x["threads"]) for x in
+             json.loads(capsys.readouterr().out)["layers"]]  # fmt: skip
+    assert found == [(f"n_{name}", target, threads) for name, threads in (
+        ("own_backward", [3]), ("max_pool_forward", [1, 2]),
+        ("fully_connected_pack_weights", [1, 2]), ("given_forward", [1, 2]),
+        ("max_pool_2_forward", [1, 2]), ("convolution_1d_forward", [1, 2]),
+    ) for target in ("avx512", "avx2")]  # fmt: skip
+
+
+def test_requests_of_layers(tmp_path: Path) -> None:
+    """What can be wrong with layers, and with what is said of them by name."""
+    pool = MaxPool(1, 2, 3, 3, 2, threads=1, target="avx2")
+    fc = FullyConnected(2, 3, 4, threads=1, target="avx2")
+    w = np.zeros((4, 3), np.float32)
+    for error, message, kernels, more in (
+        (TypeError, "is one layer; give a list, [layer]", pool, {}),
+        (ValueError, "two libraries", [pool, small(target="sve256")], {}),
+        (ValueError, "'a_forward' stands for two passes on one target", {"a": [pool, pool]}, {}),
+        (ValueError, "'a_forward' stands for passes that are not the same",
+         {"a": [fc, FullyConnected(2, 3, 5, threads=1, target="avx512")]}, {}),
+        (ValueError, "passes: 'b' is no layer's name (a)", {"a": pool}, {"passes": {"b": []}}),
+        (ValueError, "weights: 'b' is no layer's name (a)", {"a": pool}, {"weights": {"b": {}}}),
+        (ValueError, "threads: 'b' is no layer's name (a)", {"a": pool}, {"threads": {"b": [1]}}),
+        (ValueError, "weights: name='w' is not in those of the layer=()", {"a": pool},
+         {"weights": {"a": {"w": w}}}),
+        (ValueError, "w has shape (4, 3); it must be (5, 3)",
+         {"a": FullyConnected(2, 3, 5, threads=1, target="avx2")}, {"weights": {"a": {"w": w}}}),
+        (TypeError, "weights['b']", {"a": fc}, {"weights": {"a": {"b": 3}}}),
+        (ValueError, "net_a_forward_avx2 is a kernel and a pass of a layer",
+         {"a": pool, "a_forward": small()}, {}),
+        (ValueError, "'A_forward' and 'a_forward' are one name in capitals",
+         {"a": pool, "A": pool}, {}),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            jitgen.export(kernels, tmp_path / "new", "net", **{"passes": ["forward"], **more})
+    assert not (tmp_path / "new").exists()
 
 
 def test_target_of_a_spec_comes_first(tmp_path: Path) -> None:
@@ -225,11 +300,13 @@ def test_documentation(tmp_path: Path) -> None:
     (tmp_path / "specs.json").write_text(files["specs.json"])
     for file, to in ((tmp_path / "specs.json", "docs"), (SPECS, "lib")):
         assert main(["export", str(file), "-o", str(tmp_path / to), "--targets", "avx2"]) == OK
-    for key in KEYS:
+    for key in (*KEYS, *LAYER_KEYS):
         assert f"`{key}`" in text
     for file in (tmp_path / "docs").iterdir():
         assert f"`{file.name.replace('kernels', 'NAME')}`" in text
-    for key in json.loads((tmp_path / "docs" / "kernels.json").read_text())["kernels"][0]:
+    manifest = json.loads((tmp_path / "docs" / "kernels.json").read_text())
+    layer = manifest["layers"][0]
+    for key in (*manifest, *manifest["kernels"][0], *layer, *layer["arguments"][0]):
         assert f"`{key}`" in text
     need_x86()
     folder = tmp_path / "lib"

@@ -20,7 +20,8 @@ from tiers import TIERS, need
 from toolchain import STRICT, run, tool
 
 import jitgen
-from jitgen import Convolution, FullyConnected, Gru, Lstm
+from jitgen import Convolution, FullyConnected, Gru, Lstm, Rnn
+from jitgen.primitives.rnn.arguments import biases
 from jitgen.target import parse_target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ class Made(NamedTuple):
     def passes(self, threads: int) -> list[tuple[Any, str]]:
         """The passes in the order of the library, each with its type, on so many threads."""
         layers = [layer if threads == 1 else layer._on(threads) for layer in self.layers.values()]
-        return [(each, layer.dtype) for layer in layers for each in layer.passes().values()]
+        return [(each, layer.dtype) for layer in layers for each in layer._exported().values()]
 
 
 def _made(folder: Path, target: str) -> Made:
@@ -288,10 +289,10 @@ def test_deterministic(folder: Path, tmp_path: Path) -> None:
             assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-#: argv: threads, rounds. Layers one behind the other by threads of the program, which wait for
-#: each other nowhere but in the layers; the weights are packed by the same threads. The input is
-#: another one in every other round. Prints the sums of the last two rounds, and in how many rounds
-#: a sum was not that of two rounds before
+#: argv: threads, rounds. Layers one behind the other by threads of the program, which wait for each
+#: other nowhere but in the layers; the weights are packed by the same threads. The input is another
+#: one in every other round. Prints the sums of the last two rounds, and how many rounds had a sum
+#: that was not that of two rounds before
 CHAIN = r"""
 #include <pthread.h>
 #include <stdio.h>
@@ -488,3 +489,23 @@ def test_gdb_names_and_unwinds(folder: Path) -> None:
         inner = [kernel, f"{stem}.t1_replay", stem, "net_fc_forward_packed", "work", "main"]
         assert frames[:6] == inner, shown
     assert shown.count("\n#0 ") == 2
+
+
+@pytest.mark.parametrize("target", X86)
+def test_packed_biases(target: str) -> None:
+    """What C gets for biases is what Python makes of them."""
+    need(TIERS[f"{target} native"])
+    for hidden in (5, 16, 70):
+        for make in (
+            lambda **o: Lstm(2, 3, 4, forget_bias=0.7, dtype="f64", **o),
+            lambda **o: Lstm(2, 3, 4, direction="bidirectional", **o),
+            lambda **o: Gru(2, 3, 4, **o), lambda **o: Gru(2, 3, 4, reset="before", **o),
+            lambda **o: Rnn(2, 3, 4, bias=False, **o),
+        ):  # fmt: skip
+            layer = make(hidden=hidden, target=target, threads=1)
+            each = layer._exported()["pack_biases"]
+            arrays = natively(each, layer.dtype, hidden)
+            b = arrays.before["b"]
+            assert b.shape == (2, layer.layer.gates * hidden)
+            for name, wanted in biases(layer.layer, b, layer.forget_bias).items():
+                np.testing.assert_array_equal(arrays.after[name], wanted)

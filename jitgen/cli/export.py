@@ -28,8 +28,8 @@ USAGE = """\
 NOTES = """\
 SPECS is a JSON list of objects: the arguments of jitgen.brgemm (m, n and k; dtype, lda, ldb, ldc,
 ldr, batch, stride_a, stride_b, alpha, beta, trans_a, trans_b, packed_b, epilogue, target, plan),
-and name, the kernel's name in C; or a layer, with its name, its passes (all, if that is missing)
-and its target:
+and name, the kernel's name in C; or a layer, with its name, its passes and threads (if they are
+missing, those of the options) and its target:
 
   [{"name": "layer1", "m": 64, "n": 64, "k": 64, "epilogue": ["bias", ["clip", 0, 6]]},
    {"m": 6, "n": 32, "k": 8, "dtype": "f64", "beta": 1.0, "target": "avx2"},
@@ -48,15 +48,17 @@ how to use them. No compiler or linker is needed.
 
 #: What a spec of a kernel may hold, and that of a layer
 KEYS = ("name", *(key for key in inspect.signature(jitgen.brgemm).parameters if key != "assembler"))
-LAYER_KEYS = ("name", "layer", "passes", "target")
+LAYER_KEYS = ("name", "layer", "passes", "threads", "target")
 
 
 class Asked(NamedTuple):
-    """A kernel or a layer on one target, its name ("": none), and the passes of a layer."""
+    """A kernel or a layer on one target, its name ("": none), and of a layer the passes and numbers
+    of threads (None: those of the options)."""
 
     name: str
     value: Any
     passes: Any = None
+    threads: Any = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,16 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
         asked += (_read_table if table else _read_specs)(arguments.specs, targets)
     for text in arguments.layer:
         name, text = _named(text)
-        asked += _layers(name, text, None, targets, {each.name for each in asked})
-    passes = _list(arguments.passes)
+        asked += _layers(Asked(name, text), targets, {each.name for each in asked})
+    passes, threads = _list(arguments.passes), _numbers(arguments.threads)
     by_name: dict[str, list[Any]] = {}
     for each in asked:
         by_name.setdefault(each.name, []).append(each.value)
-    chosen = {each.name: each.passes or passes for each in asked if each.passes or passes
-              if not isinstance(each.value, jitgen.Kernel)}  # fmt: skip
+    layers = [each for each in asked if not isinstance(each.value, jitgen.Kernel)]
     manifest = jitgen.export(
-        by_name, arguments.output, arguments.name, threads=_numbers(arguments.threads),
-        passes=chosen,
+        by_name, arguments.output, arguments.name,
+        threads={each.name: each.threads or threads for each in layers},
+        passes={each.name: found for each in layers if (found := each.passes or passes)},
     )  # fmt: skip
     if arguments.json:
         print_json(manifest)
@@ -138,14 +140,12 @@ def _named(text: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", text)
 
 
-def _layers(
-    name: str, text: str, passes: Any, targets: list[str], used: set[str]
-) -> Iterator[Asked]:
-    """A layer on each of the targets. Its passes are on as many threads as all have."""
-    for target in targets:
-        layer = layer_of(text, threads=1, target=target)
-        name = name or own_name(layer, used)
-        yield Asked(name, layer, passes)
+def _layers(asked: Asked, targets: list[str], used: set[str]) -> Iterator[Asked]:
+    """A layer, whose value is its text, on each of the targets."""
+    made = [layer_of(asked.value, threads=1, target=target) for target in targets]
+    name = asked.name or own_name(asked.value.partition("(")[0].strip(), used)
+    for layer in made:
+        yield asked._replace(name=name, value=layer)
 
 
 def _read_table(file: str, targets: list[str]) -> Iterator[Asked]:
@@ -194,14 +194,13 @@ def _shown(value: Any) -> str:
 
 def _make_layer(spec: dict[str, Any], targets: list[str], used: set[str]) -> Iterator[Asked]:
     _check_keys(spec, LAYER_KEYS)
-    passes, asked = spec.get("passes"), spec.get("target")
-    if passes is not None and not (
-        isinstance(passes, list) and passes and all(isinstance(p, str) for p in passes)
-    ):
-        raise ValueError(f"passes={_shown(passes)} is no list of names")
-    yield from _layers(
-        _name_of(spec), spec["layer"], passes, targets if asked is None else [asked], used
-    )
+    for key, kind, what in (("passes", str, "names"), ("threads", int, "numbers")):
+        value = spec.get(key, [kind()])
+        if not (isinstance(value, list) and value and all(type(each) is kind for each in value)):
+            raise ValueError(f"{key}={_shown(value)} is no list of {what}")
+    target = spec.get("target")
+    asked = Asked(_name_of(spec), spec["layer"], spec.get("passes"), spec.get("threads"))
+    yield from _layers(asked, targets if target is None else [target], used)
 
 
 def _make(spec: Any, targets: list[str]) -> Iterator[Asked]:

@@ -4,16 +4,15 @@ manifest."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jitgen.objects.asked import Kernels, Passes, Weights
+    from jitgen.objects.asked import Kernels, Passes, Threads, Weights
 
 
 def export(
     kernels: Kernels, directory: str | os.PathLike[str], name: str = "kernels", *,
-    threads: Iterable[int] = (1,), passes: Passes = None, weights: Weights = None,
+    threads: Threads = (1,), passes: Passes = None, weights: Weights = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `kernels`, kernels and layers, to `directory` (made if need be) as object, static and
     shared library, assembly source, C header, CMake package, pkg-config file and manifest; returns
@@ -24,9 +23,9 @@ def export(
     a kernel, or a layer, on several targets. Kernels asked for twice are written once. See
     docs/export.md.
 
-    Of layers only: threads, on how many threads C may call a pass; passes, their names, for all
-    layers or by the layer's name (None: all); weights, by the layer's name, arrays by argument that
-    are to lie in the library, packed already.
+    Of layers only: threads, on how many threads C may call a pass, and passes, their names (None:
+    all), for all layers or by the layer's name; weights, by the layer's name, arrays by argument
+    that are to lie in the library, packed already.
 
     Raises TypeError or ValueError that names argument, value and rule, OSError where the directory
     cannot be written to. Nothing is written before all is generated.

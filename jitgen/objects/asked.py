@@ -18,10 +18,13 @@ from jitgen.objects.table import LONGEST_NAME
 
 Asked = Kernel | Exportable
 Kernels = Iterable[Asked] | Mapping[str, Asked | Iterable[Asked]]
+#: Numbers of threads for all layers, or for each by its name
+Threads = Iterable[int] | Mapping[str, Iterable[int]]
 #: Passes of all layers, or of each by its name; None: all
 Passes = Iterable[str] | Mapping[str, Iterable[str]] | None
 #: By name of the layer: arrays by argument
 Weights = Mapping[str, Mapping[str, np.ndarray]] | None
+ONE_THREAD = (1,)
 #: What is no sequence of kernels, though it may be iterated
 _ONE = (Kernel, Exportable, str, np.generic)
 
@@ -46,7 +49,8 @@ def named(kernels: Kernels) -> tuple[list[tuple[str, Kernel]], list[tuple[str, E
         if isinstance(value, Kernel):
             found[0].append((name, value))
         elif isinstance(value, Exportable):
-            found[1].append((name or own_name(value, {n for n, _ in found[1]}), value))
+            used = {other for other, _ in found[1]}
+            found[1].append((name or own_name(type(value).__name__, used), value))
         else:
             raise TypeError(
                 f"kernels: {doors.shown(value)} is no jitgen.Kernel, nor a layer"
@@ -74,24 +78,26 @@ def _each(kernels: Kernels) -> Iterator[tuple[str, Any]]:
             yield name, each
 
 
-def own_name(layer: Exportable, used: Collection[str]) -> str:
-    """A name for a layer that was given none: what it is, and a number from the second one on."""
-    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower().strip("_")
+def own_name(kind: str, used: Collection[str]) -> str:
+    """A name for a layer that was given none: what it is called in Python ("MaxPool"), written as
+    names in C are, and a number from the second one on."""
+    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower().strip("_")
     numbered = (f"{kind}_{i}" for i in range(2, len(used) + 3))
     return next(name for name in (kind, *numbered) if name not in used)
 
 
 def procedures(
-    layers: Iterable[tuple[str, Exportable]], threads: Iterable[int], passes: Passes,
-    weights: Weights,
+    layers: Iterable[tuple[str, Exportable]], threads: Threads, passes: Passes, weights: Weights,
 ) -> list[Procedure]:  # fmt: skip
     """The passes of all layers."""
     layers = list(layers)
-    counts = check_counts(threads)
     names = {name for name, _ in layers}
     baked = dict(doors.mapping("weights", weights)) if weights is not None else {}
-    chosen = dict(doors.mapping("passes", passes)) if isinstance(passes, Mapping) else {}
-    for what, given in (("weights", baked), ("passes", chosen)):
+    chosen = dict(passes) if isinstance(passes, Mapping) else {}
+    counted = dict(threads) if isinstance(threads, Mapping) else {}
+    if not isinstance(threads, Mapping):
+        threads = check_counts(threads)
+    for what, given in (("weights", baked), ("passes", chosen), ("threads", counted)):
         for name in given:
             if name not in names:
                 known = ", ".join(sorted(names)) or "none"
@@ -99,5 +105,6 @@ def procedures(
     found = []
     for name, layer in layers:
         which = chosen.get(name) if isinstance(passes, Mapping) else passes
+        counts = counted.get(name, ONE_THREAD) if isinstance(threads, Mapping) else threads
         found += layer.procedures(name, which, counts, baked.get(name))
     return found

@@ -190,7 +190,7 @@ def _condition(target: Target) -> str:
     features = sorted(target.features, key=FEATURES[target.architecture].index)
     wanted = " | ".join(f"JITGEN_CPU_{feature.upper()}" for feature in features)
     length = f" && jitgen_vector_bits() == {target.vector_bits}" if target.scalable else ""
-    return f"!(~cpu & ({wanted})){length}"
+    return f"!(~cpu & ({wanted or '0u'})){length}"
 
 
 def _kernels(name: str, products: Sequence[Product], kernels: Sequence[Exported]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ MANIFEST = 1
 
 
 def write_library(
-    kernels: asked.Kernels, directory: str | os.PathLike[str], name: str, threads: Iterable[int],
+    kernels: asked.Kernels, directory: str | os.PathLike[str], name: str, threads: asked.Threads,
     passes: asked.Passes, weights: asked.Weights,
 ) -> dict[str, Any]:  # fmt: skip
     """See `jitgen.export`."""

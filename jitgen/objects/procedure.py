@@ -26,13 +26,14 @@ ALIGN = 64
 
 
 class Argument(NamedTuple):
-    """An array that C passes: its name, its shape, whether the pass writes it, and in words what it
-    holds ("" where the shape says enough)."""
+    """An array that C passes: its name, its shape, whether the pass writes it, in words what it
+    holds ("" where the shape says enough), and of what is written whether it is read before."""
 
     name: str
     shape: tuple[int, ...]
     result: bool
     meaning: str = ""
+    updated: bool = False
 
 
 class Base(NamedTuple):

@@ -84,14 +84,19 @@ def functions(procedures: Iterable[Procedure]) -> list[Function]:
         if _RESERVED & set(names[1:]):
             raise ValueError(f"{each.name}: {min(_RESERVED & set(names))!r} is no name of an array")
         by_name.setdefault(each.name, []).append(each)
+    capitals: dict[str, str] = {}
+    for name in by_name:
+        other = capitals.setdefault(name.upper(), name)
+        if other != name:
+            raise ValueError(f"layer names: {name!r} and {other!r} are one name in capitals")
     found = []
     for name, several in by_name.items():
         several.sort(key=lambda p: (-p.target.vector_bits, -len(p.target.features)))
         if len({p.target for p in several}) < len(several):
             raise ValueError(f"layer name {name!r} stands for two passes on one target")
-        takes = {(p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
+        takes = {(p.computes, p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
         if len(takes) > 1:
-            raise ValueError(f"layer name {name!r} stands for passes that take other arguments")
+            raise ValueError(f"layer name {name!r} stands for passes that are not the same")
         found.append(Function(name, tuple(several)))
     return found
 
@@ -145,7 +150,8 @@ def _holds(function: Function, number: int) -> str:
     each = [p.arguments[number] for p in function.procedures]
     shapes = {_shape(a) for a in each}
     shape = shapes.pop() if len(shapes) == 1 else "a shape that depends on the target"
-    words = [shape, *(["written"] if each[0].result else []), each[0].meaning]
+    done = "read and written" if each[0].updated else "written" if each[0].result else ""
+    words = [shape, done, each[0].meaning]
     return "; ".join(filter(None, words)).replace("*/", "* /")
 
 

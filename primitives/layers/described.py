@@ -149,14 +149,14 @@ class Described(Frozen, Exportable):
         given = {} if weights is None else dict(doors.mapping("weights", weights))
         for each in given:
             doors.one_in("weights: name", each, "those of the layer", self._trained)
-        own = self.passes()
+        own = self._exported()
         wanted = tuple(own) if passes is None else doors.items("passes", passes)
         if passes is None and given:  # the weights are packed already
             wanted = tuple(n for n in own if not exporting.is_about_packing(n))
         for i, each in enumerate(wanted):
             doors.one_of(f"passes[{i}]", each, own)
         layers = {n: self if n == self.threads else self._on(n) for n in counts}
-        sources = {n: layer.passes() for n, layer in layers.items()}
+        sources = {n: layer._exported() for n, layer in layers.items()}
         what, *more = self._words()
         result = []
         for each in wanted:
@@ -175,6 +175,10 @@ class Described(Frozen, Exportable):
             )  # fmt: skip
             result.append(exporting.procedure(about, made, arrays))
         return result
+
+    def _exported(self) -> Passes:
+        """The passes, and those for what Python does otherwise."""
+        return self.passes()
 
     def _on(self, threads: int) -> Any:
         """The same layer on another number of threads."""

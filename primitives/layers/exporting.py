@@ -98,7 +98,8 @@ def procedure(
         cuts.append(Cut(threads, driver, tuple(s.tobytes() for s in stream.slices), bases))
     return Procedure(
         about.name, about.target, about.dtype,
-        tuple(Argument(a.name, a.shape, a.result, a.meaning) for a in given), tuple(cuts),
+        tuple(Argument(a.name, a.shape, a.result, a.meaning, a.updated) for a in given),
+        tuple(cuts),
         max(each.run.scratch_bytes for each in passes.values()), tuple(constants.values()),
         about.computes,
     )  # fmt: skip

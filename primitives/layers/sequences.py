@@ -24,6 +24,7 @@ from jitgen.primitives.layers.passes import Argument, Pass, Use
 from jitgen.primitives.nest.run import Stopwatch, stopwatch
 from jitgen.primitives.rnn.arguments import MEANINGS, UPDATED, WRITTEN, biases, peepholes, pointer
 from jitgen.primitives.rnn.backward import backward
+from jitgen.primitives.rnn.biases import with_biases
 from jitgen.primitives.rnn.kept import Kept, PackedRecurrent
 from jitgen.primitives.rnn.lengths import Lengths, Whole
 from jitgen.primitives.rnn.steps import Layer, Way, check_sizes
@@ -47,6 +48,7 @@ class Recurrent(base.Layer):
 
     _free = 2
     _trained = ("w", "r", "b", "p")
+    _exported = with_biases
 
     def __init__(
         self, kind: str, batch: int, steps: int, in_features: int, hidden: int, direction: str,
@@ -152,11 +154,10 @@ class Recurrent(base.Layer):
     # ---- passes, for tools ----------------------------------------------------------------------
 
     def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        arrays = {n: self._checked(n, a, self.layer.shapes[n]) for n, a in given.items()}
-        d = int(taken.name.endswith(REVERSE))
-        made = {n: self._one(a, d) for n, a in arrays.items()}
+        d, shapes = int(taken.name.endswith(REVERSE)), self.layer.shapes
+        made = {n: self._one(self._checked(n, a, shapes[n]), d) for n, a in given.items()}
         if PACKED in taken.name:
-            plain: list[Any] = [arrays.get(n) for n in "wr"]  # None: an error that names it
+            plain: list[Any] = [given.get(n) for n in "wr"]  # None: an error that names it
             made |= self.pack_weights(*plain).panels[d]
         return made | biases(self.layer, made["b"], self.forget_bias) if "b" in made else made
 

@@ -29,9 +29,12 @@ MEANINGS = {
     "bias": "biases in panels of gates, hidden / width x gates x width, zeros behind the last "
     "unit: of a GRU b[0], of others b[0] + b[1] (and an LSTM's forget_bias)",
     "bias_r": "b[1] in panels of gates",
-    "w_panels": "w in panels of gates, hidden / width x in_features x gates x width",
-    "r_panels": "r in panels of gates, hidden / width x hidden x gates x width",
-    "n_panels": "the last gate's rows of r in panels, hidden / width x hidden x width",
+    "w_panels": "w in panels of gates, hidden / width x in_features x gates x width, zeros behind "
+    "the last unit, where nothing is written",
+    "r_panels": "r in panels of gates, hidden / width x hidden x gates x width, zeros as in "
+    "w_panels",
+    "n_panels": "the last gate's rows of r in panels, hidden / width x hidden x width, zeros as in "
+    "w_panels",
     "y": "the states of all steps, of both directions side by side",
     "c": "the cells' states, the last ones at the end: steps x batch x hidden in training, else "
     "batch x hidden",

@@ -185,9 +185,11 @@ def measure(isa: str, peer: str, calls: int, rounds: int) -> dict[str, Any]:
     layer = kernels["fc"] = jitgen.FullyConnected(*LAYER, target=isa, threads=1)
     run = layer.passes()["forward packed"].run
     driver = emit_replay(run.stream.calls, layer.target)
-    values = {"SHAPES": ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES),
-              "BYTES": str(4 * LAYER[0] * LAYER[2]),
-              "STREAM": ", ".join(f"{word}u" for word in run.stream.slices[0])}  # fmt: skip
+    values = {
+        "SHAPES": ", ".join(f"{{{m}, {n}, {k}}}" for m, n, k in SHAPES),
+        "BYTES": str(4 * LAYER[0] * LAYER[2]),
+        "STREAM": ", ".join(f"{word}u" for word in run.stream.slices[0]),
+    }
     program_text = _PROGRAM
     for name, value in values.items():
         program_text = program_text.replace(f"@{name}@", value)
