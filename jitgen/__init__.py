@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         MaxPool,
         Mlp,
         Nest,
+        Primitive,
         Rnn,
         Sgd,
         Stream,
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
-    "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan", "Rnn", "Sgd", "Stream", "Target", "Tensor",
-    "brgemm", "cache_info", "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm",
-    "host", "pack_b", "softmax_cross_entropy", "targets",
+    "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan", "Primitive", "Rnn", "Sgd", "Stream", "Target",
+    "Tensor", "brgemm", "cache_info", "clear_caches", "convolution_1d", "debug", "export",
+    "fold_batch_norm", "host", "pack_b", "softmax_cross_entropy", "targets",
 ]  # fmt: skip
 
 

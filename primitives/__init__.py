@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
     from jitgen.primitives.nest.loops import Loop
     from jitgen.primitives.nest.nest import Nest
+    from jitgen.primitives.nest.primitive import Primitive
     from jitgen.primitives.nest.stream import Stream
     from jitgen.primitives.nest.tensor import Tensor
     from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
@@ -34,12 +35,12 @@ PUBLIC = {
     "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
     "Adam": "train.optimizers", "softmax_cross_entropy": "train.mlp",
     "fold_batch_norm": "conv.folding", "Tensor": "nest.tensor", "Nest": "nest.nest",
-    "Loop": "nest.loops", "Stream": "nest.stream",
+    "Loop": "nest.loops", "Stream": "nest.stream", "Primitive": "nest.primitive",
 }  # fmt: skip
 __all__ = [
     "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Loop", "Lstm", "MaxPool",
-    "Mlp", "Nest", "Rnn", "Sgd", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
-    "softmax_cross_entropy",
+    "Mlp", "Nest", "Primitive", "Rnn", "Sgd", "Stream", "Tensor", "convolution_1d",
+    "fold_batch_norm", "softmax_cross_entropy",
 ]  # fmt: skip
 
 

@@ -31,9 +31,9 @@ from jitgen import doors, primitives
 INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
-    "layers.arrays", "layers.base", "layers.elementwise", "layers.images", "nest.gemm",
-    "nest.limits", "nest.run", "nest.tables", "rnn.backward", "rnn.lengths", "rnn.steps",
-    "rnn.streams",
+    "layers.arrays", "layers.base", "layers.elementwise", "layers.images", "nest.along",
+    "nest.batch", "nest.gemm", "nest.limits", "nest.run", "nest.tables", "rnn.backward",
+    "rnn.lengths", "rnn.steps", "rnn.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
@@ -65,6 +65,7 @@ LEFT_OUT = {
     "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
     "jitgen.primitives.nest.stream.Calls": _INNER,
     "jitgen.primitives.nest.stream.Part": "made by Nest, which checks",
+    "jitgen.primitives.nest.stream.Part.all": _INNER,
     "jitgen.primitives.nest.stream.Part.refs": _INNER,
     "jitgen.primitives.nest.stream.Ref": "made by Access",
     "jitgen.primitives.nest.cost.Cost": "the result of cost, to be read",
@@ -76,6 +77,7 @@ LEFT_OUT = {
     "jitgen.primitives.nest.tensor.Access": "made by Tensor.at, which checks",
     "jitgen.primitives.nest.tensor.Access.axis": _INNER,
     "jitgen.primitives.nest.tensor.Access.moves": _INNER,
+    "jitgen.primitives.nest.tensor.Access.without": _INNER,
     "jitgen.primitives.nest.tensor.Access.ref": "takes the loops of a Nest, which checks them",
 }  # fmt: skip
 #: What stands for a value in a message, of which no more needs to be said

@@ -54,6 +54,8 @@ class Ref(NamedTuple):
     start: int
     #: loop -> elements to add at each position of the loop
     table: Mapping[str, np.ndarray]
+    #: of the tensor, or of one thread's; 0: nobody knows
+    elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Part:
     `before` and `after` are parts over outermost loops of this one, in the same order, and perhaps
     blocks of their own inside: their calls are made by the thread, and just before or after the
     calls, that have their position.
+
+    `tables`: the values of tensors that the part itself knows. `target` is that of its kernels.
     """
 
     title: str
@@ -83,12 +87,19 @@ class Part:
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     when: Ref | None = None
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    target: Target | None = None
 
     def refs(self) -> Iterator[Ref]:
         """Those of its words, and of the parts beside it."""
-        yield from self.words.values()
+        for part in self.all():
+            yield from part.words.values()
+
+    def all(self) -> Iterator[Part]:
+        """This one and those beside it."""
+        yield self
         for other in (*self.before, *self.after):
-            yield from other.refs()
+            yield from other.all()
 
     @property
     def count(self) -> int:
