@@ -55,6 +55,12 @@ vfmadd213ps  | ymm+ ymm ymm/m256      | VEX.256.66.0F38.W0 A8 /r     | fma
 vfmadd213pd  | ymm+ ymm ymm/m256      | VEX.256.66.0F38.W1 A8 /r     | fma
 vpslld       | ymm ymm uimm8          | VEX.256.66.0F.WIG 72 /6      | avx2
 vpsllq       | ymm ymm uimm8          | VEX.256.66.0F.WIG 73 /6      | avx2
+vpsrld       | ymm ymm uimm8          | VEX.256.66.0F.WIG 72 /2      | avx2
+vpsrlq       | ymm ymm uimm8          | VEX.256.66.0F.WIG 73 /2      | avx2
+vshufps      | ymm ymm ymm uimm8      | VEX.256.0F.WIG C6 /r         | avx
+vperm2f128   | ymm ymm ymm uimm8      | VEX.256.66.0F3A.W0 06 /r     | avx
+vblendps     | ymm ymm ymm uimm8      | VEX.256.66.0F3A.WIG 0C /r    | avx
+vblendpd     | ymm ymm ymm uimm8      | VEX.256.66.0F3A.WIG 0D /r    | avx
 vblendvps    | ymm ymm ymm/m256 ymm   | VEX.256.66.0F3A.W0 4A /r /is4 | avx
 vblendvpd    | ymm ymm ymm/m256 ymm   | VEX.256.66.0F3A.W0 4B /r /is4 | avx
 vcmpps       | ymm ymm ymm/m256 uimm8 | VEX.256.0F.WIG C2 /r         | avx
@@ -175,6 +181,21 @@ class Avx2Machine(X86VectorMachine):
     def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
         self._vector(f"vcmp{self.p}", d, x, y, immediate=GREATER_THAN)
         self.select_negative(d, d, a, b)
+
+    def shift_down(self, d: int, a: int, bits: int) -> None:
+        self._vector("vpsrld" if self.arithmetic.size == 4 else "vpsrlq", d, a, immediate=str(bits))
+
+    # ---- across lanes -----------------------------------------------------------------------
+
+    def _exchange_pieces(self, d: int, v: int, bits: int) -> None:
+        self._vector("vperm2f128", d, v, v, immediate="1")
+
+    def select_first(self, d: int, a: int, b: int, lanes: int) -> None:
+        self._vector(f"vblend{self.p}", d, b, a, immediate=str((1 << lanes) - 1))
+
+    def store_first(self, v: int, at: At) -> None:
+        form = FORMS[f"vmov{self.s} m{8 * self.element} xmm"]
+        self._out((form, ((at[0], None, 1, at[1]), v)))
 
     # ---- bits -------------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ vfmadd213ps  | {v}+ {v} {v}/m{L}/b32         | EVEX.{L}.66.0F38.W0 A8 /r    | {f
 vfmadd213pd  | {v}+ {v} {v}/m{L}/b64         | EVEX.{L}.66.0F38.W1 A8 /r    | {f}
 vpslld       | {v} {v}/m{L}/b32 uimm8        | EVEX.{L}.66.0F.W0 72 /6      | {f}
 vpsllq       | {v} {v}/m{L}/b64 uimm8        | EVEX.{L}.66.0F.W1 73 /6      | {f}
+vpsrld       | {v} {v}/m{L}/b32 uimm8        | EVEX.{L}.66.0F.W0 72 /2      | {f}
+vpsrlq       | {v} {v}/m{L}/b64 uimm8        | EVEX.{L}.66.0F.W1 73 /2      | {f}
+vshufps      | {v} {v} {v} uimm8             | EVEX.{L}.0F.W0 C6 /r         | {f}
 vblendmps    | {v}{{kz}} {v} {v}/m{L}/b32    | EVEX.{L}.66.0F38.W0 65 /r    | {f}
 vblendmpd    | {v}{{kz}} {v} {v}/m{L}/b64    | EVEX.{L}.66.0F38.W1 65 /r    | {f}
 vcmpps       | k{{k}} {v} {v}/m{L}/b32 uimm8 | EVEX.{L}.0F.W0 C2 /r         | {f}
@@ -71,6 +74,9 @@ vunpckhps    | zmm zmm zmm | EVEX.512.0F.W0 15 /r     | avx512f
 vunpcklpd    | zmm zmm zmm | EVEX.512.66.0F.W1 14 /r  | avx512f
 vunpckhpd    | zmm zmm zmm | EVEX.512.66.0F.W1 15 /r  | avx512f
 vshuff32x4   | zmm zmm zmm uimm8 | EVEX.512.66.0F3A.W0 23 /r | avx512f
+vshuff32x4   | ymm ymm ymm uimm8 | EVEX.256.66.0F3A.W0 23 /r | avx512vl
+vmovss       | m32 xmm    | EVEX.LIG.F3.0F.W0 11 /r   | avx512f
+vmovsd       | m64 xmm    | EVEX.LIG.F2.0F.W1 11 /r   | avx512f
 vzeroupper   |            | VEX.128.0F.WIG 77         | avx
 """
 FORMS = parse_table(TABLE)
@@ -80,6 +86,9 @@ for _v, _bits in (("zmm", 512), ("ymm", 256), ("xmm", 128)):
     FORMS.update(parse_table(WIDTHS.format(v=_v, L=_bits, **_features)))
 
 GREATER_THAN = "30"  # vcmp predicate GT_OQ (SDM, CMPPS)
+#: vshuff32x4 of a register with itself that exchanges the halves of parts of so many bits, by the
+#: bits of the register
+SWAPS = {(512, 512): 0x4E, (512, 256): 0xB1, (256, 256): 0x01}
 EVEN_PIECES, ODD_PIECES = 0x88, 0xDD  # vshuff32x4: pieces 0 and 2, or 1 and 3, of both operands
 TAIL = 1  # k1 holds the tail mask
 SCRATCH = 2  # k2 is for comparisons
@@ -188,6 +197,28 @@ class Avx512Machine(X86VectorMachine):
         compare = FORMS[f"vcmp{self.p} k {v} {v} uimm8"]
         self._out((compare, (SCRATCH, x, y, int(GREATER_THAN))))
         self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, SCRATCH)))
+
+    def shift_down(self, d: int, a: int, bits: int) -> None:
+        self._vector(f"vpsrl{self.q}", d, a, immediate=str(bits))
+
+    # ---- across lanes -----------------------------------------------------------------------
+
+    def _exchange_pieces(self, d: int, v: int, bits: int) -> None:
+        pieces = SWAPS[self.vector_bits, bits]
+        self._vector("vshuff32x4", d, v, v, immediate=str(pieces))
+
+    def select_first(self, d: int, a: int, b: int, lanes: int) -> None:
+        mask = TAIL
+        if not self._lanes[lanes].masked:  # loads of a tail need no mask, so that there is none
+            mask = SCRATCH
+            self.set(RAX, (1 << lanes) - 1)
+            self._out((FORMS["kmovw k r32"], (mask, RAX)))
+        v = self.register
+        self._out((FORMS[f"vblendm{self.p} {v}{{k}} {v} {v}"], (d, b, a, mask)))
+
+    def store_first(self, v: int, at: At) -> None:
+        form = FORMS[f"vmov{self.s} m{8 * self.element} xmm"]
+        self._out((form, ((at[0], None, 1, at[1]), v)))
 
     def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
         if side != 64 // self.element:

@@ -27,6 +27,7 @@ Constant = tuple[int, None, int, int]
 #: Verbs that move elements from or to memory
 _MEMORY_VERBS = (
     "copy_element", "load", "store", "broadcast", "mac_broadcast", "mac_load", "transpose",
+    "store_first",
 )  # fmt: skip
 
 
@@ -330,6 +331,29 @@ class Machine(ABC):
     @abstractmethod
     def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
         """d = a where x > y, else b (also where x or y is NaN); d is neither a nor b."""
+
+    @abstractmethod
+    def shift_down(self, d: int, a: int, bits: int) -> None:
+        """d = a >> bits in every lane, zeros coming in; bits at least 1."""
+
+    # ---- across lanes -----------------------------------------------------------------------
+    @abstractmethod
+    def sum_lanes(self, d: int, v: int, temp: int) -> None:
+        """Every lane of d = the sum of all lanes of v, those of pairs first, then of pairs of
+        pairs; `temp` is neither d nor v."""
+
+    @abstractmethod
+    def max_lanes(self, d: int, v: int, temp: int) -> None:
+        """Every lane of d = the greatest lane of v, any of them or NaN where one is NaN; `temp` is
+        neither d nor v."""
+
+    @abstractmethod
+    def select_first(self, d: int, a: int, b: int, lanes: int) -> None:
+        """d = the first `lanes` lanes of a, and the others of b; `lanes` is that of `set_tail`."""
+
+    @abstractmethod
+    def store_first(self, v: int, at: At) -> None:
+        """Store the first lane as an element."""
 
     @abstractmethod
     def positive_bits(self, d: int, v: int, lanes: int, temps: Sequence[int]) -> None:

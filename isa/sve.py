@@ -42,6 +42,8 @@ zip1 z{d}.T, z{n}.T, z{m}.T            | 00000101 sz 1 m:5 011000 n:5 d:5       
 zip2 z{d}.T, z{n}.T, z{m}.T            | 00000101 sz 1 m:5 011001 n:5 d:5         | sve
 lsr z{d+}.T, p{g}/m, z{d}.T, z{m}.T    | 00000100 sz 010001100 g:3 m:5 d:5        | sve
 sel z{d}.T, p{g}, z{n}.T, z{m}.T       | 00000101 sz 1 m:5 11 g:4 n:5 d:5         | sve
+faddv T{d}, p{g}, z{n}.T               | 01100101 sz 000000001 g:3 n:5 d:5        | sve
+fmaxv T{d}, p{g}, z{n}.T               | 01100101 sz 000110001 g:3 n:5 d:5        | sve
 orv T{d}, p{g}, z{n}.T                 | 00000100 sz 011000001 g:3 n:5 d:5        | sve
 """
 TABLE = """
@@ -61,6 +63,8 @@ ld1w { z{t}.s }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001010100 i:4s 101 g:3 n:5
 ld1d { z{t}.d }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001011110 i:4s 101 g:3 n:5 t:5          | sve
 st1w { z{t}.s }, p{g}, [x{n:sp}, #{i}, mul vl]   | 111001010100 i:4s 111 g:3 n:5 t:5          | sve
 st1d { z{t}.d }, p{g}, [x{n:sp}, #{i}, mul vl]   | 111001011110 i:4s 111 g:3 n:5 t:5          | sve
+str s{t}, [x{n:sp}, #{i}]                        | 1011110100 i:12*4 n:5 t:5                  |
+str d{t}, [x{n:sp}, #{i}]                        | 1111110100 i:12*8 n:5 t:5                  |
 ldr z{t}, [x{n:sp}, #{i}, mul vl]                | 1000010110 i<8:3>s 010 i<2:0> n:5 t:5      | sve
 str z{t}, [x{n:sp}, #{i}, mul vl]                | 1110010110 i<8:3>s 010 i<2:0> n:5 t:5      | sve
 ld1rw { z{t}.s }, p{g}/z, [x{n:sp}, #{i}]        | 1000010101 i:6*4 110 g:3 n:5 t:5           | sve
@@ -237,6 +241,31 @@ class SveMachine(A64Machine):
     def select_greater(self, d: int, x: int, y: int, a: int, b: int) -> None:
         self._vector("fcmgt p.T p/z z.T z.T", SCRATCH, ALL, x, y)
         self._vector("sel z.T p z.T z.T", d, SCRATCH, a, b)
+
+    def shift_down(self, d: int, a: int, bits: int) -> None:
+        temp = self.constant_temps[-1]
+        self._vector("dup z.T imm", temp, bits)
+        if d != a:
+            self._out((FORMS["movprfx z z"], (d, a)))
+        self._vector("lsr z.T p/m z.T z.T", d, ALL, temp)
+
+    # ---- across lanes -----------------------------------------------------------------------
+
+    def sum_lanes(self, d: int, v: int, temp: int) -> None:
+        self._vector(f"faddv {self.t} p z.T", d, ALL, v)
+        self._vector("dup z.T z.T[0]", d, d)
+
+    def max_lanes(self, d: int, v: int, temp: int) -> None:
+        self._vector(f"fmaxv {self.t} p z.T", d, ALL, v)
+        self._vector("dup z.T z.T[0]", d, d)
+
+    def select_first(self, d: int, a: int, b: int, lanes: int) -> None:
+        self._vector("sel z.T p z.T z.T", d, TAIL, a, b)
+
+    def store_first(self, v: int, at: At) -> None:
+        base, disp = self._reach(at, lambda disp: 0 <= disp < 4096 * self.element
+                                 and disp % self.element == 0)  # fmt: skip
+        self._out((FORMS[f"str {self.t} [xsp imm]"], (v, base, disp)))
 
     def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
         # interleaving the first and the second half of the rows, log2(side) times

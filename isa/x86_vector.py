@@ -36,6 +36,8 @@ TRANSPOSE = parse_table(TABLE)
 REGISTER = {128: "xmm", 256: "ymm", 512: "zmm"}
 #: ends of the names of instructions on vectors and on single floats, by their size in bytes
 SUFFIXES = {4: ("ps", "ss"), 8: ("pd", "sd")}
+#: vshufps that exchanges the halves of parts of so many bits
+SWAPS = {128: str(0x4E), 64: str(0xB1)}
 
 
 class X86VectorMachine(X86Machine):
@@ -156,6 +158,30 @@ class X86VectorMachine(X86Machine):
 
     def fmad(self, d: int, a: int, b: int | Constant) -> None:
         self._vector(f"vfmadd213{self.p}", d, a, b)
+
+    # ---- across lanes ---------------------------------------------------------------------
+
+    def sum_lanes(self, d: int, v: int, temp: int) -> None:
+        self._across_lanes("vadd", d, v, temp)
+
+    def max_lanes(self, d: int, v: int, temp: int) -> None:
+        self._across_lanes("vmax", d, v, temp)
+
+    def _across_lanes(self, operation: str, d: int, v: int, temp: int) -> None:
+        """Every lane of d = all lanes of v, combined: with halves exchanged, of ever smaller
+        parts."""
+        bits = self.vector_bits
+        while bits > 8 * self.arithmetic.size:
+            if bits > 128:
+                self._exchange_pieces(temp, v, bits)
+            else:
+                self._vector("vshufps", temp, v, v, immediate=SWAPS[bits])
+            self._vector(f"{operation}{self.p}", d, v, temp)
+            v, bits = d, bits // 2
+
+    @abstractmethod
+    def _exchange_pieces(self, d: int, v: int, bits: int) -> None:
+        """d = v with the halves of each part of `bits`, more than 128, exchanged."""
 
     def load_const(self, d: int, c: Constant) -> None:
         if self.memory[0] == "m":

@@ -40,6 +40,9 @@ VECTOR = {
     "vfmadd231p": "{0} += {1} * {2}",
     "vfnmadd231p": "{0} -= {1} * {2}",
     "vfmadd213p": "{0} = {0} * {1} + {2}",
+    "vpsrl": "{0} = {1} >> {2}, lane by lane",
+    "vperm2f128": "{0} = {1}, its halves exchanged",
+    "vblendp": "{0} = {2} where bits of {3} are set, else {1}",
     "vpsll": "{0} = {1} << {2}, lane by lane",
     "vblendvp": "{0} = {2} where {3} < 0, else {1}",
     "vblendmp": "{0} = {2} where {3}, else {1}",
@@ -141,6 +144,9 @@ def template(form: Form, operands: Operands) -> str:
     if name == "vshuff32x4":
         a, b, c, d = (operands[3] >> shift & 3 for shift in (0, 2, 4, 6))
         return f"{{0}} = quarters {a}, {b} of {{1}}, then {c}, {d} of {{2}}"
+    if name == "vshufps":
+        part = {0x4E: 64, 0xB1: 32}[operands[3]]
+        return f"{{0}} = {{1}}, each {part} bits exchanged with their neighbour"
     found = VECTOR.get(name) or VECTOR.get(name[:-1]) or ""
     if name.startswith("vunpck") and form.kinds[0] != "xmm":
         return f"{found}, each 128 bits"
