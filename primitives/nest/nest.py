@@ -131,6 +131,8 @@ class Nest:
             known = {**self.loops, **beside.get("variants", {})}
             doors.one_in("taps", taps, "loops and variants", known)
         m, n, k = doors.text("m", m), doors.text("n", n), doors.text("k", k)
+        if len({m, n, k}) < 3:
+            raise ValueError(f"m={m!r}, n={n!r}, k={k!r}: a product has three loops or axes")
         for name, loop in (("m", m), ("n", n)):
             if set(loop.split()) & set(self.sums):
                 raise ValueError(
