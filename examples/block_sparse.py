@@ -13,7 +13,7 @@ explains it.
 from __future__ import annotations
 
 import numpy as np
-from checked import check, parse, show_times
+from checked import check, options, show_times
 
 from jitgen import Loop, Nest, Primitive, Tensor
 
@@ -68,7 +68,7 @@ def expected(matrix: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    given = parse(__doc__ or "")
+    given = options(__doc__ or "").parse_args()
     rng, block, across, columns = np.random.default_rng(), (32, 32), 32, 1024
     indptr, indices = random_blocks(rng, (32, across), 0.2)
     kind = np.float32 if given.dtype == "f32" else np.float64

@@ -1,6 +1,6 @@
 """What the examples of primitives share: results held against float64, and times in turns.
 
-Not here: any primitive (block_sparse.py, linear_attention.py).
+Not here: any primitive (block_sparse.py, linear_attention.py, fused_attention.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 
-def parse(text: str) -> argparse.Namespace:
-    """The options of an example; `text` is its description."""
+def options(text: str) -> argparse.ArgumentParser:
+    """What an example can be asked; `text` is its description."""
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -21,7 +21,7 @@ def parse(text: str) -> argparse.Namespace:
     parser.add_argument("--target", help="such as avx2; default: this CPU's best")
     parser.add_argument("--dtype", default="f32", help="f32 or f64; default %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="of measuring; %(default)s")
-    return parser.parse_args()
+    return parser
 
 
 def check(found: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
@@ -35,10 +35,12 @@ def check(found: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
 
 
 def show_times(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
-    """Print the shortest time of a call of each, which take turns for so long."""
+    """Print the shortest time of a call of each, which take turns for so long, and twice at the
+    least."""
     best = dict.fromkeys(calls, float("inf"))
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    end, turns = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or turns < 2:
+        turns += 1
         for name, call in calls.items():
             call()  # the other one's data has taken the caches
             start = time.perf_counter()

@@ -4,22 +4,24 @@
     python examples/linear_attention.py --threads 1 --target avx2
 
     context = sum over steps s of phi(k_s)^T v_s           features x features, for each head
-    o_t = phi(q_t) context / steps                         phi(x) = elu(x) + 1
+    o_t = rms_norm(phi(q_t) context / steps)               phi(x) = elu(x) + 1
 
-after Katharopoulos et al., arXiv:2006.16236, with the number of steps for the normaliser. q, k and
-v are products of the input and the weights of each head. They are made a block of rows at a time
-and used at once; they, and the context, stay in a thread's own caches.
+after Katharopoulos et al., arXiv:2006.16236, with a norm for the normaliser (arXiv:2210.10340). q,
+k and v are products of the input and the weights of each head. They are made a block of rows at a
+time and used at once; they, and the context, stay in a thread's own caches.
 docs/writing-a-primitive.md explains it.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from checked import check, parse, show_times
+from checked import check, options, show_times
 
 from jitgen import Loop, Nest, Primitive, Tensor
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
+#: Of the norm
+EPS = 1e-5
 
 
 def linear_attention(
@@ -53,9 +55,11 @@ def linear_attention(
     make_q = again.gemm(
         x.at(b="b", s="t"), wq.at(h="h"), q.at(), m="t", n="e", k="c", title="phi(q)", **phi
     )
+    there = o.at(b="b", s="t", h="h")
+    norm = again.rows("rms_norm", {"x": there, "y": there}, rows="t", over="d", eps=EPS)
     results = again.gemm(
-        q.at(), context.at(), o.at(b="b", s="t", h="h"), m="t", n="d", k="e", alpha=1 / steps,
-        title="phi(q) context", before=(make_q,),
+        q.at(), context.at(), there, m="t", n="d", k="e", alpha=1 / steps, title="phi(q) context",
+        before=(make_q,), after=(norm,),
     )  # fmt: skip
     total = add_up.gemm(
         k.at(), v.at(), context.at(), m="e", n="d", k="s", title="phi(k)^T v",
@@ -78,7 +82,13 @@ def expected(
     # each sum is off by its length in units of the sum of absolute values
     sizes = [np.einsum("bsc,hcd->bhsd", np.abs(x), np.abs(w)) for w in (wq, wk, wv)]
     most = (sizes[0] + 1) @ ((sizes[1] + 1).swapaxes(2, 3) @ sizes[2]) / steps
-    bound = (3 * channels + steps + features + 40) * np.finfo(x.dtype).eps * most
+    eps = np.finfo(x.dtype).eps
+    bound = (3 * channels + steps + features + 40) * eps * most
+    # the norm scales an error, and the errors of the row change the scale
+    scale = ((exact**2).mean(axis=-1, keepdims=True) + EPS) ** -0.5
+    exact, bound = exact * scale, bound * scale
+    row = (bound**2).mean(axis=-1, keepdims=True) ** 0.5
+    bound = bound + np.abs(exact) * (row + (features + 8) * eps)
     return exact.swapaxes(1, 2), bound.swapaxes(1, 2)
 
 
@@ -88,12 +98,13 @@ def by_numpy(x: np.ndarray, wq: np.ndarray, wk: np.ndarray, wv: np.ndarray) -> n
     for z in (q, k):
         np.add(z, 1, out=z, where=z > 0)
         np.exp(z, out=z, where=z <= 0)
-    found: np.ndarray = q @ (k.swapaxes(2, 3) @ v) / x.shape[1]
+    o = q @ (k.swapaxes(2, 3) @ v) / x.shape[1]
+    found: np.ndarray = o / np.sqrt((o * o).mean(axis=-1, keepdims=True) + EPS)
     return found
 
 
 def main() -> None:
-    given = parse(__doc__ or "")
+    given = options(__doc__ or "").parse_args()
     batch, steps, channels, heads, features = 4, 512, 512, 8, 64
     rng, kind = np.random.default_rng(), NUMPY[given.dtype]
     x = rng.standard_normal((batch, steps, channels)).astype(kind)

@@ -348,9 +348,10 @@ add("jitgen.primitives.nest.nest.Nest", Nest,
     order=text, loops=mapping, dtype=name("f32"), sums=text)
 add("jitgen.primitives.nest.nest.Nest.call", NEST.call,
     lambda: {"title": "t", "code": no_code, "words": ACCESSES, "before": (), "after": (),
-             "when": None, "variants": None},
+             "when": None, "variants": None, "writes": ("c",)},
     title=text, code=function, words=mapping, before=items(nothing), after=items(nothing),
-    when=optional(nothing), variants=optional(mapping))  # fmt: skip
+    when=optional(nothing), variants=optional(mapping),
+    writes=optional(items(name("a", "b", "c"))))  # fmt: skip
 add("jitgen.primitives.nest.nest.Nest.gemm", lambda **given: NEST.gemm(**given).words,
     lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "outer": "", "taps": "", "batch": None,
              "columns": 0, "alpha": 1.0, "beta": 0.0, "epilogue": (), "plan": None, "words": None,

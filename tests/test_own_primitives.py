@@ -23,6 +23,7 @@ sys.path.insert(0, str(EXAMPLES))
 try:
     import block_sparse
     import checked
+    import fused_attention
     import linear_attention
 finally:
     sys.path.remove(str(EXAMPLES))
@@ -63,7 +64,36 @@ def linear(target: str, dtype: str, rng: np.random.Generator, threads: int) -> M
     return primitive, arrays, "o", exact, bound
 
 
-MAKERS = [product, linear]
+def attention(
+    target: str, dtype: str, rng: np.random.Generator, threads: int, layout: str = "b h s d",
+    steps: int = 21, queries: int = 8,
+) -> Made:  # fmt: skip
+    """Blocks of queries, the last of which is shorter."""
+    sizes = 2, 3, steps, 5
+    arrays, (q, k, v, o) = fused_attention.arrays(rng, *sizes, layout, dtype)
+    exact, bound = fused_attention.expected(q, k, v)
+    primitive = fused_attention.fused_attention(
+        *sizes, layout=layout, queries=queries, dtype=dtype, threads=threads, target=target
+    )
+    back = [" ".join("bhsd").split().index(axis) for axis in layout.split() if axis != "p"]
+    assert o.base is arrays["o"] or o is arrays["o"]
+    return primitive, arrays, "o", exact.transpose(back), bound.transpose(back)
+
+
+def together(target: str, dtype: str, rng: np.random.Generator, threads: int) -> Made:
+    """q, k and v in one array; v is copied first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_attention, "FAR", 45)
+        made = attention(target, dtype, rng, threads, "b s p h d", 16, 16)
+    assert "copy v" in made[0].stream.parts[0].part.before[0].title
+    return made
+
+
+def apart(target: str, dtype: str, rng: np.random.Generator, threads: int) -> Made:
+    return attention(target, dtype, rng, threads, "h b s d", 3, 8)
+
+
+MAKERS = [product, linear, attention, together, apart]
 
 
 @pytest.mark.parametrize("tier", SEEN)

@@ -291,6 +291,9 @@ def lists(
          "m='m': a call takes 6 positions of loop 'm'; <Tensor y .* own> has 5"),
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(X.at(m="m"), W.at(), Y.at(m="m"), n="k"),
          ValueError, "m='m', n='k', k='k': a product has three loops or axes"),
+        (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
+            X.at(m="m"), W.at(), Y.at(m="m"), epilogue=("relu", "bias")), ValueError,
+         "epilogue has 'bias'; words has no 'bias'"),
         (lambda: Nest("M", LOOPS, "f32", "avx3"), ValueError, "avx3"),
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
             X.at(m="m"), W.at(), Y.at(m="m"), alpha=1e39), ValueError, "alpha=1e.39 is too large"),

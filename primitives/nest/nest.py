@@ -11,7 +11,7 @@ Not here: streams of parts (`jitgen.primitives.nest.stream`), which order and bl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from jitgen import doors
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.plan import check_overrides
 from jitgen.gemm.spec import make_epilogue
@@ -26,7 +27,7 @@ from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.along import Along, Sizes, along, on
 from jitgen.primitives.nest.batch import make_lists
 from jitgen.primitives.nest.loops import Loop, check_sums
-from jitgen.primitives.nest.rows import row_calls
+from jitgen.primitives.nest.rows import row_calls, written
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
 from jitgen.primitives.nest.tables import check_table
 from jitgen.primitives.nest.tensor import Access, Tensor
@@ -62,10 +63,11 @@ class Nest:
     def call(
         self, title: str, code: MakeCode, words: Mapping[str, Access], *,
         before: tuple[Part, ...] = (), after: tuple[Part, ...] = (), when: Access | None = None,
-        variants: Mapping[str, Any] | None = None,
+        variants: Mapping[str, Any] | None = None, writes: Sequence[str] | None = None,
     ) -> Part:  # fmt: skip
-        """A kernel at each iteration, as `code` makes it; `words` of its argument struct. `before`,
-        `after`, `variants` and `when` are those of `Part`.
+        """A kernel at each iteration, as `code` makes it; `words` of its argument struct, and those
+        through which it `writes` (None: "c"). `before`, `after`, `variants` and `when` are those of
+        `Part`.
 
         Raises TypeError or ValueError for a loop that is missing, an index beyond its axis, and a
         sum that threads would share.
@@ -82,12 +84,17 @@ class Nest:
             loop, values = doors.items(what, variant, 2)
             extent = self.loops[doors.one_in(f"{what}: loop", loop, "loops", self.loops)].extent
             check_table(what, values, extent)
+        results = [word for word in ("c",) if word in words] if writes is None else [
+            doors.one_in(f"writes[{i}]", word, "words", words)
+            for i, word in enumerate(doors.items("writes", writes))
+        ]  # fmt: skip
         for name, others in (("before", before), ("after", after)):
             for i, other in enumerate(doors.items(name, others)):
                 doors.instance(f"{name}[{i}]", other, Part)
         return Part(
             doors.text("title", title), self.order, self.loops, doors.function("code", code), refs,
             self.sums, tuple(before), tuple(after), variants, flag, target=self.target,
+            writes=tuple(results),
         )  # fmt: skip
 
     def gemm(
@@ -202,7 +209,14 @@ class Nest:
             )  # fmt: skip
             return kernel, {"count": count}
 
-        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
+        writes = ["c"]
+        for step, *_ in epilogue:
+            operand = STEPS[step].operand
+            if operand and operand.word not in more:
+                raise ValueError(f"epilogue has {step!r}; words has no {operand.word!r}")
+            if operand and operand.place == "bit":
+                writes.append(operand.word)
+        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, writes=writes, **beside)
 
     def _lists(self, a: Access, b: Access, c: Access, batch: Any, **how: Any) -> Part:
         """`gemm` with batches by lists."""
@@ -323,7 +337,9 @@ class Nest:
             self.loops, self.dtype, self.target, function, operands, doors.text("rows", rows),
             doors.text("over", over), eps,
         )  # fmt: skip
-        return self.call(doors.text("title", title) or function, code, words, **beside)
+        writes = written(function, words)
+        return self.call(doors.text("title", title) or function, code, words, writes=writes,
+                         **beside)  # fmt: skip
 
     def _panel(self, source: Access, to: Access, depth: str) -> int:
         """Columns of the result's panels, if it has any that are to be filled up; `depth` is the

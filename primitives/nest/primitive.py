@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.emit.steps import STEPS
 from jitgen.frozen import Frozen, uncopied
 from jitgen.primitives.layers.arrays import buffer_of, first_of
 from jitgen.primitives.nest.run import Run
@@ -26,11 +25,6 @@ from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run.threads import check_threads
 from jitgen.target import Target
 from jitgen.types import DTYPES, NUMPY
-
-#: Words that kernels write to: the result, and what steps of an epilogue leave
-WRITTEN = {"c"} | {
-    step.operand.word for step in STEPS.values() if step.operand and step.operand.place == "bit"
-}
 
 
 class Primitive(Frozen):
@@ -77,8 +71,7 @@ class Primitive(Frozen):
             {name: self._elements(size) for name, size in sizes.items()}, values,
         )  # fmt: skip
         self._run.name = doors.text("name", name)
-        words = chain.from_iterable(part.words.items() for part in every)
-        written = {ref.tensor for word, ref in words if word in WRITTEN}
+        written = {part.words[word].tensor for part in every for word in part.writes}
         #: the tensors that it writes
         self.results = tuple(name for name in self.tensors if name in written)
         self._taken = {name: _Taken(t) for name, t in self.tensors.items()}

@@ -74,7 +74,8 @@ class Part:
     blocks of their own inside: their calls are made by the thread, and just before or after the
     calls, that have their position.
 
-    `tables`: the values of tensors that the part itself knows. `target` is that of its kernels.
+    `tables`: the values of tensors that the part itself knows. `target` is that of its kernels,
+    `writes` the words whose tensors they write to.
     """
 
     title: str
@@ -89,6 +90,7 @@ class Part:
     when: Ref | None = None
     tables: Mapping[str, np.ndarray] = field(default_factory=dict)
     target: Target | None = None
+    writes: tuple[str, ...] = ("c",)
 
     def refs(self) -> Iterator[Ref]:
         """Those of its words, and of the parts beside it."""
