@@ -79,11 +79,15 @@ def expected(
     q, k, v = (np.einsum("bsc,hcd->bhsd", x, w, dtype=np.float64) for w in (wq, wk, wv))
     q, k = (np.where(z > 0, z + 1, np.exp(np.minimum(z, 0))) for z in (q, k))
     exact = q @ (k.swapaxes(2, 3) @ v) / steps
-    # each sum is off by its length in units of the sum of absolute values
-    sizes = [np.einsum("bsc,hcd->bhsd", np.abs(x), np.abs(w)) for w in (wq, wk, wv)]
-    most = (sizes[0] + 1) @ ((sizes[1] + 1).swapaxes(2, 3) @ sizes[2]) / steps
+    # a sum of products is off by its length in units of the sum of their absolute values
     eps = np.finfo(x.dtype).eps
-    bound = (3 * channels + steps + features + 40) * eps * most
+    dq, dk, dv = (
+        (channels + 8) * eps * (np.einsum("bsc,hcd->bhsd", np.abs(x), np.abs(w)) + 1)
+        for w in (wq, wk, wv)
+    )
+    k, v = k.swapaxes(2, 3), np.abs(v)
+    bound = dq @ (k @ v) + q @ (dk.swapaxes(2, 3) @ v + k @ dv + (steps + features) * eps * (k @ v))
+    bound /= steps
     # the norm scales an error, and the errors of the row change the scale
     scale = ((exact**2).mean(axis=-1, keepdims=True) + EPS) ** -0.5
     exact, bound = exact * scale, bound * scale
