@@ -48,9 +48,8 @@ class Primitive(Frozen):
         #: the caller's, by name
         self.tensors = _listed("tensors", tensors)
         shared = _listed("scratch", scratch)
-        for argument, value in (("parts", parts), ("tensors", self.tensors)):
-            if not value:
-                raise ValueError(f"{argument}={doors.shown(value)} is empty")
+        if not parts:
+            raise ValueError(f"parts={doors.shown(parts)} is empty")
         every = list(chain.from_iterable(part.all() for part in parts))
         given = {} if constants is None else doors.mapping("constants", constants)
         values = _tables(every) | _constants(given, every)

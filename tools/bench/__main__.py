@@ -23,6 +23,7 @@ from typing import Any
 
 from tools.bench import (
     analysis,
+    attention,
     conv,
     disk,
     export,
@@ -45,6 +46,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "conv": (conv, "convolutions against PyTorch and ONNX Runtime"),
     "mlp": (mlp, "a training step against PyTorch's"),
     "lstm": (recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
+    "attention": (attention, "a fused attention, written as a nest, against PyTorch's"),
     "resnet50": (resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 
