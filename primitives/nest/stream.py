@@ -316,9 +316,7 @@ class Stream(Frozen):
                 chosen = np.flatnonzero(calls.nest.thread == thread)
                 out.append(f"  thread {thread}: {len(chosen)} calls")
                 for i in chosen[:most].tolist():
-                    beside = [_beside(others, i) for others in (calls.before, calls.after)]
-                    lines = [[_line(c, j) for c, at in o for j in at.tolist()] for o in beside]
-                    out += [*lines[0], _line(calls, i), *lines[1]]
+                    out += _lines(calls, i)
                 if len(chosen) > most:
                     out.append(f"    ... and {len(chosen) - most} more")
         return "\n".join(out) + "\n"
@@ -334,10 +332,17 @@ def _offsets(ref: Ref, nest: Iterations) -> np.ndarray:
     return offsets
 
 
-def _beside(others: Sequence[tuple[Calls, np.ndarray]], i: int) -> list[tuple[Calls, np.ndarray]]:
-    """The calls of other parts that stand by iteration i."""
-    found = [(calls, np.arange(*np.searchsorted(at, [i, i + 1]))) for calls, at in others]
-    return [(calls, index) for calls, index in found if len(index)]
+def _lines(calls: Calls, i: int) -> list[str]:
+    """Iteration i for the eye, with the calls of other parts that stand by it."""
+    before, after = (
+        [
+            line for other, at in others
+            for j in range(*np.searchsorted(at, [i, i + 1]).tolist())
+            for line in _lines(other, j)
+        ]
+        for others in (calls.before, calls.after)
+    )  # fmt: skip
+    return [*before, _line(calls, i), *after]
 
 
 def _sources(calls: Calls, thread: int) -> list[tuple[Calls, np.ndarray, list[np.ndarray]]]:
