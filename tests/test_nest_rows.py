@@ -109,7 +109,7 @@ PLACE = {"x": X.at(m="m"), "y": X.at(m="m")}
     ("arguments", "message"),
     [
         ({"function": "softmin"}, "function='softmin' is not one of softmax"),
-        ({"operands": {"x": PLACE["x"]}}, "operands has no 'y', which softmax needs"),
+        ({"operands": {"x": PLACE["x"]}}, "operands=.* has no 'y', which softmax needs"),
         ({"operands": {**PLACE, "z": PLACE["x"]}}, "operands of softmax='z' is not one of x, y"),
         ({"over": "k"}, "over='k': <Tensor x .* has no axis along that loop, or called so"),
         ({"rows": "n", "over": "m"}, "over='m': a call takes all of what is reduced; the loop has"),

@@ -19,39 +19,39 @@ class Group:
 
     x: operand -> registers, one for each vector; the last pass may change them. d: registers for
     the result; of a pass that writes, those of the first operand. t: temporaries, rows of one for
-    each vector. s: numbers of the row. tail: lanes of the last vector if it is no whole one.
+    each vector. s: numbers of the rows that the vectors are in. sums: registers that add them up.
+    tails: which vectors are no whole ones, of `lanes` lanes.
     """
 
     def __init__(
         self, machine: Machine, x: Mapping[str, Sequence[int]], d: Sequence[int],
-        t: Sequence[Sequence[int]], s: Mapping[str, int], sums: Mapping[str, Sequence[int]],
-        tail: int, spare: int,
+        t: Sequence[Sequence[int]], s: Mapping[str, Sequence[int]],
+        sums: Mapping[str, Sequence[int]], tails: Sequence[int], lanes: int, spare: int,
     ) -> None:  # fmt: skip
         self.machine, self.x, self.d, self.t, self.s = machine, x, d, t, s
-        self._sums, self._tail, self._spare = sums, tail, spare
+        self._sums, self._tails, self._lanes, self._spare = sums, tails, lanes, spare
 
     def clear(self, v: Sequence[int]) -> None:
-        """0 in the lanes behind the row's end. Those of operands have it."""
-        if self._tail:
+        """0 in the lanes behind the rows' ends. Those of operands have it."""
+        for i in self._tails:
             self.machine.zero(self._spare)
-            self.machine.select_first(v[-1], v[-1], self._spare, self._tail)
+            self.machine.select_first(v[i], v[i], self._spare, self._lanes)
 
     def add(self, name: str, v: Sequence[int]) -> None:
-        """Add vectors, 0 behind the row's end, to a sum."""
-        for total, each in zip(self._sums[name], v, strict=False):
+        """Add vectors, 0 behind the rows' ends, to sums."""
+        for total, each in zip(self._sums[name], v, strict=True):
             self.machine.add(total, total, each)
 
     def add_products(self, name: str, a: Sequence[int], b: Sequence[int]) -> None:
-        """Add the products of vectors to a sum."""
-        for total, x, y in zip(self._sums[name], a, b, strict=False):
+        """Add the products of vectors to sums."""
+        for total, x, y in zip(self._sums[name], a, b, strict=True):
             self.machine.fma(total, x, y)
 
     def greatest(self, name: str, v: Sequence[int]) -> None:
-        """The greater of a maximum and vectors; a NaN is passed over."""
-        last = len(v) - 1
-        for i, (top, each) in enumerate(zip(self._sums[name], v, strict=False)):
-            if self._tail and i == last:
-                self.machine.select_first(self._spare, each, top, self._tail)
+        """The greater of maxima and vectors; a NaN is passed over."""
+        for i, (top, each) in enumerate(zip(self._sums[name], v, strict=True)):
+            if i in self._tails:
+                self.machine.select_first(self._spare, each, top, self._lanes)
                 each = self._spare
             self.machine.max(top, each, top)
 
@@ -78,26 +78,26 @@ def top(m: Machine, g: Group) -> None:
 
 
 def exp(m: Machine, g: Group) -> None:
-    for t, x in zip(g.t[0], g.x["x"], strict=True):
-        m.sub(t, x, g.s["base"] if "base" in g.s else g.s["top"])
+    for t, x, top in zip(g.t[0], g.x["x"], g.s["base" if "base" in g.s else "top"], strict=True):
+        m.sub(t, x, top)
     if "limit" in g.s:  # an infinity, which the difference to the greatest number leaves
         for t in g.t[0]:
-            m.min(t, g.s["limit"], t)
-    exponents.exp_not_positive(m, g.d, g.t[0], g.t[1], g.s["low"])
+            m.min(t, g.s["limit"][0], t)
+    exponents.exp_not_positive(m, g.d, g.t[0], g.t[1], g.s["low"][0])
     g.clear(g.d)
     g.add("sum", g.d)
 
 
 def scale(m: Machine, g: Group) -> None:
-    for d, y in zip(g.d, g.x["y"], strict=True):
-        m.mul(d, y, g.s["sum"])
+    for d, y, factor in zip(g.d, g.x["y"], g.s["sum"], strict=True):
+        m.mul(d, y, factor)
 
 
 def less_sum(m: Machine, g: Group) -> None:
-    for d, x in zip(g.d, g.x["x"], strict=True):
-        m.sub(d, x, g.s["top"])
-    for d in g.d:
-        m.sub(d, d, g.s["sum"])
+    for d, x, top in zip(g.d, g.x["x"], g.s["top"], strict=True):
+        m.sub(d, x, top)
+    for d, log in zip(g.d, g.s["sum"], strict=True):
+        m.sub(d, d, log)
 
 
 def sum(m: Machine, g: Group) -> None:
@@ -113,8 +113,8 @@ def squares(m: Machine, g: Group) -> None:
 
 
 def deviations(m: Machine, g: Group) -> None:
-    for t, x in zip(g.t[0], g.x["x"], strict=True):
-        m.sub(t, x, g.s["mean"])
+    for t, x, mean in zip(g.t[0], g.x["x"], g.s["mean"], strict=True):
+        m.sub(t, x, mean)
     g.clear(g.t[0])
     g.add_products("rstd", g.t[0], g.t[0])
 
@@ -122,11 +122,11 @@ def deviations(m: Machine, g: Group) -> None:
 def normalise(m: Machine, g: Group) -> None:
     source = g.x["x"]
     if "mean" in g.s:
-        for d, x in zip(g.d, source, strict=True):
-            m.sub(d, x, g.s["mean"])
+        for d, x, mean in zip(g.d, source, g.s["mean"], strict=True):
+            m.sub(d, x, mean)
         source = g.d
-    for d, x in zip(g.d, source, strict=True):
-        m.mul(d, x, g.s["rstd"])
+    for d, x, rstd in zip(g.d, source, g.s["rstd"], strict=True):
+        m.mul(d, x, rstd)
     for i, d in enumerate(g.d):
         if "scale" in g.x and "shift" in g.x:
             m.fmad(d, g.x["scale"][i], g.x["shift"][i])
@@ -149,8 +149,8 @@ def _centred(m: Machine, g: Group) -> Sequence[int]:
     """x less its mean."""
     if "mean" not in g.s:
         return g.x["x"]
-    for t, x in zip(g.t[1], g.x["x"], strict=True):
-        m.sub(t, x, g.s["mean"])
+    for t, x, mean in zip(g.t[1], g.x["x"], g.s["mean"], strict=True):
+        m.sub(t, x, mean)
     return g.t[1]
 
 
@@ -167,14 +167,17 @@ def norm_gradient(m: Machine, g: Group) -> None:
         for total, dy in zip(g.x["dshift"], g.x["dy"], strict=True):
             m.add(total, total, dy)
     if "dscale" in g.x:
-        for t, x, dy, total in zip(g.t[2], centred, g.x["dy"], g.x["dscale"], strict=True):
-            m.mul(t, x, g.s["rstd"])
+        for t, x, rstd in zip(g.t[2], centred, g.s["rstd"], strict=True):
+            m.mul(t, x, rstd)
+        for t, dy, total in zip(g.t[2], g.x["dy"], g.x["dscale"], strict=True):
             m.fma(total, dy, t)
-    for d, w, x in zip(g.d, weighted, centred, strict=True):
-        if "sum" in g.s:
-            m.sub(w, w, g.s["sum"])
-        m.fnma(w, x, g.s["product"])
-        m.mul(d, w, g.s["rstd"])
+    if "sum" in g.s:
+        for w, mean in zip(weighted, g.s["sum"], strict=True):
+            m.sub(w, w, mean)
+    for w, x, factor in zip(weighted, centred, g.s["product"], strict=True):
+        m.fnma(w, x, factor)
+    for d, w, rstd in zip(g.d, weighted, g.s["rstd"], strict=True):
+        m.mul(d, w, rstd)
 
 
 def dot(m: Machine, g: Group) -> None:
@@ -182,31 +185,32 @@ def dot(m: Machine, g: Group) -> None:
 
 
 def softmax_gradient(m: Machine, g: Group) -> None:
-    for d, dy, y in zip(g.d, g.x["dy"], g.x["y"], strict=True):
-        m.sub(d, dy, g.s["sum"])
+    for d, dy, total in zip(g.d, g.x["dy"], g.s["sum"], strict=True):
+        m.sub(d, dy, total)
+    for d, y in zip(g.d, g.x["y"], strict=True):
         m.mul(d, d, y)
 
 
 def log_softmax_gradient(m: Machine, g: Group) -> None:
-    exponents.exp_not_positive(m, g.t[1], g.x["y"], g.t[0], g.s["low"])
-    for dy, e in zip(g.x["dy"], g.t[1], strict=True):
-        m.fnma(dy, e, g.s["sum"])
+    exponents.exp_not_positive(m, g.t[1], g.x["y"], g.t[0], g.s["low"][0])
+    for dy, e, total in zip(g.x["dy"], g.t[1], g.s["sum"], strict=True):
+        m.fnma(dy, e, total)
 
 
 def exp_gradient(m: Machine, g: Group) -> None:
-    for t, x in zip(g.t[0], g.x["x"], strict=True):
-        m.sub(t, x, g.s["value"])
-    exponents.exp_not_positive(m, g.d, g.t[0], g.t[1], g.s["low"])
-    for d in g.d:
-        m.mul(d, d, g.s["gradient"])
+    for t, x, value in zip(g.t[0], g.x["x"], g.s["value"], strict=True):
+        m.sub(t, x, value)
+    exponents.exp_not_positive(m, g.d, g.t[0], g.t[1], g.s["low"][0])
+    for d, gradient in zip(g.d, g.s["gradient"], strict=True):
+        m.mul(d, d, gradient)
 
 
 def spread(m: Machine, g: Group) -> None:
-    for d in g.d:
+    for d, gradient in zip(g.d, g.s["gradient"], strict=True):
         if "part" in g.s:
-            m.mul(d, g.s["gradient"], g.s["part"])
+            m.mul(d, gradient, g.s["part"][0])
         else:
-            m.or_(d, g.s["gradient"], g.s["gradient"])
+            m.or_(d, gradient, gradient)
 
 
 # ---- between passes -----------------------------------------------------------------------------

@@ -100,7 +100,9 @@ def _places(
         places[name] = access
     for name, operand in record.operands.items():
         if name not in places and not operand.optional:
-            raise ValueError(f"operands has no {name!r}, which {function} needs")
+            raise ValueError(
+                f"operands={doors.shown(operands)} has no {name!r}, which {function} needs"
+            )
     return places
 
 
