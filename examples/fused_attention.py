@@ -7,8 +7,8 @@
     p = softmax of p    each query is a column
     o = p^T v
 
-The scores of a block of queries are one thread's own scratch, some 32 KiB that are used up before
-the next block. They are made transposed, so that queries are the lanes of vectors and the softmax
+The scores of a block of queries are one thread's own scratch, which is used up before the next
+block. They are made transposed, so that queries are the lanes of vectors and the softmax
 goes down columns, without a step across lanes. docs/writing-a-primitive.md explains it.
 """
 
@@ -22,6 +22,9 @@ from jitgen import Loop, Nest, Primitive, Tensor
 NUMPY = {"f32": np.float32, "f64": np.float64}
 #: Queries of a block
 QUERIES = 64
+#: Elements between rows of scores: without them, the softmax of a long column would find its rows in
+#: a quarter of the sets of the cache
+GAP = 16
 #: Elements from row to row from which on v is copied first: such rows share few sets of the cache
 FAR = 512
 
@@ -44,7 +47,9 @@ def fused_attention(
     else:
         tensors = [Tensor(name, layout, dtype, **sizes) for name in "qkv"]
         q, k, v = (tensor.at(b="b", h="h") for tensor in tensors)
-    scores = Tensor("scores", "s q", dtype, own=True, s=steps, q=queries)
+    scores = Tensor(
+        "scores", "s q", dtype, own=True, strides={"s": queries + GAP}, s=steps, q=queries
+    )
     heads_of = {"b": Loop(batch, (1,)), "h": Loop(heads, (1,))}
     nest = Nest("BHQ", {**heads_of, "q": Loop(steps, (queries,))}, dtype, target)
     multiply = nest.gemm(

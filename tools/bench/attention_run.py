@@ -83,7 +83,10 @@ class Bench(bench_child.Child):
     def _softmax(self, sizes: tuple[int, ...], queries: int) -> Primitive:
         """The softmax of all blocks, each in a thread's own scratch."""
         batch, heads, steps, _ = sizes
-        scores = Tensor("scores", "s q", "f32", own=True, s=steps, q=queries).at()
+        scores = Tensor(
+            "scores", "s q", "f32", own=True, strides={"s": queries + self._example.GAP},
+            s=steps, q=queries,
+        ).at()  # fmt: skip
         loops = {"b": Loop(batch, (1,)), "h": Loop(heads, (1,)), "q": Loop(steps, (queries,))}
         nest = Nest("BHQ", loops, "f32")
         part = nest.rows("softmax", {"x": scores, "y": scores}, rows="q", over="s")
