@@ -22,8 +22,8 @@ from jitgen import Loop, Nest, Primitive, Tensor
 NUMPY = {"f32": np.float32, "f64": np.float64}
 #: Queries of a block
 QUERIES = 64
-#: Elements between rows of scores: without them, the softmax of a long column would find its rows in
-#: a quarter of the sets of the cache
+#: Elements between rows of scores: without them, a long column would lie in a quarter of the sets
+#: of the first cache
 GAP = 16
 #: Elements from row to row from which on v is copied first: such rows share few sets of the cache
 FAR = 512

@@ -5,8 +5,6 @@ Not here: what a primitive is made of (test_primitive), the page that explains t
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,10 @@ import pytest
 from primitives_on import replay
 from random_cases import SEED
 from tiers import TIERS, need
+from worked import block_sparse, checked, fused_attention, linear_attention
 
 from jitgen import Primitive
 from jitgen.run import cpu
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-try:
-    import block_sparse
-    import checked
-    import fused_attention
-    import linear_attention
-finally:
-    sys.path.remove(str(EXAMPLES))
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
 HERE = [name for name, why in cpu.targets().items() if not why]
