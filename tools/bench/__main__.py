@@ -31,6 +31,7 @@ from tools.bench import (
     mlp,
     recurrent,
     resnet50,
+    rows,
 )  # fmt: skip
 from tools.bench.command import host_instruction_sets
 
@@ -47,6 +48,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "mlp": (mlp, "a training step against PyTorch's"),
     "lstm": (recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
     "attention": (attention, "a fused attention, written as a nest, against PyTorch's"),
+    "rows": (rows, "softmax, norms and sums of rows against PyTorch and a copy"),
     "resnet50": (resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 
