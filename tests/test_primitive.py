@@ -295,6 +295,9 @@ def lists(
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
             X.at(m="m"), W.at(), Y.at(m="m"), epilogue=("relu", "bias")), ValueError,
          "epilogue has 'bias'; words has no 'bias'"),
+        (lambda: Nest("M", LOOPS, "f32", "avx2").relayout(
+            X.at(m="m"), Tensor("z", "k q", "f32", q=20, k=12).at(q="m"), title="turn"),
+         ValueError, "q, along which neighbours lie together in one of them, is no axis of the"),
         (lambda: Nest("M", LOOPS, "f32", "avx3"), ValueError, "avx3"),
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
             X.at(m="m"), W.at(), Y.at(m="m"), alpha=1e39), ValueError, "alpha=1e.39 is too large"),

@@ -292,6 +292,11 @@ class Nest:
         self._check_type("source", source)
         self._check_type("to", to)
         for x, y in ((source, to), (to, source)):
+            if x.tensor.inner not in y.tensor.sizes:
+                raise ValueError(
+                    f"{source.tensor!r} to {to.tensor!r}: {x.tensor.inner}, along which neighbours "
+                    "lie together in one of them, is no axis of the other"
+                )
             for axis, size in x.tensor.sizes.items():
                 if axis not in y.tensor.sizes and axis not in x.index and size > 1:
                     raise ValueError(
