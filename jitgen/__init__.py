@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         MaxPool,
         Mlp,
         Nest,
+        Primitive,
         RmsNorm,
         Rnn,
         RowMean,
@@ -60,9 +61,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
     "LayerNorm", "LogSoftmax", "LogSumExp", "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan",
-    "RmsNorm", "Rnn", "RowMean", "RowSum", "Sgd", "Softmax", "Stream", "Target", "Tensor", "brgemm",
-     "cache_info", "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm",
-    "host", "pack_b", "softmax_cross_entropy", "targets",
+    "Primitive", "RmsNorm", "Rnn", "RowMean", "RowSum", "Sgd", "Softmax", "Stream", "Target",
+    "Tensor", "brgemm", "cache_info", "clear_caches", "convolution_1d", "debug", "export",
+    "fold_batch_norm", "host", "pack_b", "softmax_cross_entropy", "targets",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
     from jitgen.primitives.nest.loops import Loop
     from jitgen.primitives.nest.nest import Nest
+    from jitgen.primitives.nest.primitive import Primitive
     from jitgen.primitives.nest.stream import Stream
     from jitgen.primitives.nest.tensor import Tensor
     from jitgen.primitives.train.mlp import Mlp, softmax_cross_entropy
@@ -43,15 +44,16 @@ PUBLIC = {
     "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
     "Adam": "train.optimizers", "softmax_cross_entropy": "train.mlp",
     "fold_batch_norm": "conv.folding", "Tensor": "nest.tensor", "Nest": "nest.nest",
-    "Loop": "nest.loops", "Stream": "nest.stream", "Softmax": "layers.normalisation",
+    "Loop": "nest.loops", "Stream": "nest.stream", "Primitive": "nest.primitive",
+    "Softmax": "layers.normalisation",
     "LogSoftmax": "layers.normalisation", "LogSumExp": "layers.normalisation",
     "LayerNorm": "layers.normalisation", "RmsNorm": "layers.normalisation",
     "RowMean": "layers.normalisation", "RowSum": "layers.normalisation",
 }  # fmt: skip
 __all__ = [
     "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "LayerNorm", "LogSoftmax",
-    "LogSumExp", "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "RmsNorm", "Rnn", "RowMean", "RowSum",
-    "Sgd", "Softmax", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
+    "LogSumExp", "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Primitive", "RmsNorm", "Rnn", "RowMean",
+    "RowSum", "Sgd", "Softmax", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
     "softmax_cross_entropy",
 ]  # fmt: skip
 

@@ -50,6 +50,7 @@ from jitgen.primitives.nest import curve, loops, tuning
 from jitgen.primitives.nest.cost import cost
 from jitgen.primitives.nest.loops import Loop
 from jitgen.primitives.nest.nest import Nest, relayout
+from jitgen.primitives.nest.primitive import Primitive
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run import cpu, threads
@@ -353,19 +354,21 @@ add("jitgen.primitives.nest.cost.cost", lambda **given: cost(**given).cycles,
     nest=nothing, accesses=mapping, columns=either(name("n"), name("")), windows=name(""))
 add("jitgen.primitives.nest.nest.Nest", Nest,
     lambda: {"order": "mn", "loops": {"m": Loop(8, (4,)), "n": Loop(4, (4,))}, "dtype": "f32",
-             "target": cpu.host(), "sums": ""},
-    order=text, loops=mapping, dtype=name("f32"), target=nothing, sums=text)
+             "target": HERE, "sums": ""},
+    order=text, loops=mapping, dtype=name("f32"), sums=text)
 add("jitgen.primitives.nest.nest.Nest.call", NEST.call,
     lambda: {"title": "t", "code": no_code, "words": ACCESSES, "before": (), "after": (),
-             "when": None, "variants": None},
+             "when": None, "variants": None, "writes": ("c",)},
     title=text, code=function, words=mapping, before=items(nothing), after=items(nothing),
-    when=optional(nothing), variants=optional(mapping))  # fmt: skip
+    when=optional(nothing), variants=optional(mapping),
+    writes=optional(items(name("a", "b", "c"))))  # fmt: skip
 add("jitgen.primitives.nest.nest.Nest.gemm", lambda **given: NEST.gemm(**given).words,
-    lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "outer": "", "taps": "", "columns": 0,
-             "beta": 0.0, "epilogue": (), "plan": None, "words": None, "title": "t"},
+    lambda: {**ACCESSES, "m": "m", "n": "n", "k": "k", "outer": "", "taps": "", "batch": None,
+             "columns": 0, "alpha": 1.0, "beta": 0.0, "epilogue": (), "plan": None, "words": None,
+             "title": "t"},
     a=nothing, b=nothing, c=nothing, m=name("m"), n=name("n"), k=name("k"), outer=name(""),
-    taps=name(""), columns=size(0), beta=number(), epilogue=items(nothing), plan=optional(mapping),
-    words=optional(mapping), title=text)
+    taps=name(""), batch=optional(nothing), columns=size(0), alpha=number(), beta=number(),
+    epilogue=items(nothing), plan=optional(mapping), words=optional(mapping), title=text)
 add("jitgen.primitives.nest.nest.Nest.relayout", lambda **given: NEST.relayout(**given).words,
     lambda: {"source": TENSOR.at(n="m", c="k"), "to": Tensor("z", "c n", "f32", n=8, c=4).at(
         n="m", c="k"), "title": "t", "fill": True},
@@ -377,8 +380,27 @@ add("jitgen.primitives.nest.nest.Nest.rows", lambda **given: NEST.rows(**given).
     eps=number(low=0), title=text)
 add("jitgen.primitives.nest.nest.relayout", lambda **given: relayout(**given).words,
     lambda: {"source": TENSOR, "to": Tensor("z", "c n", "f32", n=8, c=4), "dtype": "f32",
-             "target": cpu.host(), "fill": True},
-    source=nothing, to=nothing, dtype=name("f32"), target=nothing, fill=flag)
+             "target": HERE, "fill": True},
+    source=nothing, to=nothing, dtype=name("f32"), fill=flag)
+TRIPLE = {"a": TENSOR, "b": Tensor("w", "c k", "f32", c=4, k=4), "c": WIDE}
+PRIMITIVE = Primitive([NEST.gemm(**ACCESSES)], [TENSOR, TRIPLE["b"], WIDE], 1)
+
+
+def run_primitive(**arrays: Any) -> Any:
+    PRIMITIVE(**arrays)
+    return arrays["y"]
+
+
+add("jitgen.primitives.nest.primitive.Primitive",
+    lambda **given: Primitive(**given).stream.slices,
+    lambda: {"parts": [NEST.gemm(**ACCESSES)], "tensors": [TENSOR, WIDE], "threads": 1,
+             "scratch": [TRIPLE["b"]], "constants": None, "name": ""},
+    parts=nothing, tensors=nothing, scratch=nothing, constants=optional(mapping), name=text,
+    left_out={"scratch": "without it, a part's tensor is in no list"})
+add("jitgen.primitives.nest.primitive.Primitive.__call__", run_primitive,
+    lambda: {"x": rand(8, 4), "w": rand(4, 4), "y": zeros(8, 4)}, x=IN, w=IN, y=OUT)
+add("jitgen.primitives.nest.primitive.Primitive.seconds",
+    lambda: PRIMITIVE.seconds() and None, dict)
 add("jitgen.primitives.nest.tuning.tuned", tuning.tuned,
     lambda: {"key": "k", "candidates": {"a": 1}, "seconds": lambda c: 1.0}, key=anything,
     candidates=nothing, seconds=anything)

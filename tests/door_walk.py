@@ -33,9 +33,9 @@ INSIDE = (
     "conv.pooling", "conv.streams", "conv.tiles", "conv.weights", "conv.windows",
     "conv.winograd", "fc.streams", "layers.arrays", "layers.base", "layers.described",
     "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
-    "layers.sequences", "nest.gemm", "nest.limits", "nest.report", "nest.rows", "nest.run",
-    "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments", "rnn.backward", "rnn.biases",
-    "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
+    "layers.sequences", "nest.along", "nest.batch", "nest.gemm", "nest.limits", "nest.report",
+    "nest.rows", "nest.run", "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments",
+    "rnn.backward", "rnn.biases", "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it
@@ -67,6 +67,7 @@ LEFT_OUT = {
     "jitgen.primitives.rnn.kept.Kept": _INNER, "jitgen.primitives.rnn.kept.Kept.check": _INNER,
     "jitgen.primitives.nest.stream.Calls": _INNER,
     "jitgen.primitives.nest.stream.Part": "made by Nest, which checks",
+    "jitgen.primitives.nest.stream.Part.all": _INNER,
     "jitgen.primitives.nest.stream.Part.refs": _INNER,
     "jitgen.primitives.nest.stream.Ref": "made by Access",
     "jitgen.primitives.nest.bounds.PartBounds": "a part of a RunBounds, to be read",
@@ -82,6 +83,7 @@ LEFT_OUT = {
     "jitgen.primitives.nest.tensor.Access": "made by Tensor.at, which checks",
     "jitgen.primitives.nest.tensor.Access.axis": _INNER,
     "jitgen.primitives.nest.tensor.Access.moves": _INNER,
+    "jitgen.primitives.nest.tensor.Access.without": _INNER,
     "jitgen.primitives.nest.tensor.Access.ref": "takes the loops of a Nest, which checks them",
 }  # fmt: skip
 #: What stands for a value in a message, of which no more needs to be said

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from golden import DTYPES, Draw, shown
+from worked import block_sparse, fused_attention, linear_attention
 
 from jitgen import (
     Adam,
@@ -248,8 +249,28 @@ def _ask_rows(layer: Any, rows: int, columns: int, how: dict[str, Any]) -> Calls
     yield "backward", layer.backward(*inputs.get(kind.__name__, (wide, wide)))
 
 
+def _primitives(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
+    """The worked examples: sums over lists, scratch of each thread, calls beside others, rows."""
+    lists = np.array([0, 2, 2, 5, 6]), np.array([0, 3, 1, 2, 3, 0])
+    for dtype, threads in product(DTYPES, (1, 3)):
+        how: dict[str, Any] = {"dtype": dtype, "threads": threads, "target": target}
+        made = {
+            "block sparse": block_sparse.block_sparse(*lists, (24, 16), 4, 300, **how),
+            "linear attention": linear_attention.linear_attention(2, 90, 40, 3, 16, **how),
+            "attention": fused_attention.fused_attention(2, 3, 100, 40, **how),
+            "attention of one array": fused_attention.fused_attention(
+                2, 8, 70, 32, layout="b s p h d", queries=32, **how
+            ),
+        }
+        for name, primitive in made.items():
+            arrays = {t.name: _zeros(t.shape, dtype) for t in primitive.tensors.values()}
+            call = ((each, run(**given)) for each, run, given in [("call", primitive, arrays)])
+            yield f"{name} {dtype} threads {threads}", call
+
+
 LAYERS: dict[str, Callable[[Draw, str], Iterator[tuple[str, Calls]]]] = {
     "fully-connected": _fully_connected, "convolution": _convolutions, "pooling": _pools,
     "recurrent": _recurrent, "training": _training, "activated": _activated,
     "normalisation": _normalisation,
+    "primitives": _primitives,
 }  # fmt: skip

@@ -40,6 +40,8 @@ TOOLS = {
 EXECUTABLES = {"qemu": "qemu-aarch64"}
 #: Seconds for a command, or for all Python of a page
 LIMIT = 120
+#: Ends what a block of Python prints
+END = "\x1e"
 
 
 class Block(NamedTuple):
@@ -147,22 +149,24 @@ def clean_up(folder: Path) -> None:
 
 
 def run_python(page: list[Block], folder: Path, environment: dict[str, str]) -> None:
-    """Run all Python of a page in one process; AssertionError with its traceback, which has the
-    page's own lines."""
-    parts = [
-        ("\n" * (block.line - 1) + block.text, block.page)
-        for block in page
-        if block.language == "python" and not block.file
-    ]
+    """Run all Python of a page in one process, and compare what a block prints with the output
+    block behind it; AssertionError with its traceback, which has the page's own lines."""
+    chosen = [(i, b) for i, b in enumerate(page) if b.language == "python" and not b.file]
+    parts = [("\n" * (block.line - 1) + block.text, block.page) for _, block in chosen]
     text = (
         "import json, sys\nnames = {'__name__': '__main__'}\n"
         "for text, page in json.load(sys.stdin):\n    exec(compile(text, page, 'exec'), names)\n"
+        f"    print(end={END!r})\n"
     )
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", text], input=json.dumps(parts), cwd=folder,
         env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    for (i, _), printed in zip(chosen, done.stdout.split(END), strict=False):
+        behind = page[i + 1 : i + 2]
+        if behind and behind[0].language == "output":
+            check_output(behind[0], printed)
 
 
 def run_command(

@@ -40,6 +40,9 @@ SHORTER = {
     "python examples/digits_lstm.py": "--epochs 1 --least 0",
     "python examples/characters.py": "--steps 2 --hidden 16 --write 10 --most 99",
     "python examples/resnet50.py --random": "--size 64",
+    "python examples/block_sparse.py": "--seconds 0.01",
+    "python examples/fused_attention.py": "--seconds 0.01",
+    "python examples/linear_attention.py": "--seconds 0.01",
 }
 #: Pages by their names in reports
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
@@ -137,6 +140,8 @@ def run_commands(
                 given = asked if "gdb" in pages.tools(command) else ""
                 printed += pages.run_command(command, folder, environment, block.place, given)
             printed = None if lacking else printed
+        elif block.language == "python":
+            printed = None  # what is behind it is compared where Python runs
         elif block.language == "output" and printed is not None:
             pages.check_output(block, printed)
         elif block.language == "gdb" and printed is not None:
@@ -205,6 +210,8 @@ def test_docstrings(name: str) -> None:
     [
         ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", 'File "p", line 6'),
         ("```sh\ntrue\nfalse\n```\n", "p:2: false: exit status 1"),
+        ("```python\nprint(1)\n```\n\n```output\n2\n```\n", "p:6: not printed"),
+        ("```python\nprint(1, 2, sep='\\n')\n```\n\n```output\n1\n```\n", "p:6: there is more"),
         ("```sh\necho a\n```\n\n```output\nb\n```\n", "p:6: not printed"),
         ("```sh\necho a; echo b\n```\n\n```output\na\n```\n", "p:6: there is more"),
         ("```sh\necho a; echo b\n```\n\n```output\nb\n...\na\n```\n", "p:6: not printed"),

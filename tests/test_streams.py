@@ -29,7 +29,9 @@ from jitgen.primitives.nest.gemm import (
     product_part,
 )
 from jitgen.primitives.nest.loops import Loop
+from jitgen.primitives.nest.nest import Nest
 from jitgen.primitives.nest.stream import Made, Part, Ref, Stream
+from jitgen.primitives.nest.tensor import Tensor
 from jitgen.run import cpu, loader
 from jitgen.run.replay import BARRIER, END, FIRST_KIND, emit_replay
 from jitgen.target import AVX2, parse_target
@@ -207,6 +209,19 @@ def test_the_text_tells_who_does_what() -> None:
     assert "thread 1: 2 calls" in text
     assert "... and 1 more" in text
     assert "c c[128]" in text
+
+
+def test_the_text_has_calls_beside_others_at_any_depth() -> None:
+    """In the order in which they are made: what is before what is before."""
+    target = parse_target("avx2")
+    nest = Nest("m", {"m": Loop(4, (2,))}, "f32", target)
+    x, y, z = (Tensor(name, "m k", "f32", m=4, k=4).at(m="m") for name in "xyz")
+    first = nest.relayout(x, x, title="first")
+    second = nest.relayout(x, y, title="second", before=(first,))
+    third = nest.relayout(x, z, title="third", before=(second,), after=(first,))
+    lines = Stream([third], ["x", "y", "z"]).text(1).splitlines()
+    written = [line.split(", c ")[1] for line in lines if "m 0+2" in line]
+    assert written == ["x[0]", "y[0]", "z[0]", "x[0]"]
 
 
 def test_offsets_beyond_32_bits_are_refused() -> None:

@@ -122,7 +122,7 @@ def _products(
     y = made.result(p.features, p.out, "result NHWC")
     more = operands(epilogue)
     at, variants, kinds = p.tiles(2)
-    v, m = p.planes("v", p.channels), p.planes("m", p.width)
+    v, m = p.planes("v", p.channels), p.planes("m", p.width, "k")
     words = {"a": m.at(s=p.within), "c": y.at(**at, c="k")}
     of_residual = None
     if "bias" in more:

@@ -11,74 +11,63 @@ Not here: streams of parts (`jitgen.primitives.nest.stream`), which order and bl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import gcd, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from jitgen import doors
 from jitgen.emit.frame import ARGUMENTS
 from jitgen.emit.shapes import MATRIX_BYTES
+from jitgen.emit.steps import STEPS
 from jitgen.gemm.kernel import brgemm
 from jitgen.gemm.plan import check_overrides
 from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
+from jitgen.primitives.nest.along import Along, Sizes, along, on
+from jitgen.primitives.nest.batch import make_lists
 from jitgen.primitives.nest.loops import Loop, check_sums
-from jitgen.primitives.nest.rows import row_calls
+from jitgen.primitives.nest.rows import row_calls, written
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
 from jitgen.primitives.nest.tables import check_table
 from jitgen.primitives.nest.tensor import Access, Tensor
+from jitgen.run import cpu
 from jitgen.target import ANY_WIDTH, Target
 from jitgen.types import DTYPES
 
-Sizes = dict[str, int]
 
-
-class _Along(NamedTuple):
-    """How a call goes along an axis: elements from one position to the next; blocks of so many (0:
-    none) that lie so far apart; its rank in the layout; the extent of the axis, all of which is in
-    a call unless there is a loop."""
-
-    stride: int = 0
-    block: int = 0
-    apart: int = 0
-    rank: int = 0
-    extent: int = 1
-    loop: str = ""
-
-    def size(self, sizes: Sizes) -> int:
-        """Positions in a call."""
-        return sizes[self.loop] if self.loop else self.extent
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Nest:
     """Loops in an order (`jitgen.primitives.nest.loops`), and the type and target of the kernels in
-    them. `sums` names the loops whose calls add to the same results."""
+    them: a `Target`, its name, None for this CPU's best. `sums` names the loops whose calls add to
+    the same results."""
 
     order: str
     loops: Mapping[str, Loop]
     dtype: str
     target: Target
-    sums: str = ""
+    sums: str
 
-    def __post_init__(self) -> None:
-        for name, loop in doors.mapping("loops", self.loops).items():
+    def __init__(
+        self, order: str, loops: Mapping[str, Loop], dtype: str,
+        target: Target | str | None = None, sums: str = "",
+    ) -> None:  # fmt: skip
+        for name, loop in doors.mapping("loops", loops).items():
             doors.instance(f"loops[{doors.shown(name)}]", loop, Loop)
-        doors.instance("target", self.target, Target)
         doors.settle(
-            self, order=doors.text("order", self.order), sums=doors.text("sums", self.sums),
-            dtype=doors.one_of("dtype", self.dtype, DTYPES),
+            self, order=doors.text("order", order), sums=doors.text("sums", sums), loops=loops,
+            dtype=doors.one_of("dtype", dtype, DTYPES), target=cpu.choose(target),
         )  # fmt: skip
         check_sums(self.order, self.sums)
 
     def call(
         self, title: str, code: MakeCode, words: Mapping[str, Access], *,
         before: tuple[Part, ...] = (), after: tuple[Part, ...] = (), when: Access | None = None,
-        variants: Mapping[str, Any] | None = None,
+        variants: Mapping[str, Any] | None = None, writes: Sequence[str] | None = None,
     ) -> Part:  # fmt: skip
-        """A kernel at each iteration, as `code` makes it; `words` of its argument struct. `before`,
-        `after`, `variants` and `when` are those of `Part`.
+        """A kernel at each iteration, as `code` makes it; `words` of its argument struct, and those
+        through which it `writes` (None: "c"). `before`, `after`, `variants` and `when` are those of
+        `Part`.
 
         Raises TypeError or ValueError for a loop that is missing, an index beyond its axis, and a
         sum that threads would share.
@@ -95,45 +84,69 @@ class Nest:
             loop, values = doors.items(what, variant, 2)
             extent = self.loops[doors.one_in(f"{what}: loop", loop, "loops", self.loops)].extent
             check_table(what, values, extent)
+        results = [word for word in ("c",) if word in words] if writes is None else [
+            doors.one_in(f"writes[{i}]", word, "words", words)
+            for i, word in enumerate(doors.items("writes", writes))
+        ]  # fmt: skip
         for name, others in (("before", before), ("after", after)):
             for i, other in enumerate(doors.items(name, others)):
                 doors.instance(f"{name}[{i}]", other, Part)
         return Part(
             doors.text("title", title), self.order, self.loops, doors.function("code", code), refs,
-            self.sums, tuple(before), tuple(after), variants, flag,
+            self.sums, tuple(before), tuple(after), variants, flag, target=self.target,
+            writes=tuple(results),
         )  # fmt: skip
 
     def gemm(
         self, a: Access, b: Access, c: Access, *, m: str = "m", n: str = "n", k: str = "k",
-        outer: str = "", taps: str = "", columns: int = 0, beta: float = 0.0,
+        outer: str = "", taps: str = "", batch: Mapping[str, Any] | None = None, columns: int = 0,
+        alpha: float = 1.0, beta: float = 0.0,
         epilogue: tuple[Any, ...] = (), plan: Mapping[str, Any] | None = None,
         words: Mapping[str, Access] | None = None, title: str = "multiply", **beside: Any,
     ) -> Part:  # fmt: skip
-        """c = epilogue(a b + beta c), a call for each block; `m`, `n`, `k` name loops, or axes that
-        a call takes whole. Panels of b ("n/16 k n", or of several axes, "u/16 k g u") and of c,
-        and blocks along k in a ("k/16 m k": a batch), are those of their layouts.
+        """c = epilogue(alpha a b + beta c), a call for each block; `m`, `n`, `k` name loops, or
+        axes that a call takes whole. Panels of b ("n/16 k n", or of several axes, "u/16 k g u") and
+        of c, and blocks along k in a ("k/16 m k": a batch), are those of their layouts.
 
         outer: a loop outside m, or k, of which a call takes a block too: m, or k, of each of its
         positions. Where these do not follow one another they are a batch along k, and an error
         along m. Two names, "s t", in m, n or k: a loop, and an axis that is whole in each of its
         positions.
         taps: the variant, or loop, that says how many matrices a batch with offsets has (words
-        "a_offsets", "b_offsets"). columns: those of a call where they are not the loop's. beta:
-        before the first call of a sum. words: further ones, for the epilogue. beside: arguments of
-        `call`.
+        "a_offsets", "b_offsets"). batch: the same, made of lists, {name: (loop, pointers)}: in
+        position r of the loop a call sums the matrices pointers[r] to before pointers[r + 1],
+        perhaps none; a and b go along that name, by tables, (name, table), or one after the other.
+        columns: those of a call where they are not the loop's. beta: before the first call of a
+        sum. words: further ones, for the epilogue. beside: arguments of `call`.
         """
         for name, access in (("a", a), ("b", b), ("c", c)):
             self._check_type(name, access)
         more = {} if words is None else doors.mapping("words", words)
         columns = doors.size("columns", columns, 0)
-        beta, epilogue = doors.number("beta", beta, dtype=self.dtype), (
-            make_epilogue(epilogue, self.dtype)
+        alpha, beta = (
+            doors.number(name, value, dtype=self.dtype)
+            for name, value in (("alpha", alpha), ("beta", beta))
         )
+        epilogue = make_epilogue(epilogue, self.dtype)
         plan = None if plan is None else dict(check_overrides(plan))
+        if batch is not None:
+            return self._lists(
+                a, b, c, batch, m=m, n=n, k=k, outer=outer, taps=taps, columns=columns,
+                alpha=alpha, beta=beta, epilogue=epilogue, plan=plan, words=more, title=title,
+                **beside,
+            )  # fmt: skip
         if doors.text("taps", taps):
             known = {**self.loops, **beside.get("variants", {})}
             doors.one_in("taps", taps, "loops and variants", known)
         m, n, k = doors.text("m", m), doors.text("n", n), doors.text("k", k)
+        if len({m, n, k}) < 3:
+            raise ValueError(f"m={m!r}, n={n!r}, k={k!r}: a product has three loops or axes")
+        for name, loop in (("m", m), ("n", n)):
+            if set(loop.split()) & set(self.sums):
+                raise ValueError(
+                    f"{name}={doors.shown(loop)}: each position of that loop has results of its "
+                    f"own, but sums={self.sums!r} adds them up"
+                )
         rows, depth, wide = self._along(a, m, "m"), self._along(a, k, "k"), self._along(b, n, "n")
         # what is own lies still: it has the axis, not the loop
         in_b = k if b.axis(k) or k in b.tensor.sizes else (a.axis(k) or (k,))[0]
@@ -144,9 +157,13 @@ class Nest:
                     f"{name!r}: a call takes all of the axis, which has {x.extent} in {a.tensor!r} "
                     f"and {y.extent} in {(b if name == k else c).tensor!r}"
                 )
+        if not columns:
+            self._check_columns(c, n, wide, b)
         if beta == 0.0 or epilogue:
             self._check_sums(c, a, b, *more.values())
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
+        if alpha != 1.0:
+            how["alpha"] = alpha
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
         if wide.block:
             how["packed_b"] = of_b.stride
@@ -192,7 +209,34 @@ class Nest:
             )  # fmt: skip
             return kernel, {"count": count}
 
-        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, **beside)
+        writes = ["c"]
+        for step, *_ in epilogue:
+            operand = STEPS[step].operand
+            if operand and operand.word not in more:
+                raise ValueError(f"epilogue has {step!r}; words has no {operand.word!r}")
+            if operand and operand.place == "bit":
+                writes.append(operand.word)
+        return self.call(title, code, {"a": a, "b": b, "c": c, **more}, writes=writes, **beside)
+
+    def _lists(self, a: Access, b: Access, c: Access, batch: Any, **how: Any) -> Part:
+        """`gemm` with batches by lists."""
+        for name in ("outer", "taps"):
+            if how[name]:
+                raise ValueError(f"{name}={doors.shown(how[name])}: a product with batch= has none")
+        lists = make_lists(batch, self.loops, a, b, c, self.sums)
+        if self._along(a, how["k"], "k").block:
+            raise ValueError(f"batch={doors.shown(batch)}: {a.tensor!r} has blocks along "
+                             f"{how['k']}, a batch of their own")  # fmt: skip
+        words, tables = dict(how.pop("words")), {}
+        for word, access in (("a_offsets", a), ("b_offsets", b)):
+            if word in words:
+                raise ValueError(f"words has {word!r}, which batch= makes")
+            place, values = lists.offsets(access, self.loops)
+            words[word], tables[place.tensor.name] = place, values
+        variants = {**(how.pop("variants", None) or {}), lists.name: (lists.loop, lists.counts)}
+        how |= {"taps": lists.name, "words": words, "variants": variants}
+        part = self.gemm(a.without(lists.name), b.without(lists.name), c, **how)
+        return replace(part, tables=tables)
 
     def _check_type(self, name: str, access: Any) -> None:
         """Raise TypeError, ValueError unless this is a place in a tensor of the nest's type."""
@@ -200,6 +244,21 @@ class Nest:
         if tensor.element != DTYPES[self.dtype].size:
             raise ValueError(f"{name}={tensor!r} has elements of {tensor.element} bytes; "
                              f"dtype={self.dtype!r}")  # fmt: skip
+
+    def _check_columns(self, c: Access, n: str, wide: Along, b: Access) -> None:
+        """Raise ValueError unless a call's columns of b are some that lie together in c."""
+        across = self._along(c, n, "n")
+        if not (wide.loop or across.loop or wide.extent == across.extent):
+            raise ValueError(
+                f"{n!r}: a call takes all of the axis, which has {wide.extent} in {b.tensor!r} and "
+                f"{across.extent} in {c.tensor!r}"
+            )
+        width = self.loops[wide.loop].blocks[-1] if wide.loop else wide.extent
+        if across.stride != 1 or 0 < across.block < width:
+            apart = f"lie {across.stride} elements" if across.stride != 1 else (
+                f"are {width}, in blocks of {across.block}"
+            )
+            raise ValueError(f"n={n!r}: columns of a call {apart} apart in {c.tensor!r}")
 
     def _check_sums(self, c: Access, *others: Access) -> None:
         """Raise ValueError if calls would overwrite what others left in the same place."""
@@ -233,6 +292,11 @@ class Nest:
         self._check_type("source", source)
         self._check_type("to", to)
         for x, y in ((source, to), (to, source)):
+            if x.tensor.inner not in y.tensor.sizes:
+                raise ValueError(
+                    f"{source.tensor!r} to {to.tensor!r}: {x.tensor.inner}, along which neighbours "
+                    "lie together in one of them, is no axis of the other"
+                )
             for axis, size in x.tensor.sizes.items():
                 if axis not in y.tensor.sizes and axis not in x.index and size > 1:
                     raise ValueError(
@@ -242,7 +306,7 @@ class Nest:
         p, q = source.tensor.inner, to.tensor.inner
         inner, transposed = self._on(source, p), p != q
         other = q if transposed else self._other(source, to, p)
-        outer = self._on(source, other) if other else _Along()
+        outer = self._on(source, other) if other else Along()
         lead = self._on(to, p if transposed else other) if other else outer
         fill = doors.flag("fill", fill)
         panel = self._panel(source, to, p if transposed else other) if fill else 0
@@ -278,7 +342,9 @@ class Nest:
             self.loops, self.dtype, self.target, function, operands, doors.text("rows", rows),
             doors.text("over", over), eps,
         )  # fmt: skip
-        return self.call(doors.text("title", title) or function, code, words, **beside)
+        writes = written(function, words)
+        return self.call(doors.text("title", title) or function, code, words, writes=writes,
+                         **beside)  # fmt: skip
 
     def _panel(self, source: Access, to: Access, depth: str) -> int:
         """Columns of the result's panels, if it has any that are to be filled up; `depth` is the
@@ -321,42 +387,13 @@ class Nest:
                  if not isinstance(term, int)]  # fmt: skip
         return max((self.loops[name].blocks[-1] for name in names if name in self.loops), default=1)
 
-    def _along(self, access: Access, name: str, argument: str) -> _Along:
+    def _along(self, access: Access, name: str, argument: str) -> Along:
         """How a call goes along the axis of a loop, or along the axis of that name, whole."""
-        if " " in name:
-            outer, inner = (self._along(access, each, argument) for each in name.split())
-            if outer.stride != inner.extent * inner.stride:
-                raise ValueError(
-                    f"{argument}={doors.shown(name)}: {access.tensor!r} has gaps between them"
-                )
-            return inner
-        along = [axis for axis in access.index if name in access.steps(axis)]
-        if len(along) > 1:
-            raise ValueError(f"{argument}={doors.shown(name)}: it goes along {' and '.join(along)} "
-                             f"of {access.tensor!r}")  # fmt: skip
-        found = access.axis(name)
-        if found:
-            return self._on(access, found[0], name)
-        tensor = access.tensor
-        if name in tensor.sizes and (tensor.own or name not in self.loops):
-            return self._on(access, name)
-        raise ValueError(
-            f"{argument}={doors.shown(name)}: {tensor!r} has no axis along that loop, or called so"
-        )
+        return along(self.loops, access, name, argument)
 
-    def _on(self, access: Access, axis: str, loop: str = "") -> _Along:
-        """How a call goes along an axis: along a loop, by default the one of the smallest steps, or
-        all of it is in a call."""
-        tensor, block = access.tensor, access.tensor.blocks(axis)
-        steps = {x: at[1] for x in self.loops if (at := access.axis(x)) and at[0] == axis}
-        # what is own lies still: no loop goes along it, but it has the axis of one
-        still = axis if tensor.own and axis in self.loops else ""
-        loop = loop or min(steps, key=steps.__getitem__, default=still)
-        step = steps.get(loop, 1)
-        return _Along(
-            tensor.stride(axis) * step, block, tensor.strides[axis] if block else 0,
-            tensor.rank(axis), tensor.sizes[axis], loop,
-        )  # fmt: skip
+    def _on(self, access: Access, axis: str) -> Along:
+        """How a call goes along an axis."""
+        return on(self.loops, access, axis)
 
 
 def _size(sizes: Sizes, name: str, extent: int) -> int:
@@ -366,7 +403,7 @@ def _size(sizes: Sizes, name: str, extent: int) -> int:
 
 
 def relayout(
-    source: Tensor, to: Tensor, dtype: str, target: Target, fill: bool = True
+    source: Tensor, to: Tensor, dtype: str, target: Target | str | None = None, fill: bool = True
 ) -> Part:
     """A tensor moved to the layout of another one of the same axes, whatever both are: threads
     share the loops over all axes but the two along which neighbours lie together. fill: padding of

@@ -78,6 +78,14 @@ def row_calls(
     return code, {record.operands[name].word: access for name, access in places.items()}
 
 
+def written(function: str, words: Mapping[str, Access]) -> list[str]:
+    """Which of the words a function's results are in."""
+    record = ROW_FUNCTIONS[function]
+    results = {name for p in record.passes for name in (*p.writes, *p.stores.values())}
+    return [record.operands[name].word for name in record.operands
+            if name in results and record.operands[name].word in words]  # fmt: skip
+
+
 def _places(
     record: RowFunction, function: str, operands: Any, dtype: str
 ) -> dict[str, Access]:

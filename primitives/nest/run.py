@@ -54,7 +54,7 @@ def stopwatch() -> Stopwatch | None:
 class Run:
     """Parts on tensors: those of the caller, then scratch, then constants.
 
-    A call takes the caller's (two at least) by name, so that no two of the same size can change
+    A call takes the caller's by name, so that no two of the same size can change
     places. scratch: elements by tensor name; it is zero when it is first used, and keeps what a
     call left or is zero again. constants: arrays by tensor name.
     """
@@ -67,7 +67,10 @@ class Run:
         #: the caller's tensors
         self.tensors = tuple(tensors)
         # their places in the stream are looked up here once
-        self._pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*self.tensors)
+        self._pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] = (
+            itemgetter(*self.tensors) if len(self.tensors) > 1
+            else lambda buffers: tuple(buffers[name] for name in self.tensors)
+        )  # fmt: skip
         self.scratch = dict(scratch or {})
         self.constants = dict(constants or {})
         self.stream = Stream(parts, [*tensors, *self.scratch, *self.constants], threads)

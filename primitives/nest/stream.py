@@ -55,6 +55,8 @@ class Ref(NamedTuple):
     start: int
     #: loop -> elements to add at each position of the loop
     table: Mapping[str, np.ndarray]
+    #: of the tensor, or of one thread's; 0: nobody knows
+    elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Part:
     `before` and `after` are parts over outermost loops of this one, in the same order, and perhaps
     blocks of their own inside: their calls are made by the thread, and just before or after the
     calls, that have their position.
+
+    `tables`: the values of tensors that the part itself knows. `target` is that of its kernels,
+    `writes` the words whose tensors they write to.
     """
 
     title: str
@@ -84,12 +89,20 @@ class Part:
     after: tuple[Part, ...] = ()
     variants: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     when: Ref | None = None
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    target: Target | None = None
+    writes: tuple[str, ...] = ("c",)
 
     def refs(self) -> Iterator[Ref]:
         """Those of its words, and of the parts beside it."""
-        yield from self.words.values()
+        for part in self.all():
+            yield from part.words.values()
+
+    def all(self) -> Iterator[Part]:
+        """This one and those beside it."""
+        yield self
         for other in (*self.before, *self.after):
-            yield from other.refs()
+            yield from other.all()
 
     @property
     def count(self) -> int:

@@ -61,6 +61,8 @@ class Tensor:
             for axis, x in sizes.items()
         }
         self.element = _element(dtype)
+        #: the type's name, "" where only its bytes are known
+        self.dtype = str.__str__(dtype) if isinstance(dtype, str) else ""
         tokens = _tokens(layout)
         #: axis -> (elements of the axis in a block, elements of the tensor from block to block)
         self.places: dict[str, list[tuple[int, int]]] = {axis: [] for axis, _, _ in tokens}
@@ -126,6 +128,24 @@ class Tensor:
             above = block
         return total
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a NumPy array that holds it: an axis for each word of the layout."""
+        return tuple(
+            above // block if above else -(-self.sizes[axis] // block)
+            for axis, block, above in _tokens(self.layout)
+        )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Elements from one index to the next along each axis of such an array."""
+        taken = dict.fromkeys(self.places, 0)
+        found = []
+        for axis, _, _ in _tokens(self.layout):
+            found.append(self.places[axis][taken[axis]][1])
+            taken[axis] += 1
+        return tuple(found)
+
     def at(self, **index: Index) -> Access:
         """The place of an index of each axis (0 where none is given)."""
         for axis in index:
@@ -138,7 +158,7 @@ class Tensor:
     def like(self, name: str, layout: str) -> Tensor:
         """Another tensor of these axes, without gaps."""
         sizes: dict[str, Any] = self.sizes
-        return Tensor(name, layout, self.element, own=self.own, **sizes)
+        return Tensor(name, layout, self.dtype or self.element, own=self.own, **sizes)
 
     def merged(self, *axes: str) -> Tensor | None:
         """The same elements with all indices of these axes, outermost first, along the last one;
@@ -160,7 +180,10 @@ class Tensor:
             return None  # neighbours along the last axis lie together
         sizes[axes[-1]], strides[axes[-1]] = extent, stride
         strides = {axis: step for axis, step in strides.items() if not self.blocks(axis)}
-        return Tensor(self.name, self.layout, self.element, own=self.own, strides=strides, **sizes)
+        return Tensor(
+            self.name, self.layout, self.dtype or self.element, own=self.own, strides=strides,
+            **sizes,
+        )  # fmt: skip
 
     def _places(self, axis: str) -> list[tuple[int, int]]:
         places = self.places.get(axis if type(axis) is str else doors.text("axis", axis))
@@ -198,6 +221,13 @@ class Access:
             more[axis] = [*more.get(axis, []), *terms]
         return Access(self.tensor, more)
 
+    def without(self, loop: str) -> Access:
+        """The place without the parts of its index that depend on a loop."""
+        return Access(self.tensor, {
+            axis: [term for term in terms if all(name != loop for name, _ in _steps([term]))]
+            for axis, terms in self.index.items()
+        })  # fmt: skip
+
     def steps(self, axis: str) -> dict[str, int]:
         """The loops along an axis, and the step that each makes there (by a table: the least)."""
         return {
@@ -209,9 +239,10 @@ class Access:
         """Whether the place depends on a loop."""
         return any(name == loop for terms in self.index.values() for name, _ in _steps(terms))
 
-    def ref(self, loops: Mapping[str, Loop]) -> Ref:
+    def ref(self, loops: Mapping[str, Loop], exact: bool = False) -> Ref:
         """The place in numbers. Raises ValueError for a loop that is missing, and an index that
-        some position of the loops takes beyond its axis."""
+        some position of the loops takes beyond its axis; unless `exact`, a table may also point
+        behind the last one, where a call reads nothing."""
         t = self.tensor
         start = 0
         steps: dict[str, int] = {}
@@ -219,7 +250,7 @@ class Access:
         for axis, terms in self.index.items():
             first = sum([term for term in terms if isinstance(term, int)])
             moving: list[tuple[str, Any]] = list(_steps(terms))
-            self._check(axis, first, moving, loops)
+            self._check(axis, first, moving, loops, exact)
             block, stride = t.places[axis][0]
             straight = all(isinstance(step, int) for _, step in moving)
             if straight and block > 1:
@@ -239,10 +270,11 @@ class Access:
                 place = np.asarray(t._place(axis, at + (first if block > 1 else 0)))
                 tables[name] = tables[name] + place if name in tables else place
         own = t.elements if t.own else 0
-        return Ref(t.name, steps, t.element, own, start, tables)
+        return Ref(t.name, steps, t.element, own, start, tables, t.elements)
 
     def _check(
-        self, axis: str, first: int, moving: list[tuple[str, Any]], loops: Mapping[str, Loop]
+        self, axis: str, first: int, moving: list[tuple[str, Any]], loops: Mapping[str, Loop],
+        exact: bool,
     ) -> None:  # fmt: skip
         """Raises ValueError as `ref` does."""
         low = high = first
@@ -259,8 +291,7 @@ class Access:
             check_table(f"{self.tensor.name}: table along {axis}", step, loops[name].extent)
             if len(step):
                 low, high = low + int(step.min()), high + int(step.max())
-        # a table may also point behind the last one, where a call reads nothing
-        behind = any(not isinstance(step, int) for _, step in moving)
+        behind = not exact and any(not isinstance(step, int) for _, step in moving)
         if low < 0 or high >= max(self.tensor.sizes[axis], 1) + behind:
             raise ValueError(
                 f"{self.tensor.name}: the loops go from {low} to {high} along axis {axis}, which "

@@ -23,6 +23,7 @@ from typing import Any
 
 from tools.bench import (
     analysis,
+    attention,
     conv,
     disk,
     export,
@@ -46,6 +47,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "conv": (conv, "convolutions against PyTorch and ONNX Runtime"),
     "mlp": (mlp, "a training step against PyTorch's"),
     "lstm": (recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
+    "attention": (attention, "a fused attention, written as a nest, against PyTorch's"),
     "rows": (rows, "softmax, norms and sums of rows against PyTorch and a copy"),
     "resnet50": (resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }

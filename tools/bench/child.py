@@ -1,4 +1,5 @@
-"""What the measuring processes of ``python -m tools.bench fc|conv|mlp|lstm|resnet50`` share.
+"""What the measuring processes of ``python -m tools.bench fc|conv|mlp|lstm|attention|resnet50``
+share.
 
 What it is: the process that a command starts for each number of threads, because libraries read
 OMP_NUM_THREADS once: who is there, whose result is right, GFLOP/s and ratios of a row, the rows as

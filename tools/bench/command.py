@@ -1,5 +1,5 @@
-"""What ``python -m tools.bench fc|conv|mlp|lstm|resnet50`` share: options, a child process for each
-number of threads, summaries and JSON.
+"""What ``python -m tools.bench fc|conv|mlp|lstm|attention|resnet50`` share: options, a child
+process for each number of threads, summaries and JSON.
 
 What it is: the side of the command; `tools.bench.child` is that of the measuring processes.
 What it is not: it knows no layers and times nothing.
