@@ -110,24 +110,25 @@ def program(
 def _function(layer: Mapping[str, Any]) -> str:
     """A function that calls a pass on arrays of exactly its size."""
     symbol, struct = layer["symbol"], f"struct {layer['function']}_args"
-    kind = {"f32": "float", "f64": "double"}[layer["dtype"]]
+    kinds = {"f32": "float", "f64": "double", "": "void"}
     lines = [
         f"static int call_{symbol}(const void *args, int tid, int n)", "{",
         f"    return {symbol}((const {struct} *)args, tid, n);", "}",
         f"static void test_{symbol}(void)", "{", f"    {struct} args;", "    int i;",
     ]  # fmt: skip
     for a in layer["arguments"]:
-        lines.append(f"    {kind} *{a['name']} = ({kind} *)array({a['bytes']}u);")
+        kind = kinds[a["dtype"]]
+        lines.append(f"    {kind} *{a['name']} = ({kind} *)array({a['nbytes']}u);")
         if a["result"]:
-            lines += [f"    void *first_{a['name']} = malloc({a['bytes']}u);",
-                      f"    memcpy(first_{a['name']}, {a['name']}, {a['bytes']}u);"]  # fmt: skip
+            lines += [f"    void *first_{a['name']} = malloc({a['nbytes']}u);",
+                      f"    memcpy(first_{a['name']}, {a['name']}, {a['nbytes']}u);"]  # fmt: skip
         lines.append(f"    args.{a['name']} = {a['name']};")
     lines += [f"    args.scratch = scratch({layer['scratch_bytes']}u);",
               "    for (i = 0; i < repeats; i++) {"]  # fmt: skip
     results = [a for a in layer["arguments"] if a["result"]]
-    lines += [f"        memcpy({a['name']}, first_{a['name']}, {a['bytes']}u);" for a in results]
+    lines += [f"        memcpy({a['name']}, first_{a['name']}, {a['nbytes']}u);" for a in results]
     lines += [f"        team(call_{symbol}, &args);", "    }"]
-    lines += [f"    fwrite({a['name']}, 1, {a['bytes']}u, out);" for a in results]
+    lines += [f"    fwrite({a['name']}, 1, {a['nbytes']}u, out);" for a in results]
     lines += [f"    free(first_{a['name']});" for a in results]
     lines += [f"    free({a['name']});" for a in layer["arguments"]]
     return "\n".join([*lines, "    free(args.scratch);", "}"])

@@ -20,7 +20,17 @@ from tiers import TIERS, need
 from toolchain import STRICT, run, tool
 
 import jitgen
-from jitgen import Convolution, FullyConnected, Gru, Lstm, Rnn
+from jitgen import (
+    Convolution,
+    FullyConnected,
+    Gru,
+    Loop,
+    Lstm,
+    Nest,
+    Primitive,
+    Rnn,
+    Tensor,
+)
 from jitgen.primitives.rnn.arguments import biases
 from jitgen.target import parse_target
 
@@ -464,8 +474,8 @@ def test_weights_in_the_library(tmp_path: Path, target: str) -> None:
         _, results = wanted[layer["function"]]
         for a in layer["arguments"]:
             if a["result"]:
-                array = np.frombuffer(found[at : at + a["bytes"]], np.float32).reshape(a["shape"])
-                at += a["bytes"]
+                array = np.frombuffer(found[at : at + a["nbytes"]], np.float32).reshape(a["shape"])
+                at += a["nbytes"]
                 part = np.s_[:, :, 64:] if "reverse" in layer["symbol"] else np.s_[:, :, :64]
                 array = array[part] if layer["function"][:7] == "net_rnn" and a["name"] == "y" \
                     else array
@@ -509,3 +519,46 @@ def test_packed_biases(target: str) -> None:
             assert b.shape == (2, layer.layer.gates * hidden)
             for name, wanted in biases(layer.layer, b, layer.forget_bias).items():
                 np.testing.assert_array_equal(arrays.after[name], wanted)
+
+
+@pytest.mark.parametrize("target", X86)
+def test_primitives_of_a_user(tmp_path: Path, target: str) -> None:
+    """Attention of one head and a product with a packed operand, from C on two threads; a tensor
+    with gaps, and one that lies in the library."""
+    need(TIERS[f"{target} native"])
+    rng = np.random.default_rng(8)
+    at = parse_target(target)
+    q, o = (Tensor(name, "q d", "f32", q=64, d=32) for name in "qo")
+    k = Tensor("k", "k d", "f32", k=48, d=32, strides={"k": 40})
+    v = Tensor("v", "k d", "f32", k=48, d=32)
+    p = Tensor("p", "q k", "f32", own=True, q=16, k=48)
+    head = Nest("Q", {"q": Loop(64, (16,))}, "f32", at)
+    scores = head.gemm(q.at(q="q"), k.at(), p.at(), m="q", n="k", k="d")
+    softmax = head.rows("softmax", {"x": p.at(), "y": p.at()}, rows="q", over="k")
+    part = head.gemm(p.at(), v.at(), o.at(q="q"), m="q", n="d", k="k", before=(scores, softmax))
+    attention = Primitive([part], [q, k, v, o], threads=2, name="attention")
+    arrays = {n: rng.uniform(-1, 1, (64 if n in "qo" else 48, 32)).astype(np.float32)
+              for n in "qvo"}  # fmt: skip
+    memory = rng.uniform(-1, 1, k.elements).astype(np.float32)
+    arrays["k"] = np.lib.stride_tricks.as_strided(memory, (48, 32), (160, 4))
+    attention(**arrays)
+    manifest = jitgen.export({"head": attention, "baked": attention}, tmp_path, "net", threads=[2],
+                             weights={"baked": {"v": arrays["v"]}})  # fmt: skip
+    assert [each["function"] for each in manifest["layers"]] == ["net_head", "net_baked"]
+    assert "40 x 1 elements apart" in (tmp_path / "net.h").read_text()
+    data = b""
+    for layer in manifest["layers"]:
+        for a in layer["arguments"]:
+            given = memory if a["name"] == "k" else arrays[a["name"]]
+            data += (given * (np.nan if a["result"] else 1)).astype(np.float32).tobytes()
+            assert (a["dtype"], a["nbytes"]) == ("f32", given.nbytes)
+    found = execute(program(tmp_path, manifest, "libnet.a", target), data, 2, 3)
+    assert found == 2 * arrays["o"].tobytes()
+    for error, message, more in (
+        (ValueError, "the primitive was made for 2", {"threads": [1]}),
+        (ValueError, "a primitive has none", {"passes": ["forward"]}),
+        (ValueError, "weights: name='o' is not in what it reads", {"weights": {"a": {"o": None}}}),
+        (ValueError, "has gaps", {"weights": {"a": {"k": arrays["k"]}}}),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            jitgen.export({"a": attention}, tmp_path / "new", "net", **{"threads": [2], **more})

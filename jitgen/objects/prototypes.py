@@ -60,7 +60,7 @@ class Function:
 
     def nbytes(self, number: int) -> int:
         """Bytes of an argument on any target."""
-        return max(p.nbytes(p.arguments[number]) for p in self.procedures)
+        return max(p.arguments[number].nbytes for p in self.procedures)
 
     @property
     def scratch_bytes(self) -> int:
@@ -94,7 +94,10 @@ def functions(procedures: Iterable[Procedure]) -> list[Function]:
         several.sort(key=lambda p: (-p.target.vector_bits, -len(p.target.features)))
         if len({p.target for p in several}) < len(several):
             raise ValueError(f"layer name {name!r} stands for two passes on one target")
-        takes = {(p.computes, p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
+        takes = {
+            (p.computes, p.threads, *((a.name, a.dtype, a.result) for a in p.arguments))
+            for p in several
+        }
         if len(takes) > 1:
             raise ValueError(f"layer name {name!r} stands for passes that are not the same")
         found.append(Function(name, tuple(several)))
@@ -119,8 +122,8 @@ def _function(library: str, function: Function, fits: Mapping[str, str]) -> list
         p.target.name for p in function.procedures
     )
     lines = [*_comment(about), f"struct {struct} {{"]
-    kind = DTYPES[first.dtype].c
     for number, argument in enumerate(first.arguments):
+        kind = DTYPES[argument.dtype].c if argument.dtype else "void"
         const = "" if argument.result else "const "
         lines.append(f"    {const}{kind} *{argument.name}; /* {_holds(function, number)} */")
     lines += ["    void *scratch;", "};"]
