@@ -29,12 +29,15 @@ class Form:
 
     `signature` is the unique name ("vaddps ymm ymm m256"), `kinds` the operand kinds in the
     manual's order ('+' marks an operand that is read and written), `feature` the CPU feature it
-    needs. `label_at` is the index of a label operand, or -1.
+    needs. `label_at` is the index of a label operand, or -1. `meaning` is what the instruction
+    does, with places for its operands ("{0} = {1} + {2}"; {memory} is the one in memory), where its
+    table says it.
     """
 
     __slots__ = (
-        "cache", "encode", "feature", "kinds", "label_at", "mnemonic", "signature", "sizes", "text",
-    )
+        "cache", "encode", "feature", "kinds", "label_at", "meaning", "mnemonic", "signature",
+        "sizes", "text",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Form:
         text: Callable[[Operands], str],
         label_at: int = -1,
         sizes: tuple[int, ...] = (),
+        meaning: str = "",
     ) -> None:
         self.signature = signature
         self.mnemonic = signature.split()[0] if signature else ""
@@ -55,6 +59,7 @@ class Form:
         self.label_at = label_at
         #: for a branch: the lengths it may take, shortest first
         self.sizes = sizes
+        self.meaning = meaning
         self.cache: dict[Operands, bytes] = {}
 
     def __repr__(self) -> str:

@@ -65,7 +65,8 @@ class Target:
         if doors.text("architecture", self.architecture) != known:
             raise ValueError(f"architecture={doors.shown(self.architecture)} is not {known}, that "
                              f"of family={self.family!r}")  # fmt: skip
-        wanted = {"avx2": (256,), "avx512": (512,)}.get(self.family, range(128, 2049, 128))
+        one = {"avx2": 256, "avx512": 512, "neon": 128}.get(self.family)
+        wanted = (one,) if one else range(128, 2049, 128)
         if doors.integer("vector_bits", self.vector_bits) not in wanted:
             raise ValueError(f"vector_bits={doors.shown(self.vector_bits)} is none that "
                              f"{self.family} has")  # fmt: skip
@@ -145,8 +146,13 @@ def sve(bits: int) -> Target:
     return Target(f"sve{bits}", "sve", bits, "aarch64", ("sve",), rates)
 
 
+#: Every AArch64 CPU runs it, so there is no feature to ask for. The rates are those of Neoverse N1.
+NEON = Target(
+    "neon", "neon", 128, "aarch64", (),
+    Rates(fma=2, loads=2, issue=4, latency=4, l1=64 * _KIB, l2_bytes=16),
+)  # fmt: skip
 #: The targets that are listed by name; SVE at other lengths is named "sve<bits>".
-TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512))}
+TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512), NEON)}
 
 
 def parse_target(name: str) -> Target:

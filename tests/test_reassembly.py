@@ -25,7 +25,7 @@ import jitgen
 from jitgen.inspect import unwind
 from jitgen.inspect.asm import assembly
 
-TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512"]
+TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512", "neon"]
 X86 = TARGETS[:2]
 MANY, SOME = 200, 40
 ALIGN = 64

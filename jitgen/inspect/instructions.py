@@ -24,8 +24,10 @@ VECTOR, MASK = 100, 200
 #: Kinds of registers -> where their numbers begin; a kind that is not here is an error
 FIRST = {
     **dict.fromkeys(("r64", "r32", "r16", "r8", "rax", "x", "xsp", "w"), 0),
-    **dict.fromkeys(("xmm", "ymm", "zmm", "z", "d", "s"), VECTOR), "k": MASK, "p": MASK,
+    **dict.fromkeys(("xmm", "ymm", "zmm", "z", "v", "q", "d", "s"), VECTOR), "k": MASK, "p": MASK,
 }  # fmt: skip
+#: Bytes that A64 moves between memory and a register of these kinds
+MOVED = {"w": 4, "x": 8, "s": 4, "d": 8, "q": 16}
 #: Kinds that are none, or that name no register but the one that the instruction always takes
 _OTHERS = (*IMMEDIATE_BYTES, "rel", "rip", "cl", "imm", "label")
 _BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
@@ -141,9 +143,9 @@ def _a64(form: Form, operands: tuple[object, ...], vector_bytes: int) -> Instruc
         assert isinstance(pointer, int) and isinstance(step, int)
         broadcast = _BROADCAST.fullmatch(name)
         wide = form.kinds[0][0] == "z" and not broadcast
-        size = vector_bytes if wide else 16 if name in ("ldp", "stp") else 8
-        if name in ("ld1rw",) or form.kinds[0] == "w":
-            size = 4
+        size = vector_bytes if wide else MOVED.get(form.kinds[0], 4 if name == "ld1rw" else 8)
+        if name in ("ldp", "stp"):
+            size *= 2
         memory = Memory(pointer, step * (vector_bytes if "mul vl" in form.signature else 1), size)
     return _finish(name, reads, writes, memory, store, bits or 128 * vector, False)
 

@@ -136,7 +136,7 @@ def choose(target: str | Target | None) -> Target:
 def _host(cap: str, sve_bits: int) -> Target:
     order = [TARGETS["avx512"], TARGETS["avx2"]]
     if loader.architecture() == "aarch64":
-        order = [sve(sve_bits or 128)]
+        order = [sve(sve_bits or 128), TARGETS["neon"]]
     if cap:
         capped = parse_target(cap)
         order = order[order.index(capped) :] if capped in order else [capped]
