@@ -16,6 +16,15 @@ Operands = tuple[Any, ...]
 Record = tuple["Form", Operands]
 
 
+#: Kinds of operands that are registers -> the bank of registers that they are of, and how many bytes
+#: of one they stand for (0: the machine says how wide its vectors and masks are)
+REGISTER_KINDS = {
+    **dict.fromkeys(("r64", "rax", "x", "xsp"), ("general", 8)),
+    "r32": ("general", 4), "w": ("general", 4), "r16": ("general", 2), "r8": ("general", 1),
+    "zmm": ("vector", 64), "ymm": ("vector", 32), "xmm": ("vector", 16), "z": ("vector", 0),
+    "v": ("vector", 16), "q": ("vector", 16), "d": ("vector", 8), "s": ("vector", 4),
+    "k": ("mask", 8), "p": ("mask", 0),
+}  # fmt: skip
 #: Encodings that a form keeps; beyond that it begins anew
 CACHE_SIZE = 4096
 

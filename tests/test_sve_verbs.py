@@ -276,9 +276,9 @@ def test_many_constants(dtype: str, bits: int) -> None:
 def test_positive_bits(dtype: str, bits: int) -> None:
     """One bit a lane for every width, whatever lies behind it; zeros and NaN are not positive."""
     lanes = open_machine(dtype, bits).lanes
-    data = numbers(dtype, lanes)
-    data[1::7] = np.nan
-    data[2::5] = 0.0
+    mixed = numbers(dtype, lanes)
+    mixed[1::7] = np.nan
+    mixed[2::5] = 0.0
     checks = []
     for width in range(1, lanes + 1):
 
@@ -290,9 +290,10 @@ def test_positive_bits(dtype: str, bits: int) -> None:
             m.positive_bits(5, 6, width, (7, 8))
             m.store_bits(5, (1, 0), 8)
 
-        wanted = np.array([sum(1 << i for i in range(width) if data[i] > 0)], np.uint64)
-        words = [Buffer(np.zeros(1, np.uint64), write=True), Buffer(data)]
-        checks.append(Check(Job(kernel(dtype, bits, body), words, f"width {width}"), [wanted]))
+        for data in (mixed, np.abs(numbers(dtype, lanes))):
+            wanted = np.array([sum(1 << i for i in range(width) if data[i] > 0)], np.uint64)
+            words = [Buffer(np.zeros(1, np.uint64), write=True), Buffer(data)]
+            checks.append(Check(Job(kernel(dtype, bits, body), words, f"width {width}"), [wanted]))
     verify(bits, checks)
 
 

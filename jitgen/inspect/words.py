@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from jitgen.gemm.sections import Mark, PackB, TileSection
 from jitgen.inspect import a64, x86
-from jitgen.inspect.instructions import MOVED
 from jitgen.inspect.loops import Loop
 from jitgen.inspect.places import Places, shortest
 from jitgen.inspect.registers import general_name, tiles, vector_roles
 from jitgen.inspect.values import Memory, Operand, Register, Scalar, State, Value
-from jitgen.isa.form import Form, Operands
+from jitgen.isa.form import REGISTER_KINDS, Form, Operands
 
 if TYPE_CHECKING:
     from jitgen.gemm.emitted import EmittedKernel
@@ -261,7 +260,7 @@ class Words:
         if found is None:
             return ""
         memory, whole = found
-        lanes = MOVED.get(form.kinds[0], self.element) // self.element
+        lanes = max(1, REGISTER_KINDS[form.kinds[0]][1] // self.element)
         if whole:
             lanes = state.masks.get(mask, self.machine.lanes)
         return self._memory(memory._replace(size=self.element), state, lanes)
