@@ -36,13 +36,20 @@ if TYPE_CHECKING:
         Convolution,
         FullyConnected,
         Gru,
+        LayerNorm,
+        LogSoftmax,
+        LogSumExp,
         Loop,
         Lstm,
         MaxPool,
         Mlp,
         Nest,
+        RmsNorm,
         Rnn,
+        RowMean,
+        RowSum,
         Sgd,
+        Softmax,
         Stream,
         Tensor,
         convolution_1d,
@@ -52,8 +59,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adam", "AveragePool", "Bound", "Convolution", "FullyConnected", "Gru", "Kernel", "KernelSpec",
-    "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan", "Rnn", "Sgd", "Stream", "Target", "Tensor",
-    "brgemm", "cache_info", "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm",
+    "LayerNorm", "LogSoftmax", "LogSumExp", "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "Plan",
+    "RmsNorm", "Rnn", "RowMean", "RowSum", "Sgd", "Softmax", "Stream", "Target", "Tensor", "brgemm",
+     "cache_info", "clear_caches", "convolution_1d", "debug", "export", "fold_batch_norm",
     "host", "pack_b", "softmax_cross_entropy", "targets",
 ]  # fmt: skip
 

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from jitgen.primitives.layers.convolution import Convolution
     from jitgen.primitives.layers.convolution_1d import convolution_1d
     from jitgen.primitives.layers.fully_connected import FullyConnected
+    from jitgen.primitives.layers.normalisation import (
+        LayerNorm,
+        LogSoftmax,
+        LogSumExp,
+        RmsNorm,
+        RowMean,
+        RowSum,
+        Softmax,
+    )
     from jitgen.primitives.layers.pooling import AveragePool, MaxPool
     from jitgen.primitives.layers.recurrent import Gru, Lstm, Rnn
     from jitgen.primitives.nest.loops import Loop
@@ -34,11 +43,15 @@ PUBLIC = {
     "Rnn": "layers.recurrent", "Mlp": "train.mlp", "Sgd": "train.optimizers",
     "Adam": "train.optimizers", "softmax_cross_entropy": "train.mlp",
     "fold_batch_norm": "conv.folding", "Tensor": "nest.tensor", "Nest": "nest.nest",
-    "Loop": "nest.loops", "Stream": "nest.stream",
+    "Loop": "nest.loops", "Stream": "nest.stream", "Softmax": "layers.normalisation",
+    "LogSoftmax": "layers.normalisation", "LogSumExp": "layers.normalisation",
+    "LayerNorm": "layers.normalisation", "RmsNorm": "layers.normalisation",
+    "RowMean": "layers.normalisation", "RowSum": "layers.normalisation",
 }  # fmt: skip
 __all__ = [
-    "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "Loop", "Lstm", "MaxPool",
-    "Mlp", "Nest", "Rnn", "Sgd", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
+    "Adam", "AveragePool", "Convolution", "FullyConnected", "Gru", "LayerNorm", "LogSoftmax",
+    "LogSumExp", "Loop", "Lstm", "MaxPool", "Mlp", "Nest", "RmsNorm", "Rnn", "RowMean", "RowSum",
+    "Sgd", "Softmax", "Stream", "Tensor", "convolution_1d", "fold_batch_norm",
     "softmax_cross_entropy",
 ]  # fmt: skip
 

@@ -17,11 +17,18 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
     Mlp,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
     Sgd,
+    Softmax,
     convolution_1d,
 )
 from jitgen.primitives.fc.layouts import Blocked, PackedWeights
@@ -72,6 +79,31 @@ def _convolution(layer: Convolution) -> list[Any]:
 def _pool(layer: MaxPool | AveragePool) -> list[Any]:
     x, dy = numbers(layer.x_shape), numbers(layer.y_shape, 1)
     return [layer.forward(x), layer.backward(dy, x)]
+
+
+def _softmax(layer: Softmax | LogSoftmax) -> list[Any]:
+    y = layer.forward(numbers(layer.shape))
+    return [y, layer.backward(numbers(layer.shape, 1), y)]
+
+
+def _row_sum(layer: RowSum) -> list[Any]:
+    return [layer.forward(numbers(layer.shape)), layer.backward(numbers(layer.shape[:1], 1))]
+
+
+def _log_sum_exp(layer: LogSumExp) -> list[Any]:
+    x = numbers(layer.shape)
+    y = layer.forward(x)
+    return [y, layer.backward(numbers(layer.shape[:1], 1), x, y)]
+
+
+def _norm(layer: LayerNorm | RmsNorm) -> list[Any]:
+    x, dy, scale = (numbers(s, i) for i, s in enumerate((layer.shape, layer.shape,
+                                                         layer.shape[1:])))  # fmt: skip
+    mean, rstd = np.empty((2, len(x)), np.float32)
+    if isinstance(layer, RmsNorm):
+        return [layer.forward(x, scale, rstd=rstd), *layer.backward(dy, x, rstd, scale)]
+    y = layer.forward(x, scale, scale, mean=mean, rstd=rstd)
+    return [y, *layer.backward(dy, x, mean, rstd, scale), layer.eps]
 
 
 def train(layer: Any, seed: int) -> None:
@@ -150,6 +182,11 @@ MAKE: dict[str, Callable[[], Any]] = {
     "convolution_1d": lambda: convolution_1d(2, 4, 20, 6, 3, padding=1),
     "MaxPool": lambda: MaxPool(2, 5, 9, 8, 3, stride=2, padding=1, threads=2),
     "AveragePool": lambda: AveragePool(2, 5, 9, 8, 2, layout="nhwc"),
+    "Softmax": lambda: Softmax(40, 30, threads=2),
+    "LogSoftmax": lambda: LogSoftmax(4, 30), "LogSumExp": lambda: LogSumExp(4, 300),
+    "RowSum": lambda: RowSum(700, 100, threads=2), "RowMean": lambda: RowMean(4, 30),
+    "LayerNorm": lambda: LayerNorm(40, 30, eps=1e-3, threads=2),
+    "RmsNorm": lambda: RmsNorm(100, 30),
     "Lstm": lambda: Lstm(3, 7, 5, 20, direction="bidirectional", peephole=True, forget_bias=1.0),
     "Gru": lambda: Gru(3, 7, 5, 20, threads=2),
     "Gru before": lambda: Gru(3, 7, 5, 20, reset="before", direction="reverse"),
@@ -167,7 +204,9 @@ MAKE: dict[str, Callable[[], Any]] = {
 _USE: dict[type, Callable[[Any], list[Any]]] = {
     jitgen.Kernel: _kernel, jitgen.KernelSpec: lambda spec: [spec],
     jitgen.Plan: lambda plan: [plan], FullyConnected: _fully_connected, Convolution: _convolution,
-    MaxPool: _pool, AveragePool: _pool, Lstm: _recurrent, Gru: _recurrent, Rnn: _recurrent,
+    Softmax: _softmax, LogSoftmax: _softmax, LogSumExp: _log_sum_exp, RowSum: _row_sum,
+    LayerNorm: _norm, RmsNorm: _norm, MaxPool: _pool, AveragePool: _pool,
+    Lstm: _recurrent, Gru: _recurrent, Rnn: _recurrent,
     Mlp: _mlp, Sgd: _optimizer, Adam: _optimizer, Blocked: lambda x: [x.plain(), x.width],
     PackedWeights: _packed_weights, PackedFilter: _packed_filter,
     PackedRecurrent: _packed_recurrent,

@@ -360,6 +360,11 @@ add("jitgen.primitives.nest.nest.Nest.relayout", lambda **given: NEST.relayout(*
     lambda: {"source": TENSOR.at(n="m", c="k"), "to": Tensor("z", "c n", "f32", n=8, c=4).at(
         n="m", c="k"), "title": "t", "fill": True},
     source=nothing, to=nothing, title=text, fill=flag)
+add("jitgen.primitives.nest.nest.Nest.rows", lambda **given: NEST.rows(**given).words,
+    lambda: {"function": "softmax", "operands": {"x": TENSOR.at(n="m"), "y": TENSOR.at(n="m")},
+             "rows": "m", "over": "c", "eps": 1e-5, "title": ""},
+    function=name("softmax"), operands=mapping, rows=name("m"), over=name("c"),
+    eps=number(low=0), title=text)
 add("jitgen.primitives.nest.nest.relayout", lambda **given: relayout(**given).words,
     lambda: {"source": TENSOR, "to": Tensor("z", "c n", "f32", n=8, c=4), "dtype": "f32",
              "target": cpu.host(), "fill": True},

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from door_calls import HERE, ONE, PADDING, PAIR, SIDE, add, rand, zeros
+from door_calls import COUNT, HERE, ONE, PADDING, PAIR, SIDE, add, rand, zeros
 from door_values import (
     IN,
     LOOSE,
@@ -35,10 +35,17 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
     Sgd,
+    Softmax,
     convolution_1d,
     fold_batch_norm,
 )
@@ -149,6 +156,41 @@ for pool in (MaxPool, AveragePool):
         lambda made=made: {"dy": rand(*made.y_shape), "x": rand(*made.x_shape),
                            "out": rand(*made.x_shape)},
         dy=IN, x=Array(none=pool is AveragePool), out=MAYBE_OUT)  # fmt: skip
+
+# ---- layers over rows ---------------------------------------------------------------------------
+
+for kind in (Softmax, LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm):
+    norm = kind in (LayerNorm, RmsNorm)
+    PREFIX = f"jitgen.primitives.layers.normalisation.{kind.__name__}"
+    add(PREFIX, kind,
+        lambda norm=norm: {"rows": 4, "columns": 5, "dtype": "f32", "threads": 1, "target": HERE,
+                           **({"eps": 1e-5, "affine": True} if norm else {})},
+        rows=COUNT, columns=COUNT,
+        **({"eps": number(low=0), "affine": flag} if norm else {}))  # fmt: skip
+    made = kind(4, 5, **ONE)
+    wide, row, each, result = (lambda: rand(4, 5)), (lambda: rand(4)), (lambda: rand(5)), MAYBE_OUT
+    operands = {"LayerNorm": {"scale": each, "shift": each}, "RmsNorm": {"scale": each}}
+    kept = {"LayerNorm": {"mean": row, "rstd": row}, "RmsNorm": {"rstd": row}}
+    name_of = kind.__name__
+    out = row if name_of in ("LogSumExp", "RowSum", "RowMean") else wide
+    given = {"x": wide, **operands.get(name_of, {}), "out": out, **kept.get(name_of, {})}
+    add(PREFIX + ".forward", made.forward,
+        lambda given=given: {key: draw() for key, draw in given.items()}, x=IN,
+        **dict.fromkeys(operands.get(name_of, {}), IN),
+        **dict.fromkeys(("out", *kept.get(name_of, {})), MAYBE_OUT))  # fmt: skip
+    if norm:
+        inputs = {"dy": wide, "x": wide, **kept[name_of], "scale": each}
+        results = {f"d{key}": each for key in operands[name_of]}
+    else:
+        inputs = {"LogSumExp": {"dy": row, "x": wide, "y": row}, "RowSum": {"dy": row},
+                  "RowMean": {"dy": row}}.get(name_of, {"dy": wide, "y": wide})  # fmt: skip
+        results = {}
+    given = {**inputs, "out": wide, **results}
+    add(PREFIX + ".backward", made.backward,
+        lambda given=given: {key: draw() for key, draw in given.items()},
+        # of sums, dy alone says how many rows there are
+        alias={"dy": "dy out"} if len(inputs) == 1 else {},
+        **dict.fromkeys(inputs, IN), **dict.fromkeys(("out", *results), MAYBE_OUT))  # fmt: skip
 
 # ---- recurrent layers, training -----------------------------------------------------------------
 

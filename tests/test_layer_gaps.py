@@ -19,9 +19,16 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
+    Softmax,
     convolution_1d,
     doors,
 )
@@ -122,6 +129,35 @@ def test_pooling(kind: Any, layout: str) -> None:
     x, dy = numbers(*layer.x_shape), numbers(*layer.y_shape)
     compare(lambda x, out=None: layer.forward(x, out), x)
     compare(lambda dy, x, out=None: layer.backward(dy, x, out), dy, x)
+
+
+@pytest.mark.parametrize("kind", [Softmax, LogSoftmax])
+@pytest.mark.parametrize("columns", [1, 37, 600])
+def test_softmax(kind: Any, columns: int) -> None:
+    layer = kind(9, columns, threads=2)
+    x, dy = numbers(9, columns), numbers(9, columns)
+    compare(layer.forward, x)
+    compare(layer.backward, dy, layer.forward(x))
+
+
+@pytest.mark.parametrize("columns", [1, 37, 600])
+def test_norms_and_sums(columns: int) -> None:
+    x, dy, scale, value = numbers(40, columns), numbers(40, columns), numbers(columns), numbers(40)
+    norm, rms = LayerNorm(40, columns, threads=2), RmsNorm(40, columns, threads=2)
+    compare(lambda x, out=None: norm.forward(x, scale, scale, out), x)
+    compare(lambda x, out=None: rms.forward(x, scale, out), x)
+    mean, rstd = value, np.abs(value) + 1
+    compare(lambda dy, x, out=None: norm.backward(dy, x, mean, rstd, scale, out)[0], dy, x)
+    compare(lambda dy, x, out=None: rms.backward(dy, x, rstd, scale, out)[0], dy, x)
+    for sums in (RowSum, RowMean, LogSumExp):
+        wanted = sums(40, columns).forward(x)
+        np.testing.assert_array_equal(sums(40, columns).forward(apart(x)[0]), wanted)
+        out, base = apart(x, fill=False)
+        more = () if sums is not LogSumExp else (x, wanted)
+        dense = sums(40, columns).backward(value, *more)
+        sums(40, columns).backward(value, *more, out=out)
+        np.testing.assert_array_equal(out, dense)
+        assert np.isnan(base).sum() == base.size - out.size, "gaps were written"
 
 
 @pytest.mark.parametrize("kind", [Lstm, Gru, Rnn])

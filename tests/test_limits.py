@@ -31,6 +31,7 @@ from jitgen import convolution_1d
 from jitgen import FullyConnected
 from jitgen import Mlp
 from jitgen import AveragePool, MaxPool
+from jitgen import LayerNorm, Softmax
 from jitgen import Gru, Lstm, Rnn
 
 for text, words in {cases!r}:
@@ -125,6 +126,11 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (POOL.format("1, 1, 1 << 15, 1 << 15, 3, layout='nchw'"), ("a channel of an image",)),
         (POOL.format("1, 1, 1, (1 << 31) - 1, 1, layout='nhwc'").replace("Max", "Average"),
          ("the rows of x",)),
+    ],
+    "rows": [
+        *absurd("Softmax({}, threads=2)", "{n}, 64", "rows={n}", "x has"),
+        *absurd("LayerNorm({})", "64, {n}", "columns={n}", "x has"),
+        ("Softmax(1, 1 << 29)", ("columns=536870912", "a row of x", "2 GiB")),
     ],
     "recurrent": [
         *absurd(RECURRENT, "{n}, 4, 8, 8", "batch={n}"),

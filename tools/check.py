@@ -42,6 +42,7 @@ TELLS_TYPES = {
     "isa/types.py": "the table",
     "jitgen/emit/functions.py": "coefficients that are right for a type",
     "jitgen/emit/derivatives.py": "coefficients that are right for a type",
+    "jitgen/emit/exponents.py": "coefficients that are right for a type",
     "jitgen/emit/rectifiers.py": "limits that are right for a type",
     "jitgen/analysis/cpus.py": "what a CPU needs for a division, by type",
 }

@@ -262,8 +262,8 @@ class Layer(Frozen, ABC):
         if not array.flags.writeable:
             doors.writable(name, array)
         for _, other, each, _ in others:
-            if each is value and other == over:
-                continue
+            if each is None or (each is value and other == over):
+                continue  # None: a result in a new array
             if type(each) is not ndarray:
                 each = doors.view(other, each)
             if may_share_memory(array, each):  # what `apart` looks into

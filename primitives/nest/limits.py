@@ -20,7 +20,8 @@ Made = TypeVar("Made")
 
 #: Threads that pay: what one thread has done before another one has begun (recurrent: has passed
 #: the barrier of a step), in operations or elements. Layers of images take all threads
-WORK_PER_THREAD = {"fully connected": 200_000, "recurrent": 100_000, "elementwise": 1 << 15}
+WORK_PER_THREAD = {"fully connected": 200_000, "recurrent": 100_000, "elementwise": 1 << 15,
+                   "rows": 1 << 14}  # fmt: skip
 #: Elements of an array that a stream addresses, at most
 MOST_ELEMENTS = 1 << 32
 

@@ -24,6 +24,7 @@ from jitgen.gemm.plan import check_overrides
 from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.loops import Loop, check_sums
+from jitgen.primitives.nest.rows import row_calls
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
 from jitgen.primitives.nest.tables import check_table
 from jitgen.primitives.nest.tensor import Access, Tensor
@@ -260,6 +261,24 @@ class Nest:
             return emit_relayout(moved, self.dtype, self.target), {"count": 1} if panel else {}
 
         return self.call(title, code, {"a": source, "c": to}, **beside)
+
+    def rows(
+        self, function: str, operands: Mapping[str, Access], *, rows: str = "m", over: str = "n",
+        eps: float = 1e-5, title: str = "", **beside: Any,
+    ) -> Part:  # fmt: skip
+        """A function of rows (softmax, a norm, a sum; docs/primitives.md lists them with their
+        operands), a call for each block. `operands` are places by name.
+
+        rows, over: loops, or axes that a call takes whole; what is summed goes along `over`, all of
+        which is in a call. One of them is the axis along which neighbours lie together. y may be x,
+        dx what it is made from; dscale and dshift are added to. eps: of norms. beside: arguments of
+        `call`. Raises TypeError or ValueError that names argument, value and rule.
+        """
+        code, words = row_calls(
+            self.loops, self.dtype, self.target, function, operands, doors.text("rows", rows),
+            doors.text("over", over), eps,
+        )  # fmt: skip
+        return self.call(doors.text("title", title) or function, code, words, **beside)
 
     def _panel(self, source: Access, to: Access, depth: str) -> int:
         """Columns of the result's panels, if it has any that are to be filled up; `depth` is the
