@@ -15,6 +15,7 @@ Not here: what a pass computes, threads (`jitgen.primitives.nest.rows`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -138,9 +139,10 @@ class _Rows(Writer):
         # what all lines are added to is read again for each
         shared = any(self.place.get(name) == "column" for name in written)
         most = 1 if shared else self.machine.vectors // 2 // (max(1, len(kept)) * self.length)
+        kept = kept if len(passes) > 1 and len(kept) * self.length < self.free else []
         for together in (8, 4, 2, 1):
             if together == 1 or (together <= min(most, self.rows) and self.axis):
-                self._allot(together, kept if len(passes) > 1 else [])
+                self._allot(together, kept)
                 if all(self.fits(p, 2 if p.temps else 1, 1) for p in passes):
                     return
         self._allot(1, [])
@@ -148,7 +150,7 @@ class _Rows(Writer):
     def _allot(self, together: int, kept: Sequence[str]) -> None:
         """Registers of constants, of numbers and vectors of so many lines; the others are the
         passes'."""
-        registers = iter(range(self.machine.vectors * 99))
+        registers = itertools.count()  # too many of them leave none to the passes
         self.together = together
         self.constants = {name: next(registers) for name in self.record.constants}
         #: by line
