@@ -27,7 +27,7 @@ Constant = tuple[int, None, int, int]
 #: Verbs that move elements from or to memory
 _MEMORY_VERBS = (
     "copy_element", "load", "store", "broadcast", "mac_broadcast", "mac_load", "transpose",
-    "store_first",
+    "store_first", "load_unit",
 )  # fmt: skip
 
 
