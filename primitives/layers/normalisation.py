@@ -7,12 +7,13 @@ infinities and NaN become is what PyTorch makes of them. Not here: the streams
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jitgen import doors
-from jitgen.primitives.layers.base import Layer, Shape
+from jitgen.primitives.layers.base import Key, Layer, Operand, Shape, Sized
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.rows.streams import Rows, row_stream
 from jitgen.run import cpu
@@ -21,7 +22,13 @@ from jitgen.target import Target
 from jitgen.types import DTypeLike
 
 #: Name of an argument, and its value
-Given = tuple[str, Any]
+Argument = tuple[str, Any]
+_SOFTMAX: Key = (row_stream, "softmax", ())
+_SOFTMAX_BACKWARD: Key = (row_stream, "softmax_backward", ())
+_LOG_SOFTMAX: Key = (row_stream, "log_softmax", ())
+_LOG_SOFTMAX_BACKWARD: Key = (row_stream, "log_softmax_backward", ())
+_LOG_SUM_EXP: Key = (row_stream, "log_sum_exp", ())
+_LOG_SUM_EXP_BACKWARD: Key = (row_stream, "log_sum_exp_backward", ())
 
 
 class _OfRows(Layer):
@@ -63,22 +70,16 @@ class _OfRows(Layer):
     def _words(self) -> list[str]:
         return ["x".join(map(str, self.shape))]
 
-    def _rows(
-        self, function: str, inputs: dict[str, Given], results: dict[str, Given], over: str = "",
-        given: tuple[str, ...] = (),
-    ) -> list[Any]:  # fmt: skip
-        """The results of a function, of whose operands dy, or x, says how many rows there are.
-        over: the argument that the first result may be."""
-        name = "dy" if "dy" in inputs else "x"
-        sized = self._sized(name, inputs[name][1], self._shape)
-        one, all_rows = (sized.at.columns,), (sized.at.batch, sized.at.columns)
-        shapes: dict[str, Shape] = dict.fromkeys(("scale", "shift", "dscale", "dshift"), one)
-        shapes |= dict.fromkeys(("x", "y", "dy", "dx"), all_rows)
-        taken, made = (
-            [(tensor, *value, shapes.get(tensor, all_rows[:1])) for tensor, value in each.items()]
-            for each in (inputs, results)
-        )
-        return self._call(sized, (row_stream, function, given), taken, made, over)
+    def _wide(self, name: str, value: Any) -> tuple[Sized, Shape]:
+        """The layer for the rows of an array, and the array's shape."""
+        sized = self._sized(name, value, self._shape)
+        return sized, (sized.at.batch, sized.at.columns)
+
+    def _both(self, key: Key, dy: Any, y: Any, out: Any) -> np.ndarray:
+        """dx of dy and y."""
+        sized, shape = self._wide("dy", dy)
+        inputs = (("dy", "dy", dy, shape), ("y", "y", y, shape))
+        return self._result(sized, key, inputs, (("dx", "out", out, shape),), "dy")
 
 
 class Softmax(_OfRows):
@@ -95,17 +96,16 @@ class Softmax(_OfRows):
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """y, in `out` if that is given; it may be x itself."""
-        y: np.ndarray = self._rows("softmax", {"x": ("x", x)}, {"y": ("out", out)}, "x")[0]
-        return y
+        sized, shape = self._wide("x", x)
+        results = (("y", "out", out, shape),)
+        return self._result(sized, _SOFTMAX, (("x", "x", x, shape),), results, "x")
 
     def backward(
         self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx = y (dy - sum dy y), in `out` if that is given; it may be dy itself. y is what
         `forward` returned."""
-        inputs = {"dy": ("dy", dy), "y": ("y", y)}
-        dx: np.ndarray = self._rows("softmax_backward", inputs, {"dx": ("out", out)}, "dy")[0]
-        return dx
+        return self._both(_SOFTMAX_BACKWARD, dy, y, out)
 
 
 class LogSoftmax(_OfRows):
@@ -118,17 +118,16 @@ class LogSoftmax(_OfRows):
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """y, in `out` if that is given; it may be x itself."""
-        y: np.ndarray = self._rows("log_softmax", {"x": ("x", x)}, {"y": ("out", out)}, "x")[0]
-        return y
+        sized, shape = self._wide("x", x)
+        results = (("y", "out", out, shape),)
+        return self._result(sized, _LOG_SOFTMAX, (("x", "x", x, shape),), results, "x")
 
     def backward(
         self, dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx = dy - e^y sum dy, in `out` if that is given; it may be dy itself. y is what `forward`
         returned."""
-        inputs = {"dy": ("dy", dy), "y": ("y", y)}
-        dx: np.ndarray = self._rows("log_softmax_backward", inputs, {"dx": ("out", out)}, "dy")[0]
-        return dx
+        return self._both(_LOG_SOFTMAX_BACKWARD, dy, y, out)
 
 
 class LogSumExp(_OfRows):
@@ -141,17 +140,20 @@ class LogSumExp(_OfRows):
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """y, of shape (rows,), in `out` if that is given."""
-        y: np.ndarray = self._rows("log_sum_exp", {"x": ("x", x)}, {"value": ("out", out)})[0]
-        return y
+        sized, shape = self._wide("x", x)
+        results = (("value", "out", out, shape[:1]),)
+        return self._result(sized, _LOG_SUM_EXP, (("x", "x", x, shape),), results)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
         """dx = dy e^(x - y), in `out` if that is given; it may be x itself. dy and y have shape
         (rows,); y is what `forward` returned."""
-        inputs = {"gradient": ("dy", dy), "x": ("x", x), "value": ("y", y)}
-        dx: np.ndarray = self._rows("log_sum_exp_backward", inputs, {"dx": ("out", out)}, "x")[0]
-        return dx
+        sized, shape = self._wide("x", x)
+        one = shape[:1]
+        inputs = (("gradient", "dy", dy, one), ("x", "x", x, shape), ("value", "y", y, one))
+        results = (("dx", "out", out, shape),)
+        return self._result(sized, _LOG_SUM_EXP_BACKWARD, inputs, results, "x")
 
 
 class RowSum(_OfRows):
@@ -165,8 +167,10 @@ class RowSum(_OfRows):
 
     def forward(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """One number for each row, in `out` if that is given."""
-        y: np.ndarray = self._rows(self._function, {"x": ("x", x)}, {"value": ("out", out)})[0]
-        return y
+        sized, shape = self._wide("x", x)
+        key = (row_stream, self._function, ())
+        results = (("value", "out", out, shape[:1]),)
+        return self._result(sized, key, (("x", "x", x, shape),), results)
 
     def backward(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """dx, in `out` if that is given: dy, of shape (rows,), in all elements of its row (of a
@@ -210,40 +214,48 @@ class _Norm(_OfRows):
         plain = [] if self.affine else ["no scale"]
         return [*super()._words(), f"eps={self.eps:g}", *plain]
 
-    def _forward(self, x: Any, columns: dict[str, Any], out: Any, numbers: dict[str, Any]) -> Any:
-        scales = self._affine(columns)
-        kept = {name: (name, value) for name, value in numbers.items() if value is not None}
-        results = {"y": ("out", out), **kept}
-        inputs = {"x": ("x", x), **scales}
-        return self._rows(self._function, inputs, results, "x", (*scales, *kept))[0]
+    def _forward(
+        self, x: Any, columns: Sequence[Argument], out: Any, numbers: Sequence[Argument]
+    ) -> np.ndarray:
+        sized, shape = self._wide("x", x)
+        inputs, results = [("x", "x", x, shape)], [("y", "out", out, shape)]
+        given = self._scales(columns, inputs, shape[1:])
+        for name, value in numbers:
+            if value is not None:
+                results.append((name, name, value, shape[:1]))
+                given += (name,)
+        return self._result(sized, (row_stream, self._function, given), inputs, results, "x")
 
     def _backward(
-        self, dy: Any, x: Any, numbers: dict[str, Any], scale: Any, out: Any,
-        gradients: dict[str, Any],
+        self, dy: Any, x: Any, numbers: Sequence[Argument], scale: Any, out: Any,
+        gradients: Sequence[Argument],
     ) -> Any:  # fmt: skip
-        scales = self._affine({"scale": scale})
-        wanted = {name: (name, value) for name, value in gradients.items()}
-        if not self.affine:
-            for name, (_, value) in wanted.items():
-                self._wanted(name, value, False, "affine=False")
-            wanted = {}
-        inputs = {"dy": ("dy", dy), "x": ("x", x), **scales}
-        inputs |= {name: (name, value) for name, value in numbers.items()}
-        found = self._rows(
-            f"{self._function}_backward", inputs, {"dx": ("out", out), **wanted}, "dy",
-            (*scales, *wanted),
-        )  # fmt: skip
-        return tuple(found) if wanted else found[0]
+        sized, shape = self._wide("dy", dy)
+        inputs = [("dy", "dy", dy, shape), ("x", "x", x, shape)]
+        results = [("dx", "out", out, shape)]
+        for name, value in numbers:
+            inputs.append((name, name, value, shape[:1]))
+        given = self._scales((("scale", scale),), inputs, shape[1:])
+        for name, value in gradients:
+            if self._wanted(name, value, self.affine, "affine=False"):
+                results.append((name, name, value, shape[1:]))
+                given += (name,)
+        key = (row_stream, f"{self._function}_backward", given)
+        found = self._call(sized, key, inputs, results, "dy")
+        return tuple(found) if self.affine else found[0]
 
-    def _affine(self, columns: dict[str, Any]) -> dict[str, Given]:
-        """The arrays that there must be for each column."""
-        found = {}
-        for name, value in columns.items():
+    def _scales(
+        self, columns: Sequence[Argument], inputs: list[Operand], shape: Shape
+    ) -> tuple[str, ...]:
+        """Add the arrays that there must be with an element for each column; their names."""
+        names: tuple[str, ...] = ()
+        for name, value in columns:
             if self._wanted(name, value, self.affine, "affine=False"):
                 if value is None:
                     raise ValueError(f"{name} is missing; the layer was made with affine=True")
-                found[name] = (name, value)
-        return found
+                inputs.append((name, name, value, shape))
+                names += (name,)
+        return names
 
 
 class LayerNorm(_Norm):
@@ -266,10 +278,8 @@ class LayerNorm(_Norm):
     ) -> np.ndarray:  # fmt: skip
         """y, in `out` if that is given; it may be x itself. mean, rstd: arrays of shape (rows,)
         that receive the numbers of each row, for `backward`."""
-        y: np.ndarray = self._forward(
-            x, {"scale": scale, "shift": shift}, out, {"mean": mean, "rstd": rstd}
-        )
-        return y
+        columns = (("scale", scale), ("shift", shift))
+        return self._forward(x, columns, out, (("mean", mean), ("rstd", rstd)))
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray, mean: np.ndarray, rstd: np.ndarray,
@@ -278,9 +288,8 @@ class LayerNorm(_Norm):
     ) -> Any:  # fmt: skip
         """(dx, dscale, dshift), or dx without scale and shift; in `out`, dscale and dshift if these
         are given. out may be dy itself. mean and rstd are what `forward` left there."""
-        return self._backward(
-            dy, x, {"mean": mean, "rstd": rstd}, scale, out, {"dscale": dscale, "dshift": dshift}
-        )
+        gradients = (("dscale", dscale), ("dshift", dshift))
+        return self._backward(dy, x, (("mean", mean), ("rstd", rstd)), scale, out, gradients)
 
 
 class RmsNorm(_Norm):
@@ -302,8 +311,7 @@ class RmsNorm(_Norm):
     ) -> np.ndarray:  # fmt: skip
         """y, in `out` if that is given; it may be x itself. rstd: an array of shape (rows,) that
         receives the number of each row, for `backward`."""
-        y: np.ndarray = self._forward(x, {"scale": scale}, out, {"rstd": rstd})
-        return y
+        return self._forward(x, (("scale", scale),), out, (("rstd", rstd),))
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, scale: np.ndarray | None = None,
@@ -311,4 +319,4 @@ class RmsNorm(_Norm):
     ) -> Any:  # fmt: skip
         """(dx, dscale), or dx without a scale; in `out` and dscale if these are given. out may be
         dy itself. rstd is what `forward` left there."""
-        return self._backward(dy, x, {"rstd": rstd}, scale, out, {"dscale": dscale})
+        return self._backward(dy, x, (("rstd", rstd),), scale, out, (("dscale", dscale),))

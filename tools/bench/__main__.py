@@ -30,6 +30,7 @@ from tools.bench import (
     mlp,
     recurrent,
     resnet50,
+    rows,
 )  # fmt: skip
 from tools.bench.command import host_instruction_sets
 
@@ -45,6 +46,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "conv": (conv, "convolutions against PyTorch and ONNX Runtime"),
     "mlp": (mlp, "a training step against PyTorch's"),
     "lstm": (recurrent, "LSTM and GRU layers against PyTorch and ONNX Runtime"),
+    "rows": (rows, "softmax, norms and sums of rows against PyTorch and a copy"),
     "resnet50": (resnet50, "a whole network against PyTorch and ONNX Runtime"),
 }
 
