@@ -20,9 +20,9 @@ WORDS = {"state": STATE, "threads": THREADS}
 #: Words of the state, and its bytes, a cache line
 COME, PASSED = 0, 8
 STATE_BYTES = 64
-#: Looks before a thread first gives way (tens of microseconds: longer than a barrier takes where
-#: every thread has a CPU), and between that and the next time
-FIRST_LOOKS, LOOKS = 2000, 20
+#: Looks before a thread first gives way (ten microseconds or so: what a barrier takes where every
+#: thread has a CPU and an even share), and between that and the next time
+FIRST_LOOKS, LOOKS = 300, 20
 _SIGNATURE = (
     Operand("state", "how many have come, how often all had", "data"),
     Operand("threads", "how many wait for one another", "number"),
