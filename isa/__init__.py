@@ -25,6 +25,7 @@ FAMILIES = {
     "avx2": ("jitgen.isa.avx2", "x86_64"),
     "avx512": ("jitgen.isa.avx512", "x86_64"),
     "sve": ("jitgen.isa.sve", "aarch64"),
+    "neon": ("jitgen.isa.neon", "aarch64"),
 }
 _modules: dict[str, ModuleType] = {}
 

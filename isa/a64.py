@@ -1,8 +1,8 @@
 """A64: general-purpose rows, the AAPCS64 calling convention and the scalar verbs.
 
-Vector rows and verbs stand in jitgen.isa.sve, which builds on `A64Machine` here. Rows are in the
-notation of jitgen.isa.a64_rows. Registers are numbers; 31 is the stack pointer and 32 the zero
-register.
+Vector rows and verbs stand in jitgen.isa.neon and jitgen.isa.sve, which build on `A64Machine` here.
+Rows are in the notation of jitgen.isa.a64_rows. Registers are numbers; 31 is the stack pointer and
+32 the zero register.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ stp x{t}, x{u}, [x{n:sp}, #{i}]      | 1010100100 i:7s*8 u:5 n:5 t:5         |
 ldp x{t}, x{u}, [x{n:sp}, #{i}]      | 1010100101 i:7s*8 u:5 n:5 t:5         |
 stp d{t}, d{u}, [x{n:sp}, #{i}]      | 0110110100 i:7s*8 u:5 n:5 t:5         |
 ldp d{t}, d{u}, [x{n:sp}, #{i}]      | 0110110101 i:7s*8 u:5 n:5 t:5         |
+fmov s{d}, w{n}                      | 0001111000100111000000 n:5 d:5        |
+fmov d{d}, x{n}                      | 1001111001100111000000 n:5 d:5        |
+fmov w{d}, s{n}                      | 0001111000100110000000 n:5 d:5        |
+fmov x{d}, d{n}                      | 1001111001100110000000 n:5 d:5        |
 prfm pldl1keep, [x{n:sp}, #{i}]      | 1111100110 i:12*8 n:5 00000           |
 adr x{d}, {l}                        | 0 l<1:0> 10000 l<20:2>s d:5           |
 b {l}                                | 000101 l:26s*4                        |

@@ -7,16 +7,18 @@ A row is `syntax | bit diagram | feature`, for example
 In the syntax `{name}` is an operand: a register after its letter (`x{n:sp}`: 31 is the stack
 pointer, which `x{n}` does not take), an immediate after '#', a label where it stands alone; '+'
 marks an operand that is read and written. Operands come in the order of the syntax. A field of
-the diagram is `name:width`, or `name<high:low>` for a part of a split one, then 's' if it is signed
-and '*n' if it counts in units of n. Operand kinds, ranges, text and signature follow from the row;
-the signature is the syntax without names and commas: "fmla z.s p/m z.s z.s". Not here: which rows
-there are (jitgen.isa.a64, jitgen.isa.sve).
+the diagram is `name:width`, or `name<high:low>` for a part of a split one, then 's' if it is
+signed, 'n' if it holds minus the operand (from 1 on), and '*n' if it counts in units of n. Operand
+kinds, ranges, text and signature follow from the row; the signature is the syntax without names and
+commas: "fmla z.s p/m z.s z.s". Not here: which rows there are (jitgen.isa.a64, jitgen.isa.neon,
+jitgen.isa.sve).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from jitgen.isa.form import EncodingError, Form, Operands
 
@@ -25,22 +27,24 @@ SP = 31
 XZR = 32
 
 #: What stands before an operand's name -> its kind
-KINDS = {"#": "imm", "": "label"} | {letter: letter for letter in "xwzpds"}
+KINDS = {"#": "imm", "": "label"} | {letter: letter for letter in "xwzpdsvq"}
 _OPERAND = re.compile(r"([^\s,{}\[]*)\{(\w+)(\+?)(:sp)?\}")
-_FIELD = re.compile(r"(\w+)(?::(\d+)|<(\d+):(\d+)>)(s?)(?:\*(\d+))?")
+_FIELD = re.compile(r"(\w+)(?::(\d+)|<(\d+):(\d+)>)([sn]?)(?:\*(\d+))?")
 
 
-def parse_table(text: str) -> dict[str, Form]:
-    """All forms of a table, by signature."""
+def parse_table(text: str, meanings: Mapping[str, str] = MappingProxyType({})) -> dict[str, Form]:
+    """All forms of a table, by signature. `meanings`: what they do (`Form.meaning`), by signature
+    or else mnemonic."""
     forms: dict[str, Form] = {}
     for line in text.strip().splitlines():
         syntax, diagram, feature = (part.strip() for part in line.split("|"))
         row = _Row(re.sub(" +", " ", syntax), diagram)
         if row.signature in forms:
             raise EncodingError(f"two rows give {row.signature!r}")
+        meaning = meanings.get(row.signature) or meanings.get(row.signature.split()[0], "")
         sizes = (4,) if row.label_at >= 0 else ()
         forms[row.signature] = Form(
-            row.signature, row.kinds, feature, row.encode, row.text, row.label_at, sizes
+            row.signature, row.kinds, feature, row.encode, row.text, row.label_at, sizes, meaning
         )
     return forms
 
@@ -52,16 +56,17 @@ class _Field:
         self.parts: list[tuple[int, int, int]] = []
         self.bits = 0
         self.signed = False
+        self.negated = False
         self.scale = 1
 
     def limits(self) -> tuple[int, int]:
         """Smallest and largest value, in units of the operand."""
-        low = -(1 << self.bits - 1) if self.signed else 0
+        low = -(1 << self.bits - 1) if self.signed else int(self.negated)
         return low * self.scale, (low + (1 << self.bits) - 1) * self.scale
 
     def place(self, value: int) -> int:
         """The value's bits where the word has them; it must lie within the limits."""
-        value //= self.scale
+        value //= -self.scale if self.negated else self.scale
         word = 0
         for low, mask, place in self.parts:
             word |= (value >> low & mask) << place
@@ -187,14 +192,15 @@ def _parse_diagram(syntax: str, diagram: str) -> tuple[int, dict[str, _Field]]:
             place -= len(token)
             word |= int(token, 2) << place
             continue
-        name, width, high, low, signed, scale = match.groups()
+        name, width, high, low, sign, scale = match.groups()
         lowest = int(low or 0)
         bits = int(width) if width else int(high) - lowest + 1
         place -= bits
         field = fields.setdefault(name, _Field())
         field.parts.append((lowest, (1 << bits) - 1, place))
         field.bits = max(field.bits, lowest + bits)
-        field.signed = field.signed or bool(signed)
+        field.signed = field.signed or sign == "s"
+        field.negated = field.negated or sign == "n"
         field.scale = int(scale or field.scale)
     if place:
         raise EncodingError(f"{syntax}: the diagram has {32 - place} bits, not 32")

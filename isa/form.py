@@ -16,6 +16,15 @@ Operands = tuple[Any, ...]
 Record = tuple["Form", Operands]
 
 
+#: Kinds of operands that are registers -> the bank of registers that they are of, and how many
+#: bytes of one they stand for (0: the machine says how wide its vectors and masks are)
+REGISTER_KINDS = {
+    **dict.fromkeys(("r64", "rax", "x", "xsp"), ("general", 8)),
+    "r32": ("general", 4), "w": ("general", 4), "r16": ("general", 2), "r8": ("general", 1),
+    "zmm": ("vector", 64), "ymm": ("vector", 32), "xmm": ("vector", 16), "z": ("vector", 0),
+    "v": ("vector", 16), "q": ("vector", 16), "d": ("vector", 8), "s": ("vector", 4),
+    "k": ("mask", 8), "p": ("mask", 0),
+}  # fmt: skip
 #: Encodings that a form keeps; beyond that it begins anew
 CACHE_SIZE = 4096
 
@@ -29,12 +38,15 @@ class Form:
 
     `signature` is the unique name ("vaddps ymm ymm m256"), `kinds` the operand kinds in the
     manual's order ('+' marks an operand that is read and written), `feature` the CPU feature it
-    needs. `label_at` is the index of a label operand, or -1.
+    needs. `label_at` is the index of a label operand, or -1. `meaning` is what the instruction
+    does, with places for its operands ("{0} = {1} + {2}"; {memory} is the one in memory), where its
+    table says it.
     """
 
     __slots__ = (
-        "cache", "encode", "feature", "kinds", "label_at", "mnemonic", "signature", "sizes", "text",
-    )
+        "cache", "encode", "feature", "kinds", "label_at", "meaning", "mnemonic", "signature",
+        "sizes", "text",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +57,7 @@ class Form:
         text: Callable[[Operands], str],
         label_at: int = -1,
         sizes: tuple[int, ...] = (),
+        meaning: str = "",
     ) -> None:
         self.signature = signature
         self.mnemonic = signature.split()[0] if signature else ""
@@ -55,6 +68,7 @@ class Form:
         self.label_at = label_at
         #: for a branch: the lengths it may take, shortest first
         self.sizes = sizes
+        self.meaning = meaning
         self.cache: dict[Operands, bytes] = {}
 
     def __repr__(self) -> str:

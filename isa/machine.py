@@ -27,7 +27,7 @@ Constant = tuple[int, None, int, int]
 #: Verbs that move elements from or to memory
 _MEMORY_VERBS = (
     "copy_element", "load", "store", "broadcast", "mac_broadcast", "mac_load", "transpose",
-    "store_first",
+    "store_first", "load_unit",
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Machine(ABC):
     #: multiply-accumulate can read its broadcast operand, or its vector operand, from memory
     fused_broadcast: bool = False
     fused_load: bool = False
-    #: largest displacement of a broadcast and of a vector load; beyond it a pointer must move
+    #: largest displacement of `load_unit` and of a vector load; beyond it a pointer must move
     broadcast_reach: int
     vector_reach: int
     #: displacements of vector loads are multiples of this many bytes
@@ -261,6 +261,15 @@ class Machine(ABC):
     @abstractmethod
     def mac(self, acc: int, a: int, b: int, lanes: int) -> None:
         """acc += a * b."""
+
+    def load_unit(self, v: int, at: At) -> None:
+        """The unit at `at` into v, for `mac_unit`: no other verb may read v, whose lanes but one
+        may hold anything."""
+        self.broadcast(v, at)
+
+    def mac_unit(self, acc: int, a: int, b: int, lanes: int) -> None:
+        """acc += the unit that `load_unit` put into a, in every lane, * b."""
+        self.mac(acc, a, b, lanes)
 
     def mac_broadcast(self, acc: int, b: int, at: At, lanes: int) -> None:
         """acc += broadcast(at) * b; only if `fused_broadcast`."""

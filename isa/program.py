@@ -208,9 +208,11 @@ class Program:
                     text = "nop" if form is ALIGN else form.text(operands)
                     yield Line(at, code, text, "instruction", record)
                 at += len(code)
+        start = places[self.data_label]
         if self._data:
-            start = places[self.data_label]
             yield Line(start, b"", CONSTANTS, "section", (SECTION, (CONSTANTS,)))
+        pointed = any(f.label_at >= 0 and x[f.label_at] == self.data_label for f, x in self.records)
+        if self._data or pointed:
             yield Line(start, b"", f"L{self.data_label}", "label")
             for offset in range(0, len(self._data), 16):
                 row = bytes(self._data[offset : offset + 16])

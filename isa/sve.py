@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jitgen.isa.a64 import X16, A64Machine
+from jitgen.isa.a64 import FORMS as GENERAL, X16, A64Machine
 from jitgen.isa.a64_rows import XZR, parse_table
 from jitgen.isa.form import Form
 from jitgen.isa.machine import At, Constant
@@ -55,10 +55,6 @@ lsl z{d}.s, z{n}.s, #{i}                         | 00000100011 i:5 100111 n:5 d:
 lsl z{d}.d, z{n}.d, #{i}                         | 000001001 i<5:5> 1 i<4:0> 100111 n:5 d:5   | sve
 dup z{d}.s, z{n}.s[0]                            | 0000010100100100001000 n:5 d:5             | sve
 dup z{d}.d, z{n}.d[0]                            | 0000010100101000001000 n:5 d:5             | sve
-fmov s{d}, w{n}                                  | 0001111000100111000000 n:5 d:5             |
-fmov d{d}, x{n}                                  | 1001111001100111000000 n:5 d:5             |
-fmov w{d}, s{n}                                  | 0001111000100110000000 n:5 d:5             |
-fmov x{d}, d{n}                                  | 1001111001100110000000 n:5 d:5             |
 ld1w { z{t}.s }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001010100 i:4s 101 g:3 n:5 t:5          | sve
 ld1d { z{t}.d }, p{g}/z, [x{n:sp}, #{i}, mul vl] | 101001011110 i:4s 101 g:3 n:5 t:5          | sve
 st1w { z{t}.s }, p{g}, [x{n:sp}, #{i}, mul vl]   | 111001010100 i:4s 111 g:3 n:5 t:5          | sve
@@ -302,7 +298,7 @@ class SveMachine(A64Machine):
         self._vector("lsl z.T p/m z.T z.T", bit, ALL, number)
         self._vector(f"orv {self.t} p z.T", bit, SCRATCH, bit)
         self._near = None  # d may be the base of the address that x17 holds
-        self._out((FORMS["fmov w s" if self.arithmetic.size == 4 else "fmov x d"], (d, bit)))
+        self._out((GENERAL["fmov w s" if self.arithmetic.size == 4 else "fmov x d"], (d, bit)))
 
     def spread_bits(self, d: int, r: int, position: int, temps: Sequence[int]) -> None:
         # lane i shifts bit i to the lowest place; a shift of all bits or more (unsigned) gives 0
@@ -319,7 +315,7 @@ class SveMachine(A64Machine):
     def _shifted(self, d: int, r: int, position: int, number: int) -> None:
         """Every lane of d = (r >> position) >> number."""
         self._emit("lsr x x imm", X16, r, position)
-        self._out((FORMS["fmov s w" if self.arithmetic.size == 4 else "fmov d x"], (d, X16)))
+        self._out((GENERAL["fmov s w" if self.arithmetic.size == 4 else "fmov d x"], (d, X16)))
         self._vector("dup z.T z.T[0]", d, d)
         self._vector("lsr z.T p/m z.T z.T", d, ALL, number)
 

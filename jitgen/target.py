@@ -19,6 +19,9 @@ from jitgen import doors, isa
 from jitgen.isa.machine import Machine
 from jitgen.types import DTYPES, DTypeLike
 
+#: Family -> bits that the vectors of its targets may have
+_WIDTHS = {"avx2": (256,), "avx512": (512,), "sve": range(128, 2049, 128), "neon": (128,)}
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -65,7 +68,7 @@ class Target:
         if doors.text("architecture", self.architecture) != known:
             raise ValueError(f"architecture={doors.shown(self.architecture)} is not {known}, that "
                              f"of family={self.family!r}")  # fmt: skip
-        wanted = {"avx2": (256,), "avx512": (512,)}.get(self.family, range(128, 2049, 128))
+        wanted = _WIDTHS[self.family]
         if doors.integer("vector_bits", self.vector_bits) not in wanted:
             raise ValueError(f"vector_bits={doors.shown(self.vector_bits)} is none that "
                              f"{self.family} has")  # fmt: skip
@@ -145,8 +148,14 @@ def sve(bits: int) -> Target:
     return Target(f"sve{bits}", "sve", bits, "aarch64", ("sve",), rates)
 
 
-#: The targets that are listed by name; SVE at other lengths is named "sve<bits>".
-TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512))}
+#: Every AArch64 CPU runs it, so there is no feature to ask for. The rates are those of Neoverse N1.
+NEON = Target(
+    "neon", "neon", 128, "aarch64", (),
+    Rates(fma=2, loads=2, issue=4, latency=4, l1=64 * _KIB, l2_bytes=16),
+)  # fmt: skip
+#: The targets that are listed by name, the best ones of an architecture first; SVE at other lengths
+#: is named "sve<bits>".
+TARGETS = {t.name: t for t in (AVX512, AVX2, sve(128), sve(256), sve(512), NEON)}
 
 
 def parse_target(name: str) -> Target:

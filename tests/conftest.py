@@ -22,6 +22,7 @@ DEMANDED = (
     ("sve128", "qemu"),
     ("sve256", "qemu"),
     ("sve512", "qemu"),
+    ("neon", "qemu"),
 )
 _FILE = pytest.StashKey[Path]()
 _MISSING = pytest.StashKey[list[str]]()

@@ -396,7 +396,7 @@ add("jitgen.primitives.nest.primitive.Primitive",
     lambda: {"parts": [NEST.gemm(**ACCESSES)], "tensors": [TENSOR, WIDE], "threads": 1,
              "scratch": [TRIPLE["b"]], "constants": None, "name": ""},
     parts=nothing, tensors=nothing, scratch=nothing, constants=optional(mapping), name=text,
-    left_out={"scratch": "without it, a part's tensor is in no list"})
+    left_out=dict.fromkeys(("tensors", "scratch"), "without it, a part's tensor is in no list"))
 add("jitgen.primitives.nest.primitive.Primitive.__call__", run_primitive,
     lambda: {"x": rand(8, 4), "w": rand(4, 4), "y": zeros(8, 4)}, x=IN, w=IN, y=OUT)
 add("jitgen.primitives.nest.primitive.Primitive.procedures",

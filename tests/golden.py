@@ -123,7 +123,7 @@ def call(emitted: Any, words: dict[str, int | None], shift: int, **fixed: int) -
 
 # ---- what there is -----------------------------------------------------------------------------
 
-TARGETS = ("avx2", "avx512", "sve128", "sve256", "sve512")
+TARGETS = ("avx2", "avx512", "sve128", "sve256", "sve512", "neon")
 DTYPES = ("f32", "f64")
 #: A case: its name, and what makes it
 Kernel = tuple[str, Callable[[], Any]]

@@ -13,7 +13,7 @@ from toolchain import STRICT, run
 
 import jitgen
 
-ARCHITECTURES = {"x86_64": ["avx2", "avx512"], "aarch64": ["sve128", "sve256", "sve512"]}
+ARCHITECTURES = {"x86_64": ["avx2", "avx512"], "aarch64": ["sve128", "sve256", "sve512", "neon"]}
 #: One of each way that a kernel uses the stack, and one with constants
 SHAPES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "leaf": ((4, 8, 16), {}),

@@ -121,7 +121,8 @@ class Reader:
             self._store(target, what)
         elif target.startswith("upper half of "):
             lanes = self.vectors[target.split()[-1]].lanes
-            values = self._place(what)  # 128 bits, of 256
+            half = re.fullmatch(r"lower half of (.*)", what)  # 64 bits, of 128; others 128, of 256
+            values = self.vectors[half[1]].lanes[: self.lanes // 2] if half else self._place(what)
             lanes[len(values) : 2 * len(values)] = values
         elif not re.fullmatch(NAME, target) or re.match(r"args|&", what):
             self._scalar(target, f"{target} {sign} ({what})" if sign else what)
@@ -201,6 +202,10 @@ class Reader:
             return Vector(np.zeros(0))  # places say how many elements
         if re.fullmatch(PLACE, what):
             return self._whole(self._place(what))
+        if match := re.fullmatch(r"element (\d) of (.*)", what):
+            return self._whole([self.vectors[match[2]].lanes[int(match[1])]])
+        if match := re.fullmatch(rf"lane (\d) of ({NAME}), broadcast", what):
+            return self._every(self.vectors[match[2]].lanes[int(match[1])])
         if match := re.fullmatch(r"(.*), broadcast", what):
             return self._every(self._place(match[1])[0])
         if match := re.fullmatch(r"(lower|upper) halves of (\w+) and (\w+), (.*)", what):
@@ -218,12 +223,13 @@ class Reader:
         if match := re.fullmatch(r"(.*) < 0", what):  # the sign bit decides
             return Vector(np.signbit(self.vectors[match[1]].lanes))
         text = re.sub(
-            rf"({PLACE})|({NAME})",
-            lambda m: f"memory({m[1]!r})" if m[1] else f"vectors[{m[2]!r}]",
+            rf"({PLACE})|(?:lane (\d) of )?({NAME})",
+            lambda m: f"memory({m[1]!r})" if m[1] else f"vectors[{m[3]!r}]"
+            if m[2] is None else f"every(vectors[{m[3]!r}].lanes[{m[2]}])",
             what.replace(", lane by lane", ""),
         )
         value = eval(_compiled(text), {
-            "vectors": self.vectors, "memory": self._memory, "inf": math.inf,
+            "vectors": self.vectors, "memory": self._memory, "every": self._every, "inf": math.inf,
             "max": lambda a, b: a._with(b, np.maximum), "min": lambda a, b: a._with(b, np.minimum),
         })  # fmt: skip
         return value if isinstance(value, Vector) else self._every(value)

@@ -1,4 +1,4 @@
-"""jitgen in an AArch64 Python under qemu-user: the Python face, loading and running on SVE.
+"""jitgen in an AArch64 Python under qemu-user: the Python face, loading and running, SVE and NEON.
 
 The checks themselves stand in `aarch64_guest`. Not here: kernels by the thousand (`test_kernels`),
 which need no Python in the emulator.
@@ -19,12 +19,14 @@ from rig.count import count
 
 TESTS = Path(__file__).resolve().parent
 CASES = 60
-#: processor -> bits of SVE; a64fx has no SVE2
+#: processor -> bits of SVE, 0 without; a64fx has no SVE2
 PROCESSORS = {
     "max,sve-default-vector-length=16": 128,
     "max,sve-default-vector-length=32": 256,
     "max,sve-default-vector-length=64": 512,
     "a64fx": 512,
+    "max,sve=off,sme=off": 0,
+    "neoverse-n1": 0,
 }
 
 
@@ -33,12 +35,12 @@ def _python() -> None:
     needs.need(a64_python.available())
 
 
-def _outcome(cpu: str, what: str, bits: int, cases: list[str]) -> dict[str, Any]:
+def _outcome(cpu: str, bits: int, cases: list[str]) -> dict[str, Any]:
     """What the guest reports."""
     script = str(TESTS / "aarch64_guest.py")
     # NumPy under emulation warns of overflows and divisions that never happened
     done = a64_python.run(
-        ["-W", "ignore", script, what, str(bits), json.dumps(cases)],
+        ["-W", "ignore", script, str(bits), json.dumps(cases)],
         cpu, paths=[TESTS.parent, TESTS], timeout=300.0, JITGEN_ISA="",
     )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -47,17 +49,11 @@ def _outcome(cpu: str, what: str, bits: int, cases: list[str]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("cpu", PROCESSORS)
-def test_sve(cpu: str) -> None:
+def test_every_processor(cpu: str) -> None:
     """Targets, calls, binding, both element types, threads, fork, refused vector lengths."""
     bits = PROCESSORS[cpu]
     rng = random.Random(f"{SEED} {cpu}")
-    outcome = _outcome(cpu, "kernels", bits, [repr(random_case(rng, 24)) for _ in range(CASES)])
-    count(f"sve{bits}", "qemu python", outcome["kernels"])
+    outcome = _outcome(cpu, bits, [repr(random_case(rng, 24)) for _ in range(CASES)])
+    count(f"sve{bits}" if bits else "neon", "qemu python", outcome["kernels"])
     assert not outcome["failures"], f"JITGEN_SEED={SEED}\n" + "\n".join(outcome["failures"])
     assert outcome["kernels"] > CASES
-
-
-def test_without_sve() -> None:
-    """On a processor without SVE jitgen says what is missing."""
-    for cpu in ("max,sve=off,sme=off", "neoverse-n1"):
-        assert _outcome(cpu, "without", 0, [])["failures"] == []

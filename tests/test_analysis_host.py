@@ -102,12 +102,17 @@ ARM = [
     Played("SVE of 256 bits", "neoverse-v1", False, "sve256", {"sve", "sve2"}, midr=0x4E0F0010,
            bits=256),
     Played("SVE of 512 bits", "a64fx", False, "sve512", {"sve"}, bits=512),
+    Played("SVE of 2048 bits", "a64fx", False, "neon", {"sve"}, bits=2048),
+    Played("Graviton 2", "neoverse-n1", True, "neon", set(), midr=0x413FD0C1),
+    Played("Graviton 3 without SVE", "neoverse-v1", True, "neon", set(), midr=0x411FD401),
+    Played("Apple M1, asked on a slow core", "apple-firestorm", True, "neon", set(),
+           midr=0x610F0220),
+    Played("Apple M2", "apple-firestorm", False, "neon", set(), midr=0x610F0330),
+    Played("Cortex-A72", "neoverse-n1", False, "neon", set(), midr=0x410FD083),
+    Played("an Arm core that says nothing", "neoverse-n1", False, "neon", set()),
 ]  # fmt: skip
 #: They run no target
 WITHOUT = [
-    Played("Neoverse N1, no SVE", "neoverse-v2", False, "sve128", set(), midr=0x413FD0C1),
-    Played("Apple, no SVE", "neoverse-v2", False, "sve128", set(), midr=0x610F0220),
-    Played("SVE of 2048 bits", "a64fx", False, "sve512", {"sve"}, bits=2048),
     Played("Nehalem, no AVX2", "skylake-avx512", False, "avx512", {"sse4_2"}, INTEL, 6, 0x1A),
     Played("K10, no AVX2", "znver3", False, "avx2", {"sse4a"}, AMD, 0x10, 4),
 ]

@@ -407,7 +407,9 @@ def test_wrong_kernels_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("tier", ("avx2 native", "avx512 native", "avx512 bochs", "sve256 qemu"))
+@pytest.mark.parametrize(
+    "tier", ("avx2 native", "avx512 native", "avx512 bochs", "sve256 qemu", "neon qemu")
+)
 def test_limits(tier: str, dtype: str) -> None:
     """Gates that are infinite are 0 or 1; NaN stays, in its element alone."""
     need(TIERS[tier])

@@ -67,7 +67,7 @@ def test_targets_with_a_cap(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -
 # ---- show ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve256", "sve512"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve256", "sve512", "neon"])
 def test_show(capsys: Captured, isa: str) -> None:
     """The listing as text is the kernel's; the structured one holds all bytes."""
     shape = ["7", "21", "9", "--epilogue", "bias,clip:0:6", "--isa", isa]
@@ -489,7 +489,7 @@ def test_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve512"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sve128", "sve512", "neon"])
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_peak_is_made_of_independent_chains(isa: str, dtype: str) -> None:
     """The peak's loop has as many operations as it says, each chain on a register of its own."""

@@ -28,7 +28,8 @@ EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
 #: Of slope 1.5 at the most
 ACTIVATIONS = [None, None, "relu", "relu", "relu6", ("leaky_relu", 0.25), "hardswish", "elu"]
 #: tier -> configurations of each pass
-AMOUNT = {"avx512 bochs": 24, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10}
+AMOUNT = {"avx512 bochs": 24, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10,
+          "neon qemu": 10}  # fmt: skip
 
 
 def random_layer(rng: random.Random, target: str, most: int) -> Convolution:

@@ -21,6 +21,8 @@ from jitgen.target import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 #: features that others come with
 IMPLIED = {"avx2": {"avx"}, "fma": {"avx"}}
+#: features that every CPU of an architecture has
+ALWAYS = {"x86_64": set[str](), "aarch64": {"asimd"}}
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="CPUID is of x86")
@@ -40,6 +42,41 @@ def test_host_is_the_first_usable_target() -> None:
     assert jitgen.host().name in usable
 
 
+X86 = frozenset(("avx2", "fma"))
+WIDE = X86 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "bits", "cap", "wanted"),
+    [
+        ("x86_64", WIDE, 0, "", "avx512"), ("x86_64", X86, 0, "", "avx2"),
+        ("x86_64", WIDE, 0, "avx2", "avx2"), ("x86_64", WIDE, 0, "avx512", "avx512"),
+        ("x86_64", X86, 0, "avx512", "avx2"), ("x86_64", frozenset[str](), 0, "", "lacks avx2"),
+        ("x86_64", WIDE, 0, "neon", "neon is for aarch64"),
+        ("aarch64", frozenset(("sve",)), 384, "", "sve384"),
+        ("aarch64", frozenset[str](), 0, "", "neon"),
+        ("aarch64", frozenset(("sve",)), 256, "neon", "neon"),
+        ("aarch64", frozenset(("sve",)), 256, "sve256", "sve256"),
+        ("aarch64", frozenset(("sve",)), 256, "sve512", "have 256 bits, not 512"),
+        ("riscv64", frozenset[str](), 0, "", "neon is for aarch64; this host is riscv64"),
+    ],
+)  # fmt: skip
+def test_the_best_target_under_the_cap(
+    architecture: str, features: frozenset[str], bits: int, cap: str, wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of every architecture, the order of TARGETS; a message says why there is none."""
+    monkeypatch.setattr(cpu.loader, "architecture", lambda: architecture)
+    monkeypatch.setattr(cpu.loader, "why_not_here", lambda: "")
+    monkeypatch.setattr(cpu, "features", lambda: features)
+    monkeypatch.setattr(cpu, "vector_length", lambda: bits)
+    if " " not in wanted:
+        assert cpu._host.__wrapped__(cap, bits).name == wanted
+        return
+    with pytest.raises(RuntimeError, match=f"no target can run here.*{wanted}"):
+        cpu._host.__wrapped__(cap, bits)
+
+
 @pytest.mark.parametrize("target", [*TARGETS, "sve384", "sve2048"])
 def test_kernels_need_no_more_than_their_target_has(target: str) -> None:
     steps = [
@@ -47,7 +84,8 @@ def test_kernels_need_no_more_than_their_target_has(target: str) -> None:
         else ("scale", 2) if name == "scale" else name
         for name in STEPS if name != "relu_mask" or target not in ("sve384", "sve2048")
     ]  # fmt: skip
-    promised = set(jitgen.target.parse_target(target).features)
+    found = jitgen.target.parse_target(target)
+    promised = {*found.features, *ALWAYS[found.architecture]}
     for feature, implied in IMPLIED.items():
         promised |= implied if feature in promised else set()
     for shape in ((5, 3, 4), (13, 21, 7), (9, 70, 33)):

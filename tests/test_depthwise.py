@@ -253,7 +253,7 @@ def test_strips_of_mobilenet() -> None:
             assert strip.rolling and strip.pixels >= 7
 
 
-@pytest.mark.parametrize("tier", ("avx2 native", "avx512 native", "sve256 qemu"))
+@pytest.mark.parametrize("tier", ("avx2 native", "avx512 native", "sve256 qemu", "neon qemu"))
 def test_nan_passes_relu_and_clip(tier: str) -> None:
     need(TIERS[tier])
     x = np.array([np.nan, 1.0, -1.0, np.inf, 9.0], np.float32)

@@ -24,7 +24,7 @@ from jitgen.gemm.kernel import CODE_BYTES, generate
 from jitgen.run import disk
 
 ROOT = HERE.parent
-TARGETS = ("avx2", "avx512", "sve128", "sve256", "sve384", "sve512", "sve2048")
+TARGETS = ("avx2", "avx512", "sve128", "sve256", "sve384", "sve512", "sve2048", "neon")
 folder = pytest.fixture(enabled)
 loads = pytest.fixture(spied)
 

@@ -23,6 +23,7 @@ EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
 AMOUNT = {
     "avx2 native": (150, 200), "avx512 native": (150, 200), "avx512 bochs": (60, 70),
     "sve128 qemu": (40, 70), "sve256 qemu": (40, 70), "sve512 qemu": (40, 70),
+    "neon qemu": (40, 70),
 }  # fmt: skip
 EPILOGUES = [
     (), (("bias",),), (("bias",), ("relu",)), (("relu",),), (("bias",), ("gelu",)),

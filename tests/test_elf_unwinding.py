@@ -101,12 +101,13 @@ def test_backtrace_out_of_a_kernel(here: Path, shape: str, how: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("how", ["object", "shared"])
+@pytest.mark.parametrize("target", ["sve256", "neon"])
 def test_backtrace_out_of_a_kernel_for_aarch64(
-    folders: dict[str, Path], shape: str, how: str
+    folders: dict[str, Path], shape: str, how: str, target: str
 ) -> None:
     """The same under emulation."""
     library = ["lib1.o"] if how == "object" else ["-L.", "-llib1", "-Wl,-rpath,$ORIGIN"]
-    symbol = f"lib1_{shape}_sve256"
+    symbol = f"lib1_{shape}_{target}"
     options = (f"-DKERNEL={symbol}", "-fno-omit-frame-pointer", "-rdynamic", *library)
     program = build(folders["aarch64"], "aarch64-linux-gnu-gcc", BACKTRACE, *options)
     for where in "0123":

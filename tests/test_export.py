@@ -40,9 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for three vector lengths of SVE."""
+    """The same for three vector lengths of SVE, and NEON."""
     path = tmp_path_factory.mktemp("arm")
-    assert main(["export", str(SPECS), "-o", str(path), "--targets", "sve128,sve256,sve512"]) == OK
+    targets = "sve128,sve256,sve512,neon"
+    assert main(["export", str(SPECS), "-o", str(path), "--targets", targets]) == OK
     return path
 
 
@@ -98,19 +99,20 @@ def test_choice_on_other_cpus(folder: Path, tmp_path: Path, model: str, target: 
 
 @pytest.mark.parametrize("library", ["libkernels.a", "libkernels.so"])
 def test_examples_for_aarch64(arm: Path, tmp_path: Path, library: str) -> None:
-    """C for AArch64: the kernel of this thread's vector length, or none."""
+    """C for AArch64: the kernel of this thread's vector length, or that of every CPU."""
     for example in ("dense", "dispatch", "packed", "layer"):
         packed = example == "packed"
         compiler = "aarch64-linux-gnu-g++" if packed else "aarch64-linux-gnu-gcc"
         source = EXAMPLES / f"{example}.{'cpp' if packed else 'c'}"
         run(compiler, "-O2", *STRICT, f"-I{arm}", source, arm / library, "-o", tmp_path / example,
             "-lm", "-pthread", f"-Wl,-rpath,{arm}", "-Wl,--fatal-warnings")  # fmt: skip
-        for length, found in ((16, "sve128"), (32, "sve256"), (64, "sve512"), (48, "")):
-            code, shown = _emulated(tmp_path / example, f"max,sve-default-vector-length={length}")
-            assert code == (0 if found else 3), shown
+        models = [(f"max,sve-default-vector-length={length}", found) for length, found in (
+            (16, "sve128"), (32, "sve256"), (64, "sve512"), (48, "neon"))]  # fmt: skip
+        for model, found in (*models, ("cortex-a72", "neon")):
+            code, shown = _emulated(tmp_path / example, model)
+            assert code == 0, shown
             told = "on 2 threads, " if example == "layer" else f"_{found}, "
-            assert (told if found else "no kernel") in shown.splitlines()[-1]
-        assert _emulated(tmp_path / example, "max,sve=off")[0] == 3
+            assert told in shown.splitlines()[-1]
 
 
 def _emulated(program: Path, model: str) -> tuple[int, str]:

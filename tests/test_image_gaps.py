@@ -26,7 +26,8 @@ from jitgen.primitives.nest.run import Run
 
 Array = np.ndarray[Any, Any]
 #: tier -> layers whose streams are replayed with gaps
-AMOUNT = {"avx2 native": 30, "avx512 native": 10, "avx512 bochs": 4, "sve256 qemu": 6}
+AMOUNT = {"avx2 native": 30, "avx512 native": 10, "avx512 bochs": 4, "sve256 qemu": 6,
+          "neon qemu": 6}  # fmt: skip
 
 
 class Gaps:

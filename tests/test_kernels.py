@@ -21,6 +21,7 @@ AMOUNT = {
     "sve128 qemu": (750, 40),
     "sve256 qemu": (750, 40),
     "sve512 qemu": (750, 40),
+    "neon qemu": (1000, 40),
     # lengths that are no power of two, or the longest there is, have their own corners
     "sve384 qemu": (250, 40),
     "sve2048 qemu": (250, 40),

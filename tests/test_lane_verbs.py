@@ -23,6 +23,7 @@ MACHINES = [
     *[(f"avx512 {where}", "avx512", bits) for where in ("native", "bochs")
       for bits in (128, 256, 512)],
     *[(f"sve{bits} qemu", "sve", bits) for bits in (128, 256, 384, 512, 2048)],
+    ("neon qemu", "neon", 128),
 ]  # fmt: skip
 Array = np.ndarray
 each_machine = pytest.mark.parametrize(("tier", "family", "bits"), MACHINES)

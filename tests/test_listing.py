@@ -31,7 +31,7 @@ SHAPES: list[tuple[tuple[int, int, int], dict[str, Any]]] = [
     ((33, 19, 12), {"dtype": "f64", "trans_a": True, "epilogue": ("relu_mask", "residual")}),
     ((30, 70, 16), {"packed_b": True, "epilogue": (("clip", 0, 6),)}),
 ]
-TARGETS = ["avx512", "avx2", "sve128", "sve256", "sve512"]
+TARGETS = ["avx512", "avx2", "sve128", "sve256", "sve512", "neon"]
 
 
 @pytest.fixture(params=[f"{t}-{i}" for t in TARGETS for i in range(len(SHAPES))])

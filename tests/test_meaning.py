@@ -22,7 +22,7 @@ from jitgen.gemm.sections import Mark, PackB, ReductionLoop, TileSection
 from jitgen.inspect.meaning import Explained, explain
 from jitgen.inspect.values import Value
 
-TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512"]
+TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512", "neon"]
 
 
 def explained(kernel: jitgen.Kernel) -> list[Explained]:
@@ -198,7 +198,8 @@ def test_a_wrong_meaning_is_noticed(target: str) -> None:
     kernel = jitgen.brgemm(7, 19, 6, target=target, epilogue=("bias",))
     assert largest_error(kernel, 2) < 2e-5
     for old, new in (("A[0, k]", "A[0, k+1]"), ("acc[1,0] += a", "acc[1,0] -= a"),
-                     ("A[0, 0]", "A[0, 1]"), ("bias[0..", "bias[1..")):  # fmt: skip
+                     ("A[0, 0]", "A[0, 1]"), ("bias[0..", "bias[1.."),
+                     ("lane 0 of a", "lane 1 of a")):  # fmt: skip
         class Wrong(Reader):
             """The same with one sentence changed."""
 

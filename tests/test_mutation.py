@@ -34,7 +34,7 @@ TIMEOUT = 2.0
 #: byte of an instruction that holds its opcode, by the first byte: VEX, EVEX; else AArch64
 OPCODE = {0xC4: 3, 0x62: 4}
 
-tiers = pytest.mark.parametrize("name", ["avx2 native", "avx512 bochs", "sve256 qemu"])
+tiers = pytest.mark.parametrize("name", ["avx2 native", "avx512 bochs", "sve256 qemu", "neon qemu"])
 
 
 def opcode_bytes(kernel: jitgen.Kernel) -> list[int]:

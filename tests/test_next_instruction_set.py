@@ -1,7 +1,8 @@
 """What a further instruction set must not trip over: a registered family changes nothing of the
 others, and what a table does not know is refused when it is read.
 
-Not here: rows and verbs of the instruction sets that there are (test_rows.py, test_sve_verbs.py).
+Not here: rows and verbs of the instruction sets that there are (test_rows.py, test_sve_verbs.py,
+test_neon_verbs.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tools import check
 
 
 class Pretend(ModuleType):
-    """The module of a family with vectors of 128 bits only, as NEON's are."""
+    """The module of a family of which nothing is asked."""
 
     def open_machine(
         self, arithmetic: str, vector_bits: int = 0, storage: str | None = None
@@ -89,9 +90,10 @@ def test_only_sve_has_a_length_that_belongs_to_the_thread(
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("fmla v{d+}.4s, v{n}.4s, v{m}.4s | 01001110001 m:5 110011 n:5 d:5 | neon",
-         "fmla v{d+}.4s, v{n}.4s, v{m}.4s: 'v' before {d} is not one of #, x, w, z, p, d, s"),
-        ("ldr q{t}, [x{n:sp}, #{i}] | 0011110111 i:12*16 n:5 t:5 | neon", "'q' before {t}"),
+        ("fmopa za{d+}.s, p{g}/m, p{h}/m, z{n}.s, z{m}.s | "
+         "10000000100 m:5 h:3 g:3 n:5 000 d:2 | sme",
+         "'za' before {d} is not one of #, x, w, z, p, d, s, v, q"),
+        ("ldr h{t}, [x{n:sp}, #{i}] | 0111110101 i:12*2 n:5 t:5 | fp16", "'h' before {t}"),
         ("add wsp{d}, w{n} | 0000000000000000000000 n:5 d:5 |", "'wsp' before {d}"),
         ("add w{d}, w{n:sp} | 0000000000000000000000 n:5 d:5 |", "'w' before {n} takes no :sp"),
         ("fmla z{d+}.s, z{n}.s, z{m}.s[{i}] | 01100100101 i:2 m:3 000000 n:5 d:5 | sve",
@@ -140,8 +142,8 @@ def test_the_analysis_knows_every_kind_of_register() -> None:
             ]
             if architecture == "aarch64" or "m" not in kinds:
                 read_record((form, tuple(operands)), architecture, 32)
-    odd = Form("fmla v.4s", ("v+",), "neon", bytes, str)
-    with pytest.raises(KeyError, match="'v'"):
+    odd = Form("fmopa za.s", ("za+",), "sme", bytes, str)
+    with pytest.raises(KeyError, match="'za'"):
         read_record((odd, (3,)), "aarch64", 32)
 
 
@@ -169,7 +171,7 @@ def test_no_algorithm_names_an_instruction_set(
 def test_names_of_vector_registers_are_the_machines() -> None:
     """A kernel's registers are named by its machine, whatever the architecture."""
     need_x86()
-    for target, register in (("avx2", "ymm"), ("avx512", "zmm"), ("sve256", "z")):
+    for target, register in (("avx2", "ymm"), ("avx512", "zmm"), ("sve256", "z"), ("neon", "v")):
         kernel = jitgen.brgemm(8, 16, 8, target=target)
         assert kernel.target.machine("f32", 16).register == register
         assert f" {register}0" in kernel.listing()

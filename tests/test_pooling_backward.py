@@ -33,7 +33,8 @@ Array = np.ndarray[Any, Any]
 HERE = [name for name, why in cpu.targets().items() if not why]
 NUMBERS = (-np.inf, -2.0, -1.0, -0.5, -0.0, 0.0, 0.25, 1.0, 3.0, np.inf, np.nan)
 #: tier -> layers whose streams are replayed
-AMOUNT = {"avx512 bochs": 16, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10}
+AMOUNT = {"avx512 bochs": 16, "sve128 qemu": 10, "sve256 qemu": 10, "sve512 qemu": 10,
+          "neon qemu": 10}  # fmt: skip
 
 
 def winners(seen: Array) -> Array:

@@ -298,6 +298,9 @@ def lists(
         (lambda: Nest("M", LOOPS, "f32", "avx2").relayout(
             X.at(m="m"), Tensor("z", "k q", "f32", q=20, k=12).at(q="m"), title="turn"),
          ValueError, "q, along which neighbours lie together in one of them, is no axis of the"),
+        (lambda: Nest("M", {"m": Loop(3, (1,))}, "f32", "avx2").call(
+            "t", lambda *_: None, {"c": X.at(m=("m", np.array([0, 1, 20])))}), ValueError,
+         "x: the loops go from 0 to 20 along axis m, which has 20"),
         (lambda: Nest("M", LOOPS, "f32", "avx3"), ValueError, "avx3"),
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
             X.at(m="m"), W.at(), Y.at(m="m"), alpha=1e39), ValueError, "alpha=1e.39 is too large"),

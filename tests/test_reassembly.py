@@ -28,7 +28,7 @@ from jitgen.kernels.elementwise import emit_column_sums
 from jitgen.run.replay import emit_replay
 from jitgen.target import parse_target
 
-TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512"]
+TARGETS = ["avx2", "avx512", "sve128", "sve256", "sve512", "neon"]
 X86 = TARGETS[:2]
 MANY, SOME = 200, 40
 ALIGN = 64

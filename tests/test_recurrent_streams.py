@@ -29,6 +29,7 @@ from jitgen.run.replay import emit_replay
 AMOUNT = {
     "avx2 native": (60, 20), "avx512 native": (60, 20), "avx512 bochs": (24, 16),
     "sve128 qemu": (30, 16), "sve256 qemu": (30, 16), "sve512 qemu": (30, 16),
+    "neon qemu": (30, 16),
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def emitted(target: str) -> Iterator[Routine]:
                         continue
 
 
-@pytest.mark.parametrize("target", ["avx512", "sve256"])
+@pytest.mark.parametrize("target", ["avx512", "sve256", "neon"])
 def test_routines_tell_what_they_are(target: str) -> None:
     kinds = set()
     for routine in emitted(target):

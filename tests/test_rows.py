@@ -31,6 +31,7 @@ from row_operands import (
 import jitgen.isa.a64
 import jitgen.isa.avx2
 import jitgen.isa.avx512
+import jitgen.isa.neon
 import jitgen.isa.sve
 import jitgen.isa.x86
 from jitgen.isa.a64_rows import SP, XZR
@@ -40,8 +41,10 @@ from jitgen.isa.x86_rows import REGISTERS
 
 TABLES = {
     "x86_64": [*jitgen.isa.x86.tables(), *jitgen.isa.avx2.tables(), *jitgen.isa.avx512.tables()],
-    "aarch64": [*jitgen.isa.a64.tables(), *jitgen.isa.sve.tables()],
-}
+    "aarch64": [
+        *jitgen.isa.a64.tables(), *jitgen.isa.sve.tables(), *jitgen.isa.neon.tables(),
+    ],
+}  # fmt: skip
 ARCHITECTURES = tuple(TABLES)
 #: Forms that have a shorter one for some operands, which the verbs use and the assembler prefers.
 LONGER_THAN_NEEDED = {

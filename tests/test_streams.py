@@ -42,6 +42,7 @@ NUMPY = {"f32": np.float32, "f64": np.float64}
 AMOUNT = {
     "avx2 native": (120, 90), "avx512 native": (120, 90), "avx512 bochs": (60, 24),
     "sve128 qemu": (20, 30), "sve256 qemu": (20, 30), "sve512 qemu": (20, 30),
+    "neon qemu": (20, 30),
 }  # fmt: skip
 
 

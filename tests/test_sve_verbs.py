@@ -1,8 +1,9 @@
-"""The vector verbs of jitgen.isa.sve, one by one, executed under qemu-user.
+"""The vector verbs of jitgen.isa.sve and jitgen.isa.neon, one by one, executed under qemu-user.
 
 Each test emits small programs with a few verbs and compares what they leave in memory with NumPy.
 Buffers end or begin at an unmapped page, so an element too much that is read or written is a
-fault. Not here: encodings (`test_rows`), scalar verbs (`test_a64_verbs`), kernels (`test_kernels`).
+fault. Not here: encodings (`test_rows`), scalar verbs (`test_a64_verbs`), verbs that only NEON does
+in a way of its own (`test_neon_verbs`), kernels (`test_kernels`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from rig.job import Buffer, Job
-from verbs import FLOATS, Check, kernel, need_qemu, numbers, verify
+from verbs import FLOATS, Check, kernel, need_qemu, numbers, open_machine, verify
 
-from jitgen.isa.sve import SveMachine, open_machine
+from jitgen.isa import neon, sve
+from jitgen.isa.a64 import A64Machine
 
-LENGTHS = (128, 256, 512, 2048)
+#: 0 is NEON
+LENGTHS = (0, 128, 256, 512, 2048)
+#: what NEON needs for a tail of three
+TAIL = 28
 DTYPES = ("f32", "f64")
 
 each_length = pytest.mark.parametrize("bits", LENGTHS)
@@ -36,16 +41,17 @@ def _qemu() -> None:
 def test_load_and_store_reach_every_displacement(dtype: str, bits: int) -> None:
     """Whole vectors and tails, at displacements that fit the instructions and that do not."""
     machine = open_machine(dtype, bits)
-    size, lanes, element = machine.bytes, machine.lanes, machine.element
+    size, lanes, element = machine.vector_bits // 8, machine.lanes, machine.element
     checks = []
     displacements = [n * size for n in (0, 1, -1, 7, 8, -8, -9, 255, 256, -256, -257, 3000)]
+    displacements += [255, 256, -256, -257, *(n * each for n in (4095, 4096) for each in (size, 4))]
     displacements += [element, -element, 3 * element, 70000 * element, -(2**20)]
     for disp in displacements:
         for width in {lanes, lanes - 1, 1}:
             data = numbers(dtype, width)
 
-            def body(m: SveMachine, disp: int = disp, width: int = width) -> None:
-                m.set_tail(width, -1)
+            def body(m: A64Machine, disp: int = disp, width: int = width) -> None:
+                m.set_tail(width, TAIL)
                 m.load_word(1, (0, 0))
                 m.load_word(2, (0, 8))
                 m.offset(1, 1, -disp)
@@ -70,8 +76,8 @@ def test_inactive_lanes_are_zero_and_untouched(dtype: str, bits: int) -> None:
     for width in range(1, lanes):
         data = numbers(dtype, width)
 
-        def body(m: SveMachine, width: int = width) -> None:
-            m.set_tail(width, -1)
+        def body(m: A64Machine, width: int = width) -> None:
+            m.set_tail(width, TAIL)
             m.load_word(1, (0, 0))
             m.load_word(2, (0, 8))
             m.load_word(3, (0, 16))
@@ -98,7 +104,7 @@ def test_broadcast_reaches_every_displacement(dtype: str, bits: int) -> None:
     reach = machine.broadcast_reach
     for disp in (0, 4, reach, reach + machine.element, -machine.element, 2, 123456, 4096 * 9):
 
-        def body(m: SveMachine, disp: int = disp) -> None:
+        def body(m: A64Machine, disp: int = disp) -> None:
             m.load_word(1, (0, 0))
             m.load_word(2, (0, 8))
             m.offset(2, 2, -disp)
@@ -115,11 +121,11 @@ def test_broadcast_reaches_every_displacement(dtype: str, bits: int) -> None:
 def test_far_addresses_share_the_scratch_register(bits: int) -> None:
     """Neighbours of a far address cost nothing more; a moved base or a label ends that."""
     machine = open_machine("f32", bits)
-    lanes, size = machine.lanes, machine.bytes
-    far = 300 * size
+    lanes, size = machine.lanes, machine.vector_bits // 8
+    far = (300 if bits else 5000) * size
     data = numbers("f32", 12 * lanes)
 
-    def body(m: SveMachine) -> None:
+    def body(m: A64Machine) -> None:
         m.load_word(1, (0, 0))
         m.load_word(2, (0, 8))
         m.offset(2, 2, -far)
@@ -181,13 +187,13 @@ def _operation(
 ) -> Check:  # fmt: skip
     """Load registers 3, 4 and 5, apply a verb, store its first operand; a float is a constant."""
 
-    def body(m: SveMachine) -> None:
+    def body(m: A64Machine) -> None:
         m.use_constants(7)
         m.constant_temps = (29, 30)
         m.load_word(1, (0, 0))
         m.load_word(2, (0, 8))
         for i, row in enumerate(data):
-            m.load(3 + i, (2, i * m.bytes), len(row))
+            m.load(3 + i, (2, i * m.vector_bits // 8), len(row))
         values = [m.const(each) if isinstance(each, float) else each for each in operands]
         getattr(m, verb)(*values)
         m.store(int(operands[0]), (1, 0), m.lanes)
@@ -251,7 +257,7 @@ def test_many_constants(dtype: str, bits: int) -> None:
     """More constants than a broadcast reaches; equal ones share a place."""
     values = [float(i) for i in range(150)]
 
-    def body(m: SveMachine) -> None:
+    def body(m: A64Machine) -> None:
         m.use_constants(7)
         m.constant_temps = (30,)
         m.zero(3)
@@ -270,28 +276,32 @@ def test_many_constants(dtype: str, bits: int) -> None:
 def test_positive_bits(dtype: str, bits: int) -> None:
     """One bit a lane for every width, whatever lies behind it; zeros and NaN are not positive."""
     lanes = open_machine(dtype, bits).lanes
-    data = numbers(dtype, lanes)
-    data[1::7] = np.nan
-    data[2::5] = 0.0
+    mixed = numbers(dtype, lanes)
+    mixed[1::7] = np.nan
+    mixed[2::5] = 0.0
     checks = []
     for width in range(1, lanes + 1):
 
-        def body(m: SveMachine, width: int = width) -> None:
-            m.set_tail(width, -1)
+        def body(m: A64Machine, width: int = width) -> None:
+            m.set_tail(width, TAIL)
             m.load_word(1, (0, 0))
             m.load_word(2, (0, 8))
             m.load(6, (2, 0), m.lanes)
             m.positive_bits(5, 6, width, (7, 8))
             m.store_bits(5, (1, 0), 8)
 
-        wanted = np.array([sum(1 << i for i in range(width) if data[i] > 0)], np.uint64)
-        words = [Buffer(np.zeros(1, np.uint64), write=True), Buffer(data)]
-        checks.append(Check(Job(kernel(dtype, bits, body), words, f"width {width}"), [wanted]))
+        for data in (mixed, np.abs(numbers(dtype, lanes))):
+            wanted = np.array([sum(1 << i for i in range(width) if data[i] > 0)], np.uint64)
+            words = [Buffer(np.zeros(1, np.uint64), write=True), Buffer(data)]
+            checks.append(Check(Job(kernel(dtype, bits, body), words, f"width {width}"), [wanted]))
     verify(bits, checks)
 
 
 @pytest.mark.parametrize("bits", [0, 64, 192 + 1, 2048 + 128])
 def test_lengths_that_do_not_exist(bits: int) -> None:
-    """A vector length that SVE has not is refused."""
-    with pytest.raises(ValueError, match=f"vector_bits={bits}"):
-        open_machine("f32", bits)
+    """A vector length that SVE has not is refused, and so is one that NEON has not."""
+    with pytest.raises(ValueError, match=f"vector_bits={bits}: SVE"):
+        sve.open_machine("f32", bits)
+    if bits:
+        with pytest.raises(ValueError, match=f"vector_bits={bits}: NEON"):
+            neon.open_machine("f32", bits)

@@ -31,6 +31,7 @@ AXES = ("n", "c", "h", "w")
 AMOUNT = {
     "avx2 native": 150, "avx512 native": 150, "avx512 bochs": 40,
     "sve128 qemu": 30, "sve256 qemu": 30, "sve512 qemu": 30,
+    "neon qemu": 30,
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def check_steps(guest: Guest, table: Sequence[Row]) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", ["avx2", "sve256", "sve512"])
+@pytest.mark.parametrize("target", ["avx2", "sve256", "sve512", "neon"])
 def test_rows_lead_to_the_caller_at_every_instruction(target: str, kind: str) -> None:
     need(stepping.available())
     kernel = _stepped(target, kind)
@@ -120,7 +120,7 @@ def test_stepping_notices_each_wrong_row(target: str, kind: str) -> None:
             check_steps(guest, each)
 
 
-@pytest.mark.parametrize("target", ["avx2", "avx512", "sve128", "sve1024"])
+@pytest.mark.parametrize("target", ["avx2", "avx512", "sve128", "sve1024", "neon"])
 def test_rows_of_random_kernels(target: str) -> None:
     """They can be followed; at the end all is as at the start."""
     rng = random.Random(f"{SEED} {target}")
@@ -229,7 +229,7 @@ def _tables(text: str, architecture: str) -> list[list[Row]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", ["avx2", "avx512", "sve128", "sve512"])
+@pytest.mark.parametrize("target", ["avx2", "avx512", "sve128", "sve512", "neon"])
 @pytest.mark.parametrize("section", [".eh_frame", ".debug_frame"])
 def test_readelf_reads_the_rows(target: str, kind: str, section: str, tmp_path: Path) -> None:
     kernel, other = _stepped(target, kind), _stepped(target, "plain")

@@ -38,7 +38,8 @@ EPILOGUES: tuple[tuple[tuple[Any, ...], ...], ...] = (
 #: (target, part): 40 configurations each
 PARTS = [(target, i) for target in HERE for i in range(6 if target == "avx2" else 2)]
 #: tier -> layers whose three passes are replayed
-AMOUNT = {"avx512 bochs": 5, "sve128 qemu": 4, "sve256 qemu": 4, "sve512 qemu": 4}
+AMOUNT = {"avx512 bochs": 5, "sve128 qemu": 4, "sve256 qemu": 4, "sve512 qemu": 4,
+          "neon qemu": 4}  # fmt: skip
 
 
 # ---- transforms ---------------------------------------------------------------------------------

@@ -45,11 +45,16 @@ def _sve(bits: int) -> Tier:
     return Tier(f"sve{bits}", run, qemu.available, True)
 
 
+def _neon(jobs: Sequence[Job], *, timeout: float = 60.0, isa: str = "") -> list[Result]:
+    return qemu.run(jobs, 0, "cortex-a72", timeout=timeout, isa=isa)  # which has no SVE
+
+
 TIERS = {
     "avx2 native": _native("avx2"),
     "avx512 native": _native("avx512"),
     "avx512 bochs": Tier("avx512", bochs.run, bochs.available, True),
     **{f"sve{bits} qemu": _sve(bits) for bits in (128, 256, 384, 512, 2048)},
+    "neon qemu": Tier("neon", _neon, qemu.available, True),
 }
 
 

@@ -1,5 +1,5 @@
-"""Small programs of verbs of jitgen.isa.sve, and their execution under qemu-user: for tests of the
-verbs.
+"""Small programs of verbs of jitgen.isa.sve and jitgen.isa.neon, and their execution under
+qemu-user: for tests of the verbs. Where bits are asked for, 0 stands for NEON.
 
 A `Check` is a job and what it must leave in memory; `verify` runs many in one emulator.
 """
@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import needs
 import numpy as np
 from rig import qemu
 from rig.job import Job
 
-from jitgen.isa.sve import SveMachine, open_machine
+from jitgen import isa
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
-Body = Callable[[SveMachine], None]
+#: What emits verbs; it takes the machine
+Body = Callable[[Any], None]
+#: A processor without SVE
+PLAIN = "cortex-a72"
 
 
 def need_qemu() -> None:
@@ -37,6 +41,11 @@ class Check:
     exact: bool = True
 
 
+def open_machine(dtype: str, bits: int) -> Any:
+    """A fresh machine."""
+    return isa.open_machine("sve" if bits else "neon", dtype, bits)
+
+
 def kernel(dtype: str, bits: int, body: Body) -> bytes:
     """A function made of `body`, with every general-purpose register saved."""
     machine = open_machine(dtype, bits)
@@ -49,7 +58,7 @@ def kernel(dtype: str, bits: int, body: Body) -> bytes:
 def verify(bits: int, checks: list[Check]) -> None:
     """Run the checks in one emulator at a vector length."""
     assert checks
-    results = qemu.run([check.job for check in checks], bits)
+    results = qemu.run([check.job for check in checks], bits, "max" if bits else PLAIN)
     for check, result in zip(checks, results, strict=True):
         label = check.job.label
         assert result.ok, f"{label}: {result.error}"

@@ -19,9 +19,12 @@ SOURCES = {
     "FOG": "Agner Fog, Instruction tables and The microarchitecture of Intel, AMD and VIA CPUs",
     "SOG3": "AMD, Software Optimization Guide for the AMD Family 19h Processors (56665)",
     "SOG4": "AMD, Software Optimization Guide for the AMD Zen4 Microarchitecture (57647)",
+    "N1G": "Arm, Neoverse N1 Software Optimization Guide",
     "V1G": "Arm, Neoverse V1 Software Optimization Guide",
     "V2G": "Arm, Neoverse V2 Software Optimization Guide",
     "A64FX": "Fujitsu, A64FX Microarchitecture Manual",
+    "ACG": "Apple, Apple Silicon CPU Optimization Guide",
+    "AMR": "Dougall Johnson, Apple Microarchitecture Research (measured)",
     "HC": "vendor's presentation of the core (Hot Chips, Tech Day), as reported by WikiChip",
     "CC": "measured by Chips and Cheese",
 }
@@ -175,10 +178,23 @@ ZEN4 = Cpu(
         "l3_bytes": "CC", "memory_bytes": "CC", "ghz": "HC",
     },
 )  # fmt: skip
+NEOVERSE_N1 = Cpu(
+    "neoverse-n1", "Arm Neoverse N1", "neon", (), 2.5,
+    dispatch=4, decode=4, decoded=0, window=128, waiting=32, renamed=96,
+    fma={128: 2}, add=None, logic=None, loads={128: 2}, stores={128: 1}, integer=3,
+    fma_latency=4, accumulate=2, add_latency=2, mul_latency=3, logic_latency=2, load_latency=5,
+    divide={"f32": 7, "f64": 14}, divide_latency={"f32": 10, "f64": 15}, mispredict=11,
+    l1=64 * _KIB, l1_ways=4, l1_bytes=32, l2=_MIB, l2_bytes=32,
+    l3=32 * _MIB, l3_bytes=10, memory_bytes=8,
+    sources={
+        "": "N1G", "window": "HC", "waiting": "HC", "renamed": "CC", "mispredict": "HC",
+        "l2_bytes": "HC", "l3": "HC", "ghz": "HC", "l3_bytes": "CC", "memory_bytes": "CC",
+    },
+)  # fmt: skip
 NEOVERSE_V1 = Cpu(
-    "neoverse-v1", "Arm Neoverse V1", "sve256", (), 2.6,
+    "neoverse-v1", "Arm Neoverse V1", "sve256", ("neon",), 2.6,
     dispatch=8, decode=5, decoded=3072, window=256, waiting=88, renamed=128,
-    fma={256: 2}, add=None, logic=None, loads={256: 2}, stores={256: 1}, integer=4,
+    fma={128: 4, 256: 2}, add=None, logic=None, loads={256: 2}, stores={256: 1}, integer=4,
     fma_latency=4, accumulate=2, add_latency=2, mul_latency=3, logic_latency=2, load_latency=6,
     divide={"f32": 7, "f64": 7}, divide_latency={"f32": 10, "f64": 15}, mispredict=11,
     l1=64 * _KIB, l1_ways=4, l1_bytes=64, l2=_MIB, l2_bytes=32,
@@ -190,7 +206,7 @@ NEOVERSE_V1 = Cpu(
     },
 )  # fmt: skip
 NEOVERSE_V2 = Cpu(
-    "neoverse-v2", "Arm Neoverse V2", "sve128", (), 3.1,
+    "neoverse-v2", "Arm Neoverse V2", "sve128", ("neon",), 3.1,
     dispatch=8, decode=6, decoded=1536, window=320, waiting=112, renamed=188,
     fma={128: 4}, add=None, logic=None, loads={128: 3}, stores={128: 2}, integer=6,
     fma_latency=4, accumulate=2, add_latency=2, mul_latency=3, logic_latency=2, load_latency=6,
@@ -204,7 +220,7 @@ NEOVERSE_V2 = Cpu(
     },
 )  # fmt: skip
 A64FX = Cpu(
-    "a64fx", "Fujitsu A64FX", "sve512", (), 2.2,
+    "a64fx", "Fujitsu A64FX", "sve512", ("neon",), 2.2,
     dispatch=4, decode=4, decoded=0, window=128, waiting=40, renamed=96,
     fma={512: 2}, add=None, logic=None, loads={512: 2}, stores={512: 1}, integer=2,
     fma_latency=9, accumulate=9, add_latency=9, mul_latency=9, logic_latency=4, load_latency=11,
@@ -216,10 +232,24 @@ A64FX = Cpu(
         "memory_bytes": "A64FX (256 GB/s for 12 cores)", "mispredict": "HC",
     },
 )  # fmt: skip
+FIRESTORM = Cpu(
+    "apple-firestorm", "Apple M1, its fast core (Firestorm)", "neon", (), 3.2,
+    dispatch=8, decode=8, decoded=0, window=630, waiting=144, renamed=352,
+    fma={128: 4}, add=None, logic=None, loads={128: 3}, stores={128: 2}, integer=6,
+    fma_latency=4, accumulate=4, add_latency=3, mul_latency=4, logic_latency=2, load_latency=5,
+    divide={"f32": 1, "f64": 1}, divide_latency={"f32": 8, "f64": 10}, mispredict=14,
+    l1=128 * _KIB, l1_ways=8, l1_bytes=48, l2=12 * _MIB, l2_bytes=32,
+    l3=8 * _MIB, l3_bytes=20, memory_bytes=18,
+    sources={
+        "": "AMR", "dispatch": "ACG", "decode": "ACG", "l1": "ACG", "l1_ways": "ACG", "l2": "ACG",
+        "l2_bytes": "CC", "l3": "HC", "l3_bytes": "CC", "memory_bytes": "CC", "ghz": "HC",
+    },
+)  # fmt: skip
 CPUS = {
     cpu.name: cpu
     for cpu in (
-        SKYLAKE, ICELAKE, SAPPHIRERAPIDS, ZEN3, ZEN4, NEOVERSE_V1, NEOVERSE_V2, A64FX,
+        SKYLAKE, ICELAKE, SAPPHIRERAPIDS, ZEN3, ZEN4, NEOVERSE_N1, NEOVERSE_V1, NEOVERSE_V2, A64FX,
+        FIRESTORM,
     )
 }  # fmt: skip
 

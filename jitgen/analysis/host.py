@@ -23,7 +23,12 @@ _INTEL = {0x55: "skylake-avx512", 0x6A: "icelake-server", 0x6C: "icelake-server"
 _AMD_ZEN3 = (*range(0x10), *range(0x20, 0x60))
 _AMD_ZEN4 = (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))
 #: (implementer, part) of MIDR_EL1 -> row: technical reference manuals of the cores
-_ARM = {(0x41, 0xD40): "neoverse-v1", (0x41, 0xD4F): "neoverse-v2", (0x46, 0x001): "a64fx"}
+_ARM = {
+    (0x41, 0xD0C): "neoverse-n1", (0x41, 0xD40): "neoverse-v1", (0x41, 0xD4F): "neoverse-v2",
+    (0x46, 0x001): "a64fx",
+    # M1, Pro, Max: whichever kind of core answers, kernels are for the fast one
+    **dict.fromkeys(((0x61, part) for part in (*range(0x22, 0x26), 0x28, 0x29)), "apple-firestorm"),
+}  # fmt: skip
 _MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
 #: Row -> maker (vendor, or implementer), and which of the features that tell generations apart it
 #: has, by the names of Linux (of its server parts, as rows are)
@@ -35,7 +40,8 @@ _ROWS = {
                        "serialize waitpkg movdiri"),
     "znver3": ("AuthenticAMD", "vaes sha_ni"),
     "znver4": ("AuthenticAMD", f"{_ICELAKE} avx512_bf16"),
-    "neoverse-v1": ("0x41", "sve"), "neoverse-v2": ("0x41", "sve sve2"), "a64fx": ("0x46", "sve"),
+    "neoverse-n1": ("0x41", ""), "neoverse-v1": ("0x41", "sve"),
+    "neoverse-v2": ("0x41", "sve sve2"), "a64fx": ("0x46", "sve"), "apple-firestorm": ("0x61", ""),
 }  # fmt: skip
 _TOLD_APART = {feature for _, features in _ROWS.values() for feature in features.split()}
 

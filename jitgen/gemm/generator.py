@@ -372,11 +372,11 @@ class _Brgemm:
                 if moving < 0:
                     machine.mac_broadcast(tile.sets[chosen][i][0], held[0], at, tile.widths[0])
                 else:
-                    machine.broadcast(moving, at)
+                    machine.load_unit(moving, at)
                     self._macs(tile, chosen, i)
             return
         for register, (pointer, disp) in zip(held, tile.a_at, strict=True):
-            machine.broadcast(register, (pointer, disp + a_shift))
+            machine.load_unit(register, (pointer, disp + a_shift))
         fused = tile.rows == 1 and self.facts.fused_load
         for j, (pointer, disp) in enumerate(tile.b_at):
             at = (pointer, disp + b_shift)
@@ -400,10 +400,10 @@ class _Brgemm:
         acc = tile.sets[chosen]
         if tile.hold == "b":
             for j, b in enumerate(tile.held):
-                self.machine.mac(acc[position][j], tile.moving, b, tile.widths[j])
+                self.machine.mac_unit(acc[position][j], tile.moving, b, tile.widths[j])
         else:
             for i, a in enumerate(tile.held):
-                self.machine.mac(acc[i][position], a, tile.moving, tile.widths[position])
+                self.machine.mac_unit(acc[i][position], a, tile.moving, tile.widths[position])
         tile.repeated[chosen, position] = records[start:]
 
     # ---- packing of B -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from jitgen.isa.a64_rows import XZR
-from jitgen.isa.form import Form, Record
+from jitgen.isa.form import REGISTER_KINDS, Form, Record
 from jitgen.isa.x86_rows import IMMEDIATE_BYTES
 
 #: Kinds of instructions, in the order of reports; a multiply-accumulate with a memory operand
@@ -23,9 +23,9 @@ VECTOR, MASK = 100, 200
 
 #: Kinds of registers -> where their numbers begin; a kind that is not here is an error
 FIRST = {
-    **dict.fromkeys(("r64", "r32", "r16", "r8", "rax", "x", "xsp", "w"), 0),
-    **dict.fromkeys(("xmm", "ymm", "zmm", "z", "d", "s"), VECTOR), "k": MASK, "p": MASK,
-}  # fmt: skip
+    kind: {"general": 0, "vector": VECTOR, "mask": MASK}[bank]
+    for kind, (bank, _) in REGISTER_KINDS.items()
+}
 #: Kinds that are none, or that name no register but the one that the instruction always takes
 _OTHERS = (*IMMEDIATE_BYTES, "rel", "rip", "cl", "imm", "label")
 _BITS = {"xmm": 128, "ymm": 256, "zmm": 512}
@@ -140,10 +140,11 @@ def _a64(form: Form, operands: tuple[object, ...], vector_bytes: int) -> Instruc
         step = next((v for k, v in registers if k.startswith("imm")), 0)
         assert isinstance(pointer, int) and isinstance(step, int)
         broadcast = _BROADCAST.fullmatch(name)
-        wide = form.kinds[0][0] == "z" and not broadcast
-        size = vector_bytes if wide else 16 if name in ("ldp", "stp") else 8
-        if name in ("ld1rw",) or form.kinds[0] == "w":
-            size = 4
+        _, size = REGISTER_KINDS[form.kinds[0]]
+        if not size:
+            size = vector_bytes if not broadcast else 4 if name == "ld1rw" else 8
+        if name in ("ldp", "stp"):
+            size *= 2
         memory = Memory(pointer, step * (vector_bytes if "mul vl" in form.signature else 1), size)
     return _finish(name, reads, writes, memory, store, bits or 128 * vector, False)
 

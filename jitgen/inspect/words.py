@@ -19,7 +19,7 @@ from jitgen.inspect.loops import Loop
 from jitgen.inspect.places import Places, shortest
 from jitgen.inspect.registers import general_name, tiles, vector_roles
 from jitgen.inspect.values import Memory, Operand, Register, Scalar, State, Value
-from jitgen.isa.form import Form, Operands
+from jitgen.isa.form import REGISTER_KINDS, Form, Operands
 
 if TYPE_CHECKING:
     from jitgen.gemm.emitted import EmittedKernel
@@ -28,7 +28,7 @@ _MASK = re.compile(r"mask of the first (\d+) lanes")
 _BROADCAST_CONSTANT = re.compile(r"= -?[0-9i][^\[]*, broadcast$")
 #: templates whose first two operands may be one: d = d + x is then d += x
 _ACCUMULATES = re.compile(r"\{0\} = \{[01]\} [-+*/] \{\d\}")
-_VECTORS = ("xmm", "ymm", "zmm", "z")
+_VECTORS = ("xmm", "ymm", "zmm", "z", "v", "q", "d", "s")
 _GENERAL = ("r64", "r32", "x", "xsp", "w")
 _MASKS = {"k1": "tail", "p0": "all", "p1": "tail"}  # others are for comparisons
 
@@ -202,7 +202,7 @@ class Words:
 
     def vector(self, form: Form, operands: Operands, state: State) -> str:
         """A vector instruction; "" if the tables do not know it."""
-        template = str(self.isa.template(form, operands))
+        template = form.meaning or str(self.isa.template(form, operands))
         if not template:
             return ""
         mask = self.isa.mask_of(form, operands)
@@ -260,5 +260,7 @@ class Words:
         if found is None:
             return ""
         memory, whole = found
-        lanes = state.masks.get(mask, self.machine.lanes) if whole else 1
+        lanes = max(1, REGISTER_KINDS[form.kinds[0]][1] // self.element)
+        if whole:
+            lanes = state.masks.get(mask, self.machine.lanes)
         return self._memory(memory._replace(size=self.element), state, lanes)

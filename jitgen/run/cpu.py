@@ -151,9 +151,11 @@ def _tell(target: Target, why_not: str) -> None:
 
 @lru_cache(maxsize=64)
 def _host(cap: str, sve_bits: int) -> Target:
-    order = [TARGETS["avx512"], TARGETS["avx2"]]
-    if loader.architecture() == "aarch64":
-        order = [sve(sve_bits or 128)]
+    here = loader.architecture()
+    order = [t for t in TARGETS.values() if t.architecture == here and not t.scalable]
+    if here == "aarch64":
+        order.insert(0, sve(sve_bits or 128))
+    order = order or list(TARGETS.values())
     if cap:
         capped = parse_target(cap)
         better = order[: order.index(capped)] if capped in order else order

@@ -73,10 +73,12 @@ class Nest:
         sum that threads would share.
         """
         refs = {}
+        # only what variants, or flags, say of a call lets it read nothing
+        exact = not variants and when is None
         for word, access in doors.mapping("words", words).items():
             if word not in ARGUMENTS:
                 doors.one_of("words: word", word, ARGUMENTS)
-            refs[word] = doors.instance(f"words[{word!r}]", access, Access).ref(self.loops)
+            refs[word] = doors.instance(f"words[{word!r}]", access, Access).ref(self.loops, exact)
         flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
         variants = {} if variants is None else doors.mapping("variants", variants)
         for name, variant in variants.items():

@@ -100,8 +100,12 @@ class Primitive(Frozen, Exportable):
             raise TypeError(f"arrays are given for {names or 'nothing'}; it takes {wanted}")
         found = {name: self._taken[name].check(name, array) for name, array in arrays.items()}
         for name in self.results:
-            doors.writable(name, found[name])
-            doors.apart(name, found[name], ((n, x) for n, x in found.items() if n != name))
+            result = found[name]
+            if not result.flags.writeable:
+                doors.writable(name, result)
+            for other, array in found.items():
+                if other != name and np.may_share_memory(result, array):  # `apart` looks into it
+                    doors.apart(name, result, [(other, array)])
         self._run({
             name: buffer_of(x if x.flags.c_contiguous else first_of(x))
             for name, x in found.items()
