@@ -134,14 +134,16 @@ def _function(layer: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "    free(args.scratch);", "}"])
 
 
-def execute(program: Path, data: bytes, threads: int, repeats: int, bits: int = 0) -> bytes:
+def execute(
+    program: Path, data: bytes, threads: int, repeats: int, bits: int | None = None
+) -> bytes:
     """What the results hold after a program has run on these arrays; `bits`: emulated with SVE
-    vectors of so many."""
+    vectors of so many (0: without SVE)."""
     given, found = program.with_suffix(".in"), program.with_suffix(".out")
     given.write_bytes(data)
     before: list[str | Path] = []
-    if bits:
-        model = f"max,sve-default-vector-length={bits // 8}"
+    if bits is not None:
+        model = f"max,sve-default-vector-length={bits // 8}" if bits else "max,sve=off"
         before = [tool("qemu-aarch64"), "-L", LOADER, "-cpu", model]
     run(*before, program, given, found, str(threads), str(repeats))
     return found.read_bytes()
@@ -188,8 +190,8 @@ def natively(each: Pass, dtype: str, seed: int) -> Arrays:
 
 
 def emulated(passes: Sequence[tuple[Pass, str]], target: Target) -> Iterator[Arrays]:
-    """Passes, each with its type, as Python would run them on one thread, on an emulated SVE: their
-    drivers and streams."""
+    """Passes, each with its type, as Python would run them on one thread, on an emulated AArch64:
+    their drivers and streams."""
     jobs, all_before = [], []
     for seed, (each, dtype) in enumerate(passes):
         stream, run_ = each.run.stream, each.run

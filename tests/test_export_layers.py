@@ -106,23 +106,19 @@ def test_same_bits(made: Made, threads: int) -> None:
     assert not differing(made, arrays, execute(made_program, data, threads, 3))
 
 
-@pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """All layers for SVE of 256 bits."""
-    return _made(tmp_path_factory.mktemp("arm"), "sve256")
-
-
-def test_same_bits_on_aarch64(arm: Made) -> None:
-    """The same on an emulated SVE, on one thread and on two: what the streams give there that
+@pytest.mark.parametrize(("target", "bits"), [("sve256", 256), ("neon", 0)])
+def test_same_bits_on_aarch64(tmp_path: Path, target: str, bits: int) -> None:
+    """The same on an emulated AArch64, on one thread and on two: what the streams give there that
     Python would replay."""
-    need(TIERS["sve256 qemu"])
-    arrays = list(layer_programs.emulated(arm.passes(1), parse_target("sve256")))
+    need(TIERS[f"{target} qemu"])
+    made = _made(tmp_path, target)
+    arrays = list(layer_programs.emulated(made.passes(1), parse_target(target)))
     compiler = "aarch64-linux-gnu-gcc"
-    made_program = program(arm.folder, arm.manifest, "libnet.a", "sve256", compiler)
+    made_program = program(made.folder, made.manifest, "libnet.a", target, compiler)
     data = b"".join(each.given for each in arrays)
     for threads in (1, 2):
-        found = execute(made_program, data, threads, 3 - threads, bits=256)
-        assert not differing(arm, arrays, found), threads
+        found = execute(made_program, data, threads, 3 - threads, bits)
+        assert not differing(made, arrays, found), threads
 
 
 # ---- one layer ----------------------------------------------------------------------------------
@@ -145,10 +141,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for two vector lengths of SVE."""
+    """The same for two vector lengths of SVE, and a library that has NEON too."""
     path = tmp_path_factory.mktemp("arm_x")
     layers = {"fc": [small("sve256"), small("sve512")]}
     jitgen.export(layers, path, "net", threads=(1, 2), passes=["forward", "pack_weights"])
+    layers["fc"].append(small("neon"))
+    jitgen.export(layers, path / "neon", "net", threads=(1, 2), passes=["forward"])
     return path
 
 
@@ -226,6 +224,10 @@ def test_other_vector_lengths(arm_folder: Path) -> None:
             wrong = "3" if bits == 128 else "2"
             assert found == [wrong] * 7 + [UNCHANGED, code, total], (call, bits)
         if call == "net_fc_forward":
+            source, where = CODES.replace("@CALL@", call), arm_folder / "neon"
+            also = build(where, "aarch64-linux-gnu-gcc", source, where / "libnet.a")
+            for bits in (128, 256):
+                assert emulate(also, bits).split() == ["2"] * 7 + [UNCHANGED, "0", SUM]
             without = [tool("qemu-aarch64"), "-L", LOADER, "-cpu", "max,sve=off", made]
             done = subprocess.run(without, capture_output=True, text=True, check=True)
             assert done.stdout.split() == ["3"] * 7 + [UNCHANGED, "3", UNCHANGED]
