@@ -31,6 +31,7 @@ from jitgen import (
     Rnn,
     Tensor,
 )
+from jitgen.primitives.nest.nest import relayout
 from jitgen.primitives.rnn.arguments import biases
 from jitgen.target import parse_target
 
@@ -556,6 +557,15 @@ def test_primitives_of_a_user(tmp_path: Path, target: str) -> None:
             assert (a["dtype"], a["nbytes"]) == ("f32", given.nbytes)
     found = execute(program(tmp_path, manifest, "libnet.a", target), data, 2, 3)
     assert found == 2 * arrays["o"].tobytes()
+    for error, message, names in (
+        (ValueError, "a: 'for' is no name that an array can have", ("for", "y")),
+        (ValueError, "a: arrays x, X need different names", ("x", "X")),
+        (ValueError, "a: the array's name 'x y' is no C name", ("x y", "z")),
+    ):
+        source, to = (Tensor(name, "m n", "f32", m=4, n=8) for name in names)
+        moved = Primitive([relayout(source, to, "f32", at)], [source, to], 1)
+        with pytest.raises(error, match=re.escape(message)):
+            jitgen.export({"a": moved}, tmp_path / "new", "net")
     for error, message, more in (
         (ValueError, "the primitive was made for 2", {"threads": [1]}),
         (ValueError, "a primitive has none", {"passes": ["forward"]}),

@@ -6,6 +6,7 @@ Not here: a layer's passes (`jitgen.primitives.layers.passes`), the library (`ji
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -98,7 +99,8 @@ def procedure(
     def constant(tensor: str, array: np.ndarray) -> Base:
         """The place of a constant; arrays of the same bytes are one."""
         data = np.ascontiguousarray(array).tobytes()
-        constants.setdefault(data, Constant(f"{tensor}{len(constants)}", data))
+        name = re.sub(r"\W", "_", tensor, flags=re.ASCII)
+        constants.setdefault(data, Constant(f"{name}{len(constants)}", data))
         return Base("constant", list(constants).index(data))
 
     cuts = []
