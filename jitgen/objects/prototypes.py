@@ -17,9 +17,17 @@ from jitgen.objects.table import LONGEST_NAME
 from jitgen.types import DTYPES
 
 #: What no argument may be called: keywords of C and C++, and the struct's last member
-_RESERVED = frozenset(
-    ["scratch", "alignas", "alignof", "and", "asm", "auto", "bool", "break", "case", "catch", "char", "class", "compl", "const", "constexpr", "continue", "decltype", "default", "delete", "do", "double", "else", "enum", "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if", "inline", "int", "long", "mutable", "namespace", "new", "noexcept", "not", "nullptr", "operator", "or", "private", "protected", "public", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this", "throw", "true", "try", "typedef", "typeid", "typename", "typeof", "union", "unsigned", "using", "virtual", "void", "volatile", "wchar_t", "while", "xor", "bitand", "bitor", "concept", "requires", "thread_local"]
-)
+_RESERVED = frozenset((
+    "scratch", "alignas", "alignof", "and", "asm", "auto", "bool", "break", "case", "catch",
+    "char", "class", "compl", "const", "constexpr", "continue", "decltype", "default", "delete",
+    "do", "double", "else", "enum", "explicit", "export", "extern", "false", "float", "for",
+    "friend", "goto", "if", "inline", "int", "long", "mutable", "namespace", "new", "noexcept",
+    "not", "nullptr", "operator", "or", "private", "protected", "public", "register",
+    "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template",
+    "this", "throw", "true", "try", "typedef", "typeid", "typename", "typeof", "union",
+    "unsigned", "using", "virtual", "void", "volatile", "wchar_t", "while", "xor", "bitand",
+    "bitor", "concept", "requires", "thread_local",
+))  # fmt: skip
 
 COMMON = f"""\
 #ifndef JITGEN_SCRATCH_ALIGN
