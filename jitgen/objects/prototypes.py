@@ -47,8 +47,9 @@ _ABOUT = """\
 /* Passes of layers. Each of nthreads threads calls the function with the same args and a tid of its
    own, from 0 on; a call returns when all of them have done their parts. Arrays are C-contiguous.
    scratch: ..._SCRATCH_BYTES bytes (none, if that is 0), aligned to JITGEN_SCRATCH_ALIGN, filled
-   with zeros before they are first used; from then on they belong to this pass on this target, and
-   to one call at a time. ..._BYTES are enough for each target and number of threads. */"""
+   with zeros before they are first used; from then on they belong to this pass on this target and
+   number of threads, and to one call at a time. ..._BYTES are enough for each target and number of
+   threads. What a pass has packed is for the same target, that of this CPU. */"""
 
 
 @dataclass(frozen=True)
