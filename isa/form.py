@@ -15,9 +15,8 @@ from typing import Any
 Operands = tuple[Any, ...]
 Record = tuple["Form", Operands]
 
-
-#: Kinds of operands that are registers -> the bank of registers that they are of, and how many bytes
-#: of one they stand for (0: the machine says how wide its vectors and masks are)
+#: Kinds of operands that are registers -> the bank of registers that they are of, and how many
+#: bytes of one they stand for (0: the machine says how wide its vectors and masks are)
 REGISTER_KINDS = {
     **dict.fromkeys(("r64", "rax", "x", "xsp"), ("general", 8)),
     "r32": ("general", 4), "w": ("general", 4), "r16": ("general", 2), "r8": ("general", 1),

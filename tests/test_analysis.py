@@ -166,7 +166,9 @@ def test_nothing_is_predicted_beyond_the_peak() -> None:
             assert 0 < report.percent < 100.5, c
 
 
-@pytest.mark.parametrize("name", ["skylake-avx512", "neoverse-n1", "neoverse-v1", "neoverse-v2", "a64fx"])
+@pytest.mark.parametrize(
+    "name", ["skylake-avx512", "neoverse-n1", "neoverse-v1", "neoverse-v2", "a64fx"]
+)
 def test_core_model_agrees_with_llvm_mca(name: str) -> None:
     """To 4 %, for loops that are bound by FMA pipes, as every kernel of full tiles is."""
     if mca.find_llvm_mca() is None:
