@@ -399,6 +399,11 @@ add("jitgen.primitives.nest.primitive.Primitive",
     left_out=dict.fromkeys(("tensors", "scratch"), "without it, a part's tensor is in no list"))
 add("jitgen.primitives.nest.primitive.Primitive.__call__", run_primitive,
     lambda: {"x": rand(8, 4), "w": rand(4, 4), "y": zeros(8, 4)}, x=IN, w=IN, y=OUT)
+add("jitgen.primitives.nest.primitive.Primitive.procedures",
+    lambda **given: [p.threads for p in PRIMITIVE.procedures(**given)],
+    lambda: {"name": "a", "passes": None, "threads": [1], "weights": None},
+    name=text, passes=lambda v: v if v is None else NO, threads=items(size(1, 1), 1, 1),
+    weights=nothing_or_empty)
 add("jitgen.primitives.nest.primitive.Primitive.seconds",
     lambda: PRIMITIVE.seconds() and None, dict)
 add("jitgen.primitives.nest.tuning.tuned", tuning.tuned,

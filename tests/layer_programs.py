@@ -110,37 +110,40 @@ def program(
 def _function(layer: Mapping[str, Any]) -> str:
     """A function that calls a pass on arrays of exactly its size."""
     symbol, struct = layer["symbol"], f"struct {layer['function']}_args"
-    kind = {"f32": "float", "f64": "double"}[layer["dtype"]]
+    kinds = {"f32": "float", "f64": "double", "": "void"}
     lines = [
         f"static int call_{symbol}(const void *args, int tid, int n)", "{",
         f"    return {symbol}((const {struct} *)args, tid, n);", "}",
         f"static void test_{symbol}(void)", "{", f"    {struct} args;", "    int i;",
     ]  # fmt: skip
     for a in layer["arguments"]:
-        lines.append(f"    {kind} *{a['name']} = ({kind} *)array({a['bytes']}u);")
+        kind = kinds[a["dtype"]]
+        lines.append(f"    {kind} *{a['name']} = ({kind} *)array({a['nbytes']}u);")
         if a["result"]:
-            lines += [f"    void *first_{a['name']} = malloc({a['bytes']}u);",
-                      f"    memcpy(first_{a['name']}, {a['name']}, {a['bytes']}u);"]  # fmt: skip
+            lines += [f"    void *first_{a['name']} = malloc({a['nbytes']}u);",
+                      f"    memcpy(first_{a['name']}, {a['name']}, {a['nbytes']}u);"]  # fmt: skip
         lines.append(f"    args.{a['name']} = {a['name']};")
     lines += [f"    args.scratch = scratch({layer['scratch_bytes']}u);",
               "    for (i = 0; i < repeats; i++) {"]  # fmt: skip
     results = [a for a in layer["arguments"] if a["result"]]
-    lines += [f"        memcpy({a['name']}, first_{a['name']}, {a['bytes']}u);" for a in results]
+    lines += [f"        memcpy({a['name']}, first_{a['name']}, {a['nbytes']}u);" for a in results]
     lines += [f"        team(call_{symbol}, &args);", "    }"]
-    lines += [f"    fwrite({a['name']}, 1, {a['bytes']}u, out);" for a in results]
+    lines += [f"    fwrite({a['name']}, 1, {a['nbytes']}u, out);" for a in results]
     lines += [f"    free(first_{a['name']});" for a in results]
     lines += [f"    free({a['name']});" for a in layer["arguments"]]
     return "\n".join([*lines, "    free(args.scratch);", "}"])
 
 
-def execute(program: Path, data: bytes, threads: int, repeats: int, bits: int = 0) -> bytes:
+def execute(
+    program: Path, data: bytes, threads: int, repeats: int, bits: int | None = None
+) -> bytes:
     """What the results hold after a program has run on these arrays; `bits`: emulated with SVE
-    vectors of so many."""
+    vectors of so many (0: without SVE)."""
     given, found = program.with_suffix(".in"), program.with_suffix(".out")
     given.write_bytes(data)
     before: list[str | Path] = []
-    if bits:
-        model = f"max,sve-default-vector-length={bits // 8}"
+    if bits is not None:
+        model = f"max,sve-default-vector-length={bits // 8}" if bits else "max,sve=off"
         before = [tool("qemu-aarch64"), "-L", LOADER, "-cpu", model]
     run(*before, program, given, found, str(threads), str(repeats))
     return found.read_bytes()
@@ -187,8 +190,8 @@ def natively(each: Pass, dtype: str, seed: int) -> Arrays:
 
 
 def emulated(passes: Sequence[tuple[Pass, str]], target: Target) -> Iterator[Arrays]:
-    """Passes, each with its type, as Python would run them on one thread, on an emulated SVE: their
-    drivers and streams."""
+    """Passes, each with its type, as Python would run them on one thread, on an emulated AArch64:
+    their drivers and streams."""
     jobs, all_before = [], []
     for seed, (each, dtype) in enumerate(passes):
         stream, run_ = each.run.stream, each.run

@@ -20,7 +20,18 @@ from tiers import TIERS, need
 from toolchain import STRICT, run, tool
 
 import jitgen
-from jitgen import Convolution, FullyConnected, Gru, Lstm, Rnn
+from jitgen import (
+    Convolution,
+    FullyConnected,
+    Gru,
+    Loop,
+    Lstm,
+    Nest,
+    Primitive,
+    Rnn,
+    Tensor,
+)
+from jitgen.primitives.nest.nest import relayout
 from jitgen.primitives.rnn.arguments import biases
 from jitgen.target import parse_target
 
@@ -96,23 +107,19 @@ def test_same_bits(made: Made, threads: int) -> None:
     assert not differing(made, arrays, execute(made_program, data, threads, 3))
 
 
-@pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """All layers for SVE of 256 bits."""
-    return _made(tmp_path_factory.mktemp("arm"), "sve256")
-
-
-def test_same_bits_on_aarch64(arm: Made) -> None:
-    """The same on an emulated SVE, on one thread and on two: what the streams give there that
+@pytest.mark.parametrize(("target", "bits"), [("sve256", 256), ("neon", 0)])
+def test_same_bits_on_aarch64(tmp_path: Path, target: str, bits: int) -> None:
+    """The same on an emulated AArch64, on one thread and on two: what the streams give there that
     Python would replay."""
-    need(TIERS["sve256 qemu"])
-    arrays = list(layer_programs.emulated(arm.passes(1), parse_target("sve256")))
+    need(TIERS[f"{target} qemu"])
+    made = _made(tmp_path, target)
+    arrays = list(layer_programs.emulated(made.passes(1), parse_target(target)))
     compiler = "aarch64-linux-gnu-gcc"
-    made_program = program(arm.folder, arm.manifest, "libnet.a", "sve256", compiler)
+    made_program = program(made.folder, made.manifest, "libnet.a", target, compiler)
     data = b"".join(each.given for each in arrays)
     for threads in (1, 2):
-        found = execute(made_program, data, threads, 3 - threads, bits=256)
-        assert not differing(arm, arrays, found), threads
+        found = execute(made_program, data, threads, 3 - threads, bits)
+        assert not differing(made, arrays, found), threads
 
 
 # ---- one layer ----------------------------------------------------------------------------------
@@ -135,10 +142,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for two vector lengths of SVE."""
+    """The same for two vector lengths of SVE, and a library that has NEON too."""
     path = tmp_path_factory.mktemp("arm_x")
     layers = {"fc": [small("sve256"), small("sve512")]}
     jitgen.export(layers, path, "net", threads=(1, 2), passes=["forward", "pack_weights"])
+    layers["fc"].append(small("neon"))
+    jitgen.export(layers, path / "neon", "net", threads=(1, 2), passes=["forward"])
     return path
 
 
@@ -216,6 +225,10 @@ def test_other_vector_lengths(arm_folder: Path) -> None:
             wrong = "3" if bits == 128 else "2"
             assert found == [wrong] * 7 + [UNCHANGED, code, total], (call, bits)
         if call == "net_fc_forward":
+            source, where = CODES.replace("@CALL@", call), arm_folder / "neon"
+            also = build(where, "aarch64-linux-gnu-gcc", source, where / "libnet.a")
+            for bits in (128, 256):
+                assert emulate(also, bits).split() == ["2"] * 7 + [UNCHANGED, "0", SUM]
             without = [tool("qemu-aarch64"), "-L", LOADER, "-cpu", "max,sve=off", made]
             done = subprocess.run(without, capture_output=True, text=True, check=True)
             assert done.stdout.split() == ["3"] * 7 + [UNCHANGED, "3", UNCHANGED]
@@ -464,8 +477,8 @@ def test_weights_in_the_library(tmp_path: Path, target: str) -> None:
         _, results = wanted[layer["function"]]
         for a in layer["arguments"]:
             if a["result"]:
-                array = np.frombuffer(found[at : at + a["bytes"]], np.float32).reshape(a["shape"])
-                at += a["bytes"]
+                array = np.frombuffer(found[at : at + a["nbytes"]], np.float32).reshape(a["shape"])
+                at += a["nbytes"]
                 part = np.s_[:, :, 64:] if "reverse" in layer["symbol"] else np.s_[:, :, :64]
                 array = array[part] if layer["function"][:7] == "net_rnn" and a["name"] == "y" \
                     else array
@@ -509,3 +522,55 @@ def test_packed_biases(target: str) -> None:
             assert b.shape == (2, layer.layer.gates * hidden)
             for name, wanted in biases(layer.layer, b, layer.forget_bias).items():
                 np.testing.assert_array_equal(arrays.after[name], wanted)
+
+
+@pytest.mark.parametrize("target", X86)
+def test_primitives_of_a_user(tmp_path: Path, target: str) -> None:
+    """Attention of one head and a product with a packed operand, from C on two threads; a tensor
+    with gaps, and one that lies in the library."""
+    need(TIERS[f"{target} native"])
+    rng = np.random.default_rng(8)
+    at = parse_target(target)
+    q, o = (Tensor(name, "q d", "f32", q=64, d=32) for name in "qo")
+    k = Tensor("k", "k d", "f32", k=48, d=32, strides={"k": 40})
+    v = Tensor("v", "k d", "f32", k=48, d=32)
+    p = Tensor("p", "q k", "f32", own=True, q=16, k=48)
+    head = Nest("Q", {"q": Loop(64, (16,))}, "f32", at)
+    scores = head.gemm(q.at(q="q"), k.at(), p.at(), m="q", n="k", k="d")
+    softmax = head.rows("softmax", {"x": p.at(), "y": p.at()}, rows="q", over="k")
+    part = head.gemm(p.at(), v.at(), o.at(q="q"), m="q", n="d", k="k", before=(scores, softmax))
+    attention = Primitive([part], [q, k, v, o], threads=2, name="attention")
+    arrays = {n: rng.uniform(-1, 1, (64 if n in "qo" else 48, 32)).astype(np.float32)
+              for n in "qvo"}  # fmt: skip
+    memory = rng.uniform(-1, 1, k.elements).astype(np.float32)
+    arrays["k"] = np.lib.stride_tricks.as_strided(memory, (48, 32), (160, 4))
+    attention(**arrays)
+    manifest = jitgen.export({"head": attention, "baked": attention}, tmp_path, "net", threads=[2],
+                             weights={"baked": {"v": arrays["v"]}})  # fmt: skip
+    assert [each["function"] for each in manifest["layers"]] == ["net_head", "net_baked"]
+    assert "40 x 1 elements apart" in (tmp_path / "net.h").read_text()
+    data = b""
+    for layer in manifest["layers"]:
+        for a in layer["arguments"]:
+            given = memory if a["name"] == "k" else arrays[a["name"]]
+            data += (given * (np.nan if a["result"] else 1)).astype(np.float32).tobytes()
+            assert (a["dtype"], a["nbytes"]) == ("f32", given.nbytes)
+    found = execute(program(tmp_path, manifest, "libnet.a", target), data, 2, 3)
+    assert found == 2 * arrays["o"].tobytes()
+    for error, message, names in (
+        (ValueError, "a: 'for' is no name that an array can have", ("for", "y")),
+        (ValueError, "a: arrays x, X need different names", ("x", "X")),
+        (ValueError, "a: the array's name 'x y' is no C name", ("x y", "z")),
+    ):
+        source, to = (Tensor(name, "m n", "f32", m=4, n=8) for name in names)
+        moved = Primitive([relayout(source, to, "f32", at)], [source, to], 1)
+        with pytest.raises(error, match=re.escape(message)):
+            jitgen.export({"a": moved}, tmp_path / "new", "net")
+    for error, message, more in (
+        (ValueError, "the primitive was made for 2", {"threads": [1]}),
+        (ValueError, "a primitive has none", {"passes": ["forward"]}),
+        (ValueError, "weights: name='o' is not in what it reads", {"weights": {"a": {"o": None}}}),
+        (ValueError, "has gaps", {"weights": {"a": {"k": arrays["k"]}}}),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            jitgen.export({"a": attention}, tmp_path / "new", "net", **{"threads": [2], **more})

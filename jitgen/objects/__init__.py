@@ -14,9 +14,9 @@ def export(
     kernels: Kernels, directory: str | os.PathLike[str], name: str = "kernels", *,
     threads: Threads = (1,), passes: Passes = None, weights: Weights = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `kernels`, kernels and layers, to `directory` (made if need be) as object, static and
-    shared library, assembly source, C header, CMake package, pkg-config file and manifest; returns
-    the manifest.
+    """Write `kernels`, kernels, layers and primitives, to `directory` (made if need be) as object,
+    static and shared library, assembly source, C header, CMake package, pkg-config file and
+    manifest; returns the manifest.
 
     All are for one architecture; several targets of it may stand in one library, which then chooses
     at run time. The keys of a mapping become the names in C ("": none), where one key may stand for

@@ -135,7 +135,7 @@ class _Entry:
         names = [*(a.name for a in procedure.arguments), "scratch"]
         words = {name: 8 * i for i, name in enumerate(names)}
         signature = (
-            *(Operand(a.name, "x".join(map(str, a.shape)) or "1", procedure.dtype)
+            *(Operand(a.name, "x".join(map(str, a.shape)) or "1", a.dtype or "data")
               for a in procedure.arguments),
             Operand("scratch", "memory of the threads", "data"),
         )  # fmt: skip

@@ -114,11 +114,9 @@ def _layers(library: str, found: Sequence[Function], groups: Sequence[Group]) ->
         {
             "symbol": function.symbol(library, p), "function": f"{library}_{function.name}",
             "target": p.target.name, "vector_bits": p.target.vector_bits,
-            "features": list(p.target.features), "computes": p.computes, "dtype": p.dtype,
+            "features": list(p.target.features), "computes": p.computes,
             "threads": list(p.threads),
-            "arguments": [
-                {**a._asdict(), "shape": list(a.shape), "bytes": p.nbytes(a)} for a in p.arguments
-            ],
+            "arguments": [{**a._asdict(), "shape": list(a.shape)} for a in p.arguments],
             "scratch_bytes": p.scratch_bytes,
             "code_bytes": sum(len(code.code) for code in made.codes),
             "data_bytes": sum(len(data.data) for data in made.data),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 from jitgen import doors
@@ -19,18 +18,20 @@ from jitgen.run import barrier
 from jitgen.run.replay import Driver
 from jitgen.run.threads import MOST_THREADS
 from jitgen.target import Target
-from jitgen.types import DTYPES
 
 #: Alignment of scratch memory and of constants
 ALIGN = 64
 
 
 class Argument(NamedTuple):
-    """An array that C passes: its name, its shape, whether the pass writes it, in words what it
-    holds ("" where the shape says enough), and of what is written whether it is read before."""
+    """An array that C passes: its name, type of its elements ("" for data of another kind), shape,
+    bytes, whether it is written, in words what it holds ("" where the shape says enough), and of
+    what is written whether it is read before."""
 
     name: str
+    dtype: str
     shape: tuple[int, ...]
+    nbytes: int
     result: bool
     meaning: str = ""
     updated: bool = False
@@ -72,16 +73,11 @@ class Procedure:
 
     name: str
     target: Target
-    dtype: str
     arguments: tuple[Argument, ...]
     cuts: tuple[Cut, ...]
     scratch: int
     constants: tuple[Constant, ...] = ()
     computes: str = ""
-
-    def nbytes(self, argument: Argument) -> int:
-        """Bytes of the array that an argument points to."""
-        return prod(argument.shape) * DTYPES[self.dtype].size
 
     @property
     def threads(self) -> tuple[int, ...]:

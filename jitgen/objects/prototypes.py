@@ -16,9 +16,10 @@ from jitgen.objects.procedure import ALIGN, Argument, Procedure
 from jitgen.objects.table import LONGEST_NAME
 from jitgen.types import DTYPES
 
-#: What no argument may be called in C or C++
-_RESERVED = frozenset({"scratch", "auto", "bool", "case", "default", "double", "float", "int",
-                       "long", "new", "register", "short", "this", "union", "void"})  # fmt: skip
+#: What no argument may be called: keywords of C and C++, and the struct's last member
+_RESERVED = frozenset(
+    ["scratch", "alignas", "alignof", "and", "asm", "auto", "bool", "break", "case", "catch", "char", "class", "compl", "const", "constexpr", "continue", "decltype", "default", "delete", "do", "double", "else", "enum", "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if", "inline", "int", "long", "mutable", "namespace", "new", "noexcept", "not", "nullptr", "operator", "or", "private", "protected", "public", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this", "throw", "true", "try", "typedef", "typeid", "typename", "typeof", "union", "unsigned", "using", "virtual", "void", "volatile", "wchar_t", "while", "xor", "bitand", "bitor", "concept", "requires", "thread_local"]
+)
 
 COMMON = f"""\
 #ifndef JITGEN_SCRATCH_ALIGN
@@ -60,7 +61,7 @@ class Function:
 
     def nbytes(self, number: int) -> int:
         """Bytes of an argument on any target."""
-        return max(p.nbytes(p.arguments[number]) for p in self.procedures)
+        return max(p.arguments[number].nbytes for p in self.procedures)
 
     @property
     def scratch_bytes(self) -> int:
@@ -76,13 +77,17 @@ def functions(procedures: Iterable[Procedure]) -> list[Function]:
     """
     by_name: dict[str, list[Procedure]] = {}
     for each in procedures:
-        names = [each.name, *(a.name for a in each.arguments)]
-        for name in names:
+        arguments = [a.name for a in each.arguments]
+        for name in (each.name, *arguments):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
-                raise ValueError(f"layer name {name!r} is no C name of at most {LONGEST_NAME} "
+                what = "layer name" if name is each.name else f"{each.name}: the array's name"
+                raise ValueError(f"{what} {name!r} is no C name of at most {LONGEST_NAME} "
                                  "characters")  # fmt: skip
-        if _RESERVED & set(names[1:]):
-            raise ValueError(f"{each.name}: {min(_RESERVED & set(names))!r} is no name of an array")
+            if name is not each.name and name in _RESERVED:
+                raise ValueError(f"{each.name}: {name!r} is no name that an array can have in C")
+        if len({name.upper() for name in arguments}) < len(arguments):
+            raise ValueError(f"{each.name}: arrays {', '.join(arguments)} need different names, "
+                             "also in capitals")  # fmt: skip
         by_name.setdefault(each.name, []).append(each)
     capitals: dict[str, str] = {}
     for name in by_name:
@@ -94,7 +99,10 @@ def functions(procedures: Iterable[Procedure]) -> list[Function]:
         several.sort(key=lambda p: (-p.target.vector_bits, -len(p.target.features)))
         if len({p.target for p in several}) < len(several):
             raise ValueError(f"layer name {name!r} stands for two passes on one target")
-        takes = {(p.computes, p.dtype, p.threads, *(a[0::2] for a in p.arguments)) for p in several}
+        takes = {
+            (p.computes, p.threads, *((a.name, a.dtype, a.result) for a in p.arguments))
+            for p in several
+        }
         if len(takes) > 1:
             raise ValueError(f"layer name {name!r} stands for passes that are not the same")
         found.append(Function(name, tuple(several)))
@@ -119,8 +127,8 @@ def _function(library: str, function: Function, fits: Mapping[str, str]) -> list
         p.target.name for p in function.procedures
     )
     lines = [*_comment(about), f"struct {struct} {{"]
-    kind = DTYPES[first.dtype].c
     for number, argument in enumerate(first.arguments):
+        kind = DTYPES[argument.dtype].c if argument.dtype else "void"
         const = "" if argument.result else "const "
         lines.append(f"    {const}{kind} *{argument.name}; /* {_holds(function, number)} */")
     lines += ["    void *scratch;", "};"]

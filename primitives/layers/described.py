@@ -171,9 +171,9 @@ class Described(Frozen, Exportable):
                                    "export there, or give a packed w") from None  # fmt: skip
             about = exporting.About(
                 f"{name}_{each.replace(' ', '_')}", f"{each} of {self._name} " + ", ".join(
-                    [what, *more]), self.target, self.dtype,
+                    [what, *more]), self.target,
             )  # fmt: skip
-            result.append(exporting.procedure(about, made, arrays))
+            result.append(exporting.of_pass(about, made, arrays, self.dtype))
         return result
 
     def _exported(self) -> Passes:

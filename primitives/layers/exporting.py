@@ -1,11 +1,14 @@
-"""Passes of layers as what a library can hold: `jitgen.objects.procedure.Procedure`.
+"""Streams, passes of layers among them, as what a library can hold:
+`jitgen.objects.procedure.Procedure`.
 
 Not here: a layer's passes (`jitgen.primitives.layers.passes`), the library (`jitgen.objects`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +16,10 @@ import numpy as np
 from jitgen import doors
 from jitgen.objects.procedure import Argument, Base, Constant, Cut, Procedure
 from jitgen.primitives.layers.passes import Pass
+from jitgen.primitives.nest.run import Run
 from jitgen.run.replay import emit_replay
 from jitgen.target import Target
-from jitgen.types import NUMPY
+from jitgen.types import DTYPES, NUMPY
 
 #: What a pass that reads packed weights has behind its name
 PACKED = " packed"
@@ -27,7 +31,6 @@ class About(NamedTuple):
     name: str
     computes: str
     target: Target
-    dtype: str
 
 
 def is_about_packing(name: str) -> bool:
@@ -60,46 +63,60 @@ def checked(taken: Pass, arrays: Mapping[str, Any], dtype: str) -> dict[str, np.
     }  # fmt: skip
 
 
-def procedure(
-    about: About, passes: Mapping[int, Pass], baked: Mapping[str, np.ndarray]
+def of_pass(
+    about: About, passes: Mapping[int, Pass], baked: Mapping[str, np.ndarray], dtype: str
 ) -> Procedure:
     """A pass, made for each number of threads; `baked`: arrays, in the layout of the pass, that lie
     in the library, by name of the argument.
 
     Raises ValueError if the numbers of threads want arrays of different shapes.
     """
-    constants: dict[bytes, Constant] = {}
     each_takes = {each.arguments for each in passes.values()}
     if len(each_takes) > 1:
         raise ValueError(f"threads={tuple(passes)}: {about.name} takes arrays of other layouts "
                          "on each number of threads; export them apart")  # fmt: skip
     (takes,) = each_takes
-    given = [a for a in takes if a.name not in baked]
-    numbers = {a.tensor: Base("argument", i) for i, a in enumerate(given)}
+    size = DTYPES[dtype].size
+    arguments = {
+        a.tensor: Argument(
+            a.name, dtype, a.shape, prod(a.shape) * size, a.result, a.meaning, a.updated
+        )
+        for a in takes if a.name not in baked
+    }  # fmt: skip
+    constants = {a.tensor: baked[a.name] for a in takes if a.name in baked}
+    runs = {threads: each.run for threads, each in passes.items()}
+    return procedure(about, runs, arguments, constants)
+
+
+def procedure(
+    about: About, runs: Mapping[int, Run], arguments: Mapping[str, Argument],
+    baked: Mapping[str, np.ndarray],
+) -> Procedure:  # fmt: skip
+    """A stream, made for each number of threads, on the caller's `arguments` and on arrays that lie
+    in the library, both by tensor."""
+    constants: dict[bytes, Constant] = {}
 
     def constant(tensor: str, array: np.ndarray) -> Base:
         """The place of a constant; arrays of the same bytes are one."""
         data = np.ascontiguousarray(array).tobytes()
-        constants.setdefault(data, Constant(f"{tensor}{len(constants)}", data))
+        name = re.sub(r"\W", "_", tensor, flags=re.ASCII)
+        constants.setdefault(data, Constant(f"{name}{len(constants)}", data))
         return Base("constant", list(constants).index(data))
 
     cuts = []
-    for threads, each in passes.items():
-        run, stream = each.run, each.run.stream
-        places = dict(numbers)
-        places |= {a.tensor: constant(a.tensor, baked[a.name]) for a in takes if a.name in baked}
+    for threads, run in runs.items():
+        stream = run.stream
+        places = {tensor: Base("argument", i) for i, tensor in enumerate(arguments)}
         places |= {
             tensor: Base("scratch", place.start)
             for tensor, place in zip(run.scratch, run.places, strict=True)
         }
-        places |= {tensor: constant(tensor, array) for tensor, array in run.constants.items()}
+        both = [*baked.items(), *run.constants.items()]
+        places |= {tensor: constant(tensor, array) for tensor, array in both}
         driver = emit_replay(stream.calls, about.target, f"{about.name} on {threads} threads")
         bases = tuple(places.get(tensor, Base("nothing")) for tensor in stream.tensors)
         cuts.append(Cut(threads, driver, tuple(s.tobytes() for s in stream.slices), bases))
     return Procedure(
-        about.name, about.target, about.dtype,
-        tuple(Argument(a.name, a.shape, a.result, a.meaning, a.updated) for a in given),
-        tuple(cuts),
-        max(each.run.scratch_bytes for each in passes.values()), tuple(constants.values()),
-        about.computes,
+        about.name, about.target, tuple(arguments.values()), tuple(cuts),
+        max(run.scratch_bytes for run in runs.values()), tuple(constants.values()), about.computes,
     )  # fmt: skip

@@ -10,15 +10,18 @@ the streams of layers, whose arrays the layers check (`jitgen.primitives.nest.ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from jitgen import doors
 from jitgen.frozen import Frozen, uncopied
+from jitgen.objects.procedure import Argument, Exportable, Procedure, check_counts
 from jitgen.primitives.layers.arrays import buffer_of, first_of
+from jitgen.primitives.layers.exporting import About, procedure
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tensor import Tensor
@@ -27,7 +30,7 @@ from jitgen.target import Target
 from jitgen.types import DTYPES, NUMPY
 
 
-class Primitive(Frozen):
+class Primitive(Frozen, Exportable):
     """Parts, one after the other, on the caller's `tensors`.
 
     threads: how many share them (None: as many as layers take). scratch: tensors that no caller
@@ -114,6 +117,37 @@ class Primitive(Frozen):
         sizes = {name: self._elements(t.elements * t.element) for name, t in self.tensors.items()}
         return self._run.seconds(sizes)
 
+    def procedures(
+        self, name: str, passes: Iterable[str] | None = None, threads: Iterable[int] = (1,),
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> list[Procedure]:  # fmt: skip
+        """The C function `name` for `jitgen.export`. threads: the number that the primitive was
+        made for; weights: arrays of tensors that it only reads, which then lie in the library.
+
+        Raises TypeError or ValueError that names argument, value and rule.
+        """
+        name = doors.text("name", name)
+        if passes is not None:
+            raise ValueError(f"passes={doors.shown(passes)}: a primitive has none")
+        counts = check_counts(threads)
+        if counts != (self.threads,):
+            raise ValueError(f"threads={doors.shown(counts)}: the primitive was made for "
+                             f"{self.threads}; make one for each number")  # fmt: skip
+        inputs = [n for n in self.tensors if n not in self.results]
+        baked = {}
+        for key, array in ({} if weights is None else doors.mapping("weights", weights)).items():
+            doors.one_in("weights: name", key, "what it reads", inputs)
+            if self.tensors[key].elements != prod(self.tensors[key].shape):
+                raise ValueError(f"weights: {self.tensors[key]!r} has gaps")
+            baked[key] = self._taken[key].check(f"weights[{key!r}]", array)
+        arguments = {
+            n: Argument(n, t.dtype or "", t.shape, t.elements * t.element, n in self.results,
+                        _told(t))
+            for n, t in self.tensors.items() if n not in baked
+        }  # fmt: skip
+        about = About(name, self._run.name or "a primitive", self.target)
+        return [procedure(about, {self.threads: self._run}, arguments, baked)]
+
     def _elements(self, size: int) -> int:
         """Elements of one type that have so many bytes."""
         return -(-size // DTYPES[self._dtype].size)
@@ -153,6 +187,14 @@ class _Taken:
             raise ValueError(f"{name} has strides {array.strides}; {self._tensor!r} has "
                              f"{self._strides}")  # fmt: skip
         return array
+
+
+def _told(tensor: Tensor) -> str:
+    """What the shape does not say of a tensor."""
+    layout = f"layout {tensor.layout!r}"
+    if tensor.elements == prod(tensor.shape):
+        return layout
+    return f"{layout}, {' x '.join(map(str, tensor.steps))} elements apart"
 
 
 def _listed(argument: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
