@@ -30,6 +30,8 @@ from jitgen.kernels.elementwise import emit_column_sums, emit_map
 from jitgen.kernels.layout import emit_transpose
 from jitgen.kernels.pack import emit_packer
 from jitgen.kernels.pooling import emit_pool, emit_pool_backward
+from jitgen.kernels.row_functions import ROW_FUNCTIONS
+from jitgen.kernels.rows import emit_rows
 from jitgen.kernels.strips import Axis, plan_strip
 from jitgen.kernels.winograd import KINDS, Grid, Squares, emit_winograd
 from jitgen.primitives.nest.run import Run
@@ -334,6 +336,21 @@ def _cells(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
             yield f"{cell} {rows}x{units} width {width} {shown(how)}".strip(), make
 
 
+def _row_functions(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
+    for function, record in ROW_FUNCTIONS.items():
+        optional = [name for name, operand in record.operands.items() if operand.optional]
+        wide = [name for name, operand in record.operands.items() if operand.place == "row"]
+        for i, axis in enumerate((1, 1, 1, 0)):
+            rows, columns = draw.number(1, 20), draw.number(1, (20, 160, 1200, 70)[i])
+            how: dict[str, Any] = {"axis": axis}
+            if i % 2:
+                how["ld"] = {wide[-1]: columns + draw.number(1, 9)}
+            if optional and i and axis:
+                how["given"] = tuple(optional[: draw.number(1, len(optional))])
+            make = _later(emit_rows, function, rows, columns, dtype, at, **how)
+            yield f"{function} {rows}x{columns} {shown(how)}", make
+
+
 def _drivers(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
     if dtype == DTYPES[0]:  # which those that only call others have
         for emit in (emit_member, emit_crew, emit_helper):
@@ -353,4 +370,5 @@ def _drivers(draw: Draw, dtype: str, at: Target) -> Iterator[Kernel]:
 KERNELS: dict[str, Callable[[Draw, str, Target], Iterator[Kernel]]] = {
     "products": _products, "moves": _moves, "rows": _rows, "windows": _windows,
     "winograd": _squares, "steps": _steps, "cells": _cells, "drivers": _drivers,
+    "row-functions": _row_functions,
 }  # fmt: skip

@@ -19,11 +19,18 @@ from jitgen import (
     Convolution,
     FullyConnected,
     Gru,
+    LayerNorm,
+    LogSoftmax,
+    LogSumExp,
     Lstm,
     MaxPool,
     Mlp,
+    RmsNorm,
     Rnn,
+    RowMean,
+    RowSum,
     Sgd,
+    Softmax,
     convolution_1d,
 )
 
@@ -233,8 +240,37 @@ def _primitives(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
             yield f"{name} {dtype} threads {threads}", call
 
 
+def _normalisation(draw: Draw, target: str) -> Iterator[tuple[str, Calls]]:
+    kinds = (Softmax, LogSoftmax, LogSumExp, RowSum, RowMean, LayerNorm, RmsNorm)
+    for i, kind in enumerate(kinds):
+        for rows, columns in ((draw.number(1, 9), 10), (draw.number(100, 700), 200), (40, 1500)):
+            how: dict[str, Any] = {"dtype": DTYPES[i % 2], "threads": draw.of(1, 2, 4)}
+            if kind in (LayerNorm, RmsNorm):
+                how["affine"] = draw.of(True, True, False)
+            layer = kind(rows, columns, target=target, **how)
+            name = f"{kind.__name__} {rows}x{columns} {shown(how)}"
+            yield name, _ask_rows(layer, rows, columns, how)
+
+
+def _ask_rows(layer: Any, rows: int, columns: int, how: dict[str, Any]) -> Calls:
+    wide, value, row = (_zeros(s, how["dtype"]) for s in ((rows, columns), (rows,), (columns,)))
+    kind = type(layer)
+    if kind in (LayerNorm, RmsNorm):
+        scales = [row, row][: 1 + (kind is LayerNorm)] if how["affine"] else []
+        numbers = {"mean": value, "rstd": value.copy()}
+        kept = numbers if kind is LayerNorm else {"rstd": value}
+        yield "forward", layer.forward(wide, *scales)
+        yield "forward training", layer.forward(wide, *scales, **kept)
+        yield "backward", layer.backward(wide, wide, *kept.values(), *scales[:1])
+        return
+    yield "forward", layer.forward(wide)
+    inputs = {"LogSumExp": (value, wide, value), "RowSum": (value,), "RowMean": (value,)}
+    yield "backward", layer.backward(*inputs.get(kind.__name__, (wide, wide)))
+
+
 LAYERS: dict[str, Callable[[Draw, str], Iterator[tuple[str, Calls]]]] = {
     "fully-connected": _fully_connected, "convolution": _convolutions, "pooling": _pools,
     "recurrent": _recurrent, "training": _training, "activated": _activated,
     "primitives": _primitives,
+    "normalisation": _normalisation,
 }  # fmt: skip

@@ -54,6 +54,19 @@ def log(dtype: str, x: Array) -> Array:
     return Shifting(dtype).run(exponents.log, x, exponents.LOG_TEMPS)
 
 
+def log_of_normal(dtype: str, x: Array) -> Array:
+    """The same of positive normal numbers."""
+    return Shifting(dtype).run(exponents.log_of_normal, x, exponents.LOG_TEMPS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_of_normal_numbers_is_log(dtype: str) -> None:
+    x = inputs_log(dtype)
+    x = x[x >= np.finfo(x.dtype).tiny]
+    assert log_of_normal(dtype, x).tobytes() == log(dtype, x).tobytes()
+    assert np.isnan(log_of_normal(dtype, np.array([np.nan, -np.nan]))).all()
+
+
 def inputs_exp(dtype: str) -> Array:
     """Numbers that are not positive, down to where e^x is 0."""
     random = np.random.default_rng(80)

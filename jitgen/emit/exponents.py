@@ -92,46 +92,20 @@ def log(v: Shifter[C], x: int, t: Sequence[int]) -> None:
     """x = ln x.
 
     Largest error: f32 0.9 ULP, f64 0.9 ULP. 0 gives -infinity, what is negative NaN.
-    With x = 2^k (1 + f) that is k ln 2 + (f - (f^2 / 2 - s (f^2 / 2 + z R))), of `_LOG`.
     """
     dtype = v.arithmetic
     place, bias = exponent_place(v), dtype.bias
     f, k, s, z, w = t
-    normal = 2.0 ** (1 - bias)
-    lift = 2.0 ** (place + 1)
-    # k and 1 + f, of x as a normal number
-    v.mul(f, x, v.const(lift))
-    v.load_const(s, v.const(normal))
+    # x as a normal number, in z, and what its exponent is more than that of x
+    v.mul(f, x, v.const(2.0 ** (place + 1)))
+    v.load_const(s, v.const(dtype.tiny))
     v.select_greater(z, s, x, f, x)
-    v.load_const(f, v.const(-bias - place - 1.0))
-    v.load_const(k, v.const(-float(bias)))
+    v.load_const(f, v.const(place + 1.0))
+    v.load_const(k, v.const(0.0))
     v.select_greater(w, s, x, f, k)
-    v.shift_down(k, z, place)
-    v.or_(k, k, v.const(2.0**place))
-    v.sub(k, k, v.const(2.0**place))
-    v.add(k, k, w)
-    v.and_(z, z, v.const_bits((1 << place) - 1))
-    v.or_(z, z, v.const(1.0))
-    v.mul(f, z, v.const(0.5))
-    v.load_const(w, v.const(math.sqrt(2.0)))
-    v.select_greater(s, z, w, f, z)
-    v.add(f, k, v.const(1.0))
-    v.select_greater(w, z, w, f, k)
-    v.sub(f, s, v.const(1.0))
-    v.add(k, f, v.const(2.0))
-    v.div(s, f, k)
-    v.mul(z, s, s)
-    horner(v, k, z, _LOG[dtype.name])
-    v.mul(k, k, z)
-    v.mul(z, f, f)
-    v.mul(z, z, v.const(0.5))
-    v.add(k, k, z)
-    v.mul(s, s, k)
-    head, tail = _LN2_PARTS[dtype.name]
-    v.fma(s, w, v.const(tail))
-    v.sub(z, z, s)
-    v.sub(f, f, z)
-    v.fma(f, w, v.const(head))
+    _exponent(v, k, z)
+    v.sub(k, k, w)
+    _log_of_parts(v, (f, k, s, z, w))
     # what is not positive, NaN, and infinity
     v.load_const(k, v.const(0.0))
     v.load_const(s, v.const(-math.inf))
@@ -142,3 +116,53 @@ def log(v: Shifter[C], x: int, t: Sequence[int]) -> None:
     v.load_const(k, v.const((2.0 - dtype.epsilon) * 2.0**bias))
     v.load_const(s, v.const(math.inf))
     v.select_greater(x, x, k, s, w)
+
+
+def log_of_normal(v: Shifter[C], x: int, t: Sequence[int]) -> None:
+    """x = ln x of a positive normal number, in fewer steps, with the errors of `log`. NaN gives
+    NaN."""
+    f, k, s, z, w = t
+    v.or_(z, x, x)
+    _exponent(v, k, z)
+    _log_of_parts(v, (f, k, s, z, w))
+    v.mul(x, x, v.const(0.0))  # NaN stays
+    v.add(x, x, f)
+
+
+def _exponent(v: Shifter[C], k: int, z: int) -> None:
+    """k = the exponent of z."""
+    place = exponent_place(v)
+    v.shift_down(k, z, place)
+    v.or_(k, k, v.const(2.0**place))
+    v.sub(k, k, v.const(2.0**place + v.arithmetic.bias))
+
+
+def _log_of_parts(v: Shifter[C], t: Sequence[int]) -> None:
+    """f = ln(2^k z) of t = (f, k, s, z, w), with z's own exponent left out; clobbers all.
+
+    With 1 + f between the square roots of 1/2 and of 2 that is
+    k ln 2 + (f - (f^2 / 2 - s (f^2 / 2 + z R))), of `_LOG`.
+    """
+    f, k, s, z, w = t
+    v.and_(z, z, v.const_bits((1 << exponent_place(v)) - 1))
+    v.or_(z, z, v.const(1.0))
+    v.mul(f, z, v.const(0.5))
+    v.load_const(w, v.const(math.sqrt(2.0)))
+    v.select_greater(s, z, w, f, z)
+    v.add(f, k, v.const(1.0))
+    v.select_greater(w, z, w, f, k)
+    v.sub(f, s, v.const(1.0))
+    v.add(k, f, v.const(2.0))
+    v.div(s, f, k)
+    v.mul(z, s, s)
+    horner(v, k, z, _LOG[v.arithmetic.name])
+    v.mul(k, k, z)
+    v.mul(z, f, f)
+    v.mul(z, z, v.const(0.5))
+    v.add(k, k, z)
+    v.mul(s, s, k)
+    head, tail = _LN2_PARTS[v.arithmetic.name]
+    v.fma(s, w, v.const(tail))
+    v.sub(z, z, s)
+    v.sub(f, f, z)
+    v.fma(f, w, v.const(head))

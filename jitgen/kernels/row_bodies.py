@@ -226,11 +226,11 @@ def invert(m: Machine, s: Mapping[str, int], at: Between) -> None:
 
 
 def log(m: Machine, s: Mapping[str, int], at: Between) -> None:
-    exponents.log(m, s["sum"], at.t)
+    exponents.log_of_normal(m, s["sum"], at.t)  # the sum is at least 1
 
 
 def log_and_top(m: Machine, s: Mapping[str, int], at: Between) -> None:
-    log(m, s, at)
+    exponents.log(m, s["sum"], at.t)
     m.add(s["sum"], s["sum"], s["top"])
 
 

@@ -32,6 +32,8 @@ from jitgen.target import Target
 
 #: Vectors of a line that stand in line at most; more are a loop
 _IN_LINE = 16
+#: Columns, in vectors, that are gone down together
+_SIDE_BY_SIDE = 4
 #: Bytes of a cache line
 _LINE = 64
 #: A vector: its line, and its number along that
@@ -140,9 +142,12 @@ class _Rows(Writer):
         shared = any(self.place.get(name) == "column" for name in written)
         most = 1 if shared else self.machine.vectors // 2 // (max(1, len(kept)) * self.length)
         kept = kept if len(passes) > 1 and len(kept) * self.length < self.free else []
-        for together in (8, 4, 2, 1):
-            if together == 1 or (together <= min(most, self.rows) and self.axis):
-                self._allot(together, kept)
+        lines = self.rows
+        if not self.axis:  # neighbours lie together: rows are read in wider pieces
+            most, lines = max(most, _SIDE_BY_SIDE), self.vectors
+        for keep, together in itertools.product((kept, []), (8, 4, 2, 1)):
+            if together == 1 or (together <= min(most, lines) and (keep or not self.axis)):
+                self._allot(together, keep)
                 if all(self.fits(p, 2 if p.temps else 1, 1) for p in passes):
                     return
         self._allot(1, [])
@@ -188,7 +193,9 @@ class _Rows(Writer):
             self._lines(times, self.together, machine.lanes, self.tail)
             self._lines(1 if rest else 0, rest, machine.lanes, self.tail)
         else:
-            self._lines(self.vectors, 1, machine.lanes, 0)
+            times, rest = divmod(self.vectors, self.together)
+            self._lines(times, self.together, machine.lanes, 0)
+            self._lines(1 if rest else 0, rest, machine.lanes, 0)
             self._lines(1 if self.tail else 0, 1, self.tail, 0)
         return self.end()
 
@@ -264,9 +271,7 @@ class _Pass:
         done = 0
         if length > _IN_LINE and not self.kept.homes:
             done = self._loop(length - (self.tail > 0))
-        places = [(line, i) for line in range(self.together) for i in range(done, length)]
-        for first in range(0, len(places), self.width):
-            self._group(places[first : first + self.width])
+        self._groups([(line, i) for line in range(self.together) for i in range(done, length)])
         self.kept.loaded.update(self.reads)
         for line in range(self.together):
             self._finish(line)
@@ -274,7 +279,8 @@ class _Pass:
     def _loop(self, count: int) -> int:
         """Whole vectors in a loop; how many these are. Pointers are moved back behind it."""
         machine, frame = self.machine, self.frame
-        unit = self.width * -(-self.chains // self.width)
+        step = max(1, self.width // self.together)
+        unit = step * -(-self.chains // step)
         times = count // unit
         names = dict.fromkeys((*self.reads, *self.writes, *self.ahead))
         moved = {name: self.whole.step[name] for name in names}
@@ -282,14 +288,19 @@ class _Pass:
         machine.program.align(machine.loop_alignment)
         again = machine.program.new_label()
         machine.place(again)
-        for first in range(0, unit, self.width):
-            self._group([(0, i) for i in range(first, first + self.width)])
+        for first in range(0, unit, step):
+            self._groups([(line, i) for i in range(first, first + step)
+                          for line in range(self.together)])  # fmt: skip
         for name, size in moved.items():
             machine.advance(frame[name], size * unit)
         machine.count_down(frame["step"], again)
         for name, size in moved.items():
             machine.advance(frame[name], -size * unit * times)
         return unit * times
+
+    def _groups(self, places: Sequence[Place]) -> None:
+        for first in range(0, len(places), self.width):
+            self._group(places[first : first + self.width])
 
     def _group(self, places: Sequence[Place]) -> None:
         """Vectors that take every step together, by line and their number along it."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jitgen import doors
-from jitgen.primitives.layers.base import Key, Layer, Shape, Sized
+from jitgen.primitives.layers.base import Key, Layer, Operand, Shape, Sized
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.rows.streams import Rows, row_stream
 from jitgen.run import cpu
@@ -218,12 +218,12 @@ class _Norm(_OfRows):
         self, x: Any, columns: Sequence[Argument], out: Any, numbers: Sequence[Argument]
     ) -> np.ndarray:
         sized, shape = self._wide("x", x)
-        kept = [each for each in numbers if each[1] is not None]
-        inputs = [("x", "x", x, shape)]
-        inputs += [(name, name, value, shape[1:]) for name, value in self._scales(columns)]
-        results = [("y", "out", out, shape)]
-        results += [(name, name, value, shape[:1]) for name, value in kept]
-        given = (*(each[0] for each in inputs[1:]), *(each[0] for each in kept))
+        inputs, results = [("x", "x", x, shape)], [("y", "out", out, shape)]
+        given = self._scales(columns, inputs, shape[1:])
+        for name, value in numbers:
+            if value is not None:
+                results.append((name, name, value, shape[:1]))
+                given += (name,)
         return self._result(sized, (row_stream, self._function, given), inputs, results, "x")
 
     def _backward(
@@ -232,27 +232,30 @@ class _Norm(_OfRows):
     ) -> Any:  # fmt: skip
         sized, shape = self._wide("dy", dy)
         inputs = [("dy", "dy", dy, shape), ("x", "x", x, shape)]
-        inputs += [(name, name, value, shape[:1]) for name, value in numbers]
-        scales = self._scales([("scale", scale)])
-        inputs += [(name, name, value, shape[1:]) for name, value in scales]
         results = [("dx", "out", out, shape)]
+        for name, value in numbers:
+            inputs.append((name, name, value, shape[:1]))
+        given = self._scales((("scale", scale),), inputs, shape[1:])
         for name, value in gradients:
             if self._wanted(name, value, self.affine, "affine=False"):
                 results.append((name, name, value, shape[1:]))
-        given = tuple(each[0] for each in (*inputs[2 + len(numbers) :], *results[1:]))
+                given += (name,)
         key = (row_stream, f"{self._function}_backward", given)
         found = self._call(sized, key, inputs, results, "dy")
         return tuple(found) if self.affine else found[0]
 
-    def _scales(self, columns: Sequence[Argument]) -> list[Argument]:
-        """The arrays that there must be with an element for each column."""
-        found = []
+    def _scales(
+        self, columns: Sequence[Argument], inputs: list[Operand], shape: Shape
+    ) -> tuple[str, ...]:
+        """Add the arrays that there must be with an element for each column; their names."""
+        names: tuple[str, ...] = ()
         for name, value in columns:
             if self._wanted(name, value, self.affine, "affine=False"):
                 if value is None:
                     raise ValueError(f"{name} is missing; the layer was made with affine=True")
-                found.append((name, value))
-        return found
+                inputs.append((name, name, value, shape))
+                names += (name,)
+        return names
 
 
 class LayerNorm(_Norm):

@@ -95,7 +95,8 @@ def _rows_of_call(at: Rows) -> int:
 
 def _rows_of_sums(at: Rows) -> int:
     """Rows of a block that has sums of its own, whatever the threads."""
-    return min(at.batch, max(LEAST_ROWS, -(-at.batch // MOST_SUMS)))
+    least = max(LEAST_ROWS, ELEMENTS // 2 // at.columns)
+    return min(at.batch, max(least, -(-at.batch // MOST_SUMS)))
 
 
 def _zeros(at: Rows, nest: Nest, sums: Access) -> Part:

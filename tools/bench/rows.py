@@ -8,8 +8,8 @@ The columns: function, rows x columns; microseconds of jitgen and torch, best of
 bytes that must be read or written once, of jitgen; copy: GB/s of a copy of an array as large as x,
 bytes read and written, by NumPy (several threads: by jitgen's); %: the first of the second. ratio:
 time of torch to jitgen's; med.: of medians. torch: its functions, backward without autograd where
-it has a function for that (softmax, log_softmax, layer_norm). --cold: arrays rotate through twice
-the last-level cache. !: other programs took time from this row.
+it has a function for that (softmax, log_softmax, layer_norm), of a sum as an array, not a view.
+--cold: arrays rotate through twice the last-level cache. !: other programs took time from this row.
 """
 
 from __future__ import annotations
