@@ -9,6 +9,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,26 @@ def test_one_tensor_constants_and_what_is_own() -> None:
     np.testing.assert_array_equal(array, np.full((6, 8), 2))
     assert twice.scratch_bytes == 3 * 4 * 16
     Primitive([first], [], 1, constants=given)()
+
+
+@pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calls_at_once_have_scratch_of_their_own(threads: int) -> None:
+    """Four Python threads, each with its own w, which is packed into scratch."""
+    multiply, x = product(threads), rand(20, 12)
+
+    def use(factor: int) -> bool:
+        w, y = rand(12, 40) * np.float32(factor), np.empty((20, 40), np.float32)
+        expected = x.astype(float) @ w
+        for _ in range(200):
+            y.fill(np.nan)
+            multiply(x=x, w=w, y=y)
+            if not np.abs(y - expected).max() <= 1e-5 * factor:
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, (1, 10, 100, 1000)))
 
 
 @pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
