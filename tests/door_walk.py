@@ -32,7 +32,7 @@ INSIDE = (
     "conv.axis", "conv.cost", "conv.depthwise", "conv.layouts", "conv.parts", "conv.pooling",
     "conv.streams", "conv.tiles", "conv.weights", "conv.windows", "conv.winograd", "fc.streams",
     "layers.arrays", "layers.base", "layers.elementwise", "layers.images", "nest.along",
-    "nest.batch", "nest.gemm", "nest.limits", "nest.rows", "nest.run", "nest.tables",
+    "nest.batch", "nest.fit", "nest.gemm", "nest.limits", "nest.rows", "nest.run", "nest.tables",
     "rnn.backward", "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
