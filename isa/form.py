@@ -15,7 +15,6 @@ from typing import Any
 Operands = tuple[Any, ...]
 Record = tuple["Form", Operands]
 
-
 #: Kinds of operands that are registers -> the bank of registers that they are of, and how many
 #: bytes of one they stand for (0: the machine says how wide its vectors and masks are)
 REGISTER_KINDS = {

@@ -1,4 +1,4 @@
-"""jitgen: batch-reduce GEMM kernels as machine code for AVX-512, AVX2 and ARM SVE, from Python.
+"""jitgen: batch-reduce GEMM kernels as machine code (AVX-512, AVX2, ARM SVE and NEON), from Python.
 
     C = epilogue(beta * C + alpha * sum over i of A_i B_i)
 

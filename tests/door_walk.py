@@ -33,9 +33,10 @@ INSIDE = (
     "conv.pooling", "conv.streams", "conv.tiles", "conv.weights", "conv.windows",
     "conv.winograd", "fc.streams", "layers.arrays", "layers.base", "layers.described",
     "layers.elementwise", "layers.exporting", "layers.images", "layers.passes",
-    "layers.sequences", "nest.along", "nest.batch", "nest.gemm", "nest.limits", "nest.report",
-    "nest.rows", "nest.run", "nest.shown", "nest.tables", "nest.traffic", "rnn.arguments",
-    "rnn.backward", "rnn.biases", "rnn.lengths", "rnn.steps", "rnn.streams", "rows.streams",
+    "layers.sequences", "nest.along", "nest.batch", "nest.fit", "nest.gemm", "nest.limits",
+    "nest.report", "nest.rows", "nest.run", "nest.shown", "nest.tables", "nest.traffic",
+    "rnn.arguments", "rnn.backward", "rnn.biases", "rnn.lengths", "rnn.steps", "rnn.streams",
+    "rows.streams",
 )  # fmt: skip
 PREFIX = "jitgen.primitives."
 #: What is public but in no module that is walked: docs name it

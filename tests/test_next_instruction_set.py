@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import DEMANDED
 from libraries import ARCHITECTURES, LOADER, make, need_x86
 from test_rows import TABLES
+from tiers import TIERS
 from toolchain import STRICT, run
 
 import jitgen
 from jitgen import isa
+from jitgen.analysis.cpus import CPUS
 from jitgen.inspect.instructions import read_record
 from jitgen.isa import a64_rows, x86_rows
 from jitgen.isa.form import EncodingError, Form
 from jitgen.isa.machine import Machine
+from jitgen.target import TARGETS, parse_target
 from tools import check
 
 
@@ -166,6 +171,23 @@ def test_no_algorithm_names_an_instruction_set(
         (tmp_path / room / "deep" / "cells.py").write_text(f'"""A module."""\n{text}')
     named = [s for s in check.house_rules() if "names the instruction set" in s]
     assert [s.split(":")[0] for s in named] == ["jitgen/deep/cells.py", "primitives/deep/cells.py"]
+
+
+def test_every_family_is_a_target_with_a_core_and_a_tier() -> None:
+    """Registered in one place, it is listed, analyzed, and executed, and CI asks for that."""
+    families = {target.family: target for target in TARGETS.values()}
+    assert set(families) == set(isa.FAMILIES)
+    runs = [parse_target(name) for c in CPUS.values() for name in (c.target, *c.also)]
+    emulated = [parse_target(tier.target) for tier in TIERS.values() if tier.emulated]
+    demanded = [parse_target(name) for name, _ in DEMANDED]
+    for family, found in families.items():
+        assert isa.FAMILIES[family][1] == found.architecture
+        assert found.machine("f32", 64).name == family
+        assert family in {target.family for target in runs}
+        assert family in {target.family for target in emulated} | {"avx2"}
+        assert family in {target.family for target in demanded}
+        with pytest.raises(ValueError, match="vector_bits=192 is none"):
+            replace(found, vector_bits=192)
 
 
 def test_names_of_vector_registers_are_the_machines() -> None:

@@ -9,6 +9,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,26 @@ def test_one_tensor_constants_and_what_is_own() -> None:
 
 
 @pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calls_at_once_have_scratch_of_their_own(threads: int) -> None:
+    """Four Python threads, each with its own w, which is packed into scratch."""
+    multiply, x = product(threads), rand(20, 12)
+
+    def use(factor: int) -> bool:
+        w, y = rand(12, 40) * np.float32(factor), np.empty((20, 40), np.float32)
+        expected = x.astype(float) @ w
+        for _ in range(200):
+            y.fill(np.nan)
+            multiply(x=x, w=w, y=y)
+            if not np.abs(y - expected).max() <= 1e-5 * factor:
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, (1, 10, 100, 1000)))
+
+
+@pytest.mark.skipif(not HERE, reason="no target runs on this CPU")
 def test_it_belongs_to_its_process() -> None:
     multiply = product()
     for wrong in (copy.copy, pickle.dumps):
@@ -222,6 +243,11 @@ def part(w: Tensor = W, y: Tensor = Y, target: str = "avx2") -> Part:
     return Nest("M", LOOPS, "f32", target).gemm(X.at(m="m"), w.at(), y.at(m="m"))
 
 
+def step(name: str, place: Any) -> Part:
+    nest = Nest("M", LOOPS, "f32", "avx2")
+    return nest.gemm(X.at(m="m"), W.at(), Y.at(m="m"), epilogue=(name,), words={name: place})
+
+
 def lists(
     pointers: Any = (0, 1, 3), indices: Any = (0, 3, 1), loop: str = "r", name: str = "t",
     block: int = 1, sums: str = "", at: dict[str, Any] | None = None, **how: Any,
@@ -301,6 +327,18 @@ def lists(
         (lambda: Nest("M", {"m": Loop(3, (1,))}, "f32", "avx2").call(
             "t", lambda *_: None, {"c": X.at(m=("m", np.array([0, 1, 20])))}), ValueError,
          "x: the loops go from 0 to 20 along axis m, which has 20"),
+        (lambda: step("bias", Tensor("b", "n", "f32", n=39).at()), ValueError,
+         r"words\['bias'\]: <Tensor b 'n' n=39> has 39 along 'n', of which a call takes 40"),
+        (lambda: step("bias", Tensor("b", "q", "f32", q=40).at()), ValueError,
+         r"words\['bias'\]='n': <Tensor b .* has no axis along that loop, or called so"),
+        (lambda: step("bias", Tensor("b", "n m", "f32", m=2, n=40).at()), ValueError,
+         r"words\['bias'\]: along 'n' <Tensor b .* has elements 2 apart"),
+        (lambda: step("bias", Tensor("b", "n", "f64", n=40).at()), ValueError,
+         r"words\['bias'\]=<Tensor b .*> has elements of 8 bytes; dtype='f32'"),
+        (lambda: step("residual", Tensor("b", "m n", "f32", m=20, n=39).at(m="m")), ValueError,
+         "has 39 along 'n', of which a call takes 40"),
+        (lambda: step("residual", Tensor("b", "m n", "f32", m=19, n=40).at(m="m")), ValueError,
+         "b: the loops go from 0 to 19 along axis m, which has 19"),
         (lambda: Nest("M", LOOPS, "f32", "avx3"), ValueError, "avx3"),
         (lambda: Nest("M", LOOPS, "f32", "avx2").gemm(
             X.at(m="m"), W.at(), Y.at(m="m"), alpha=1e39), ValueError, "alpha=1e.39 is too large"),

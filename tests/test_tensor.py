@@ -70,6 +70,25 @@ def test_places_are_those_of_numpy(seed: int) -> None:
         assert flat[place] == numbers[index], (layout, sizes, index)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_an_array_holds_a_tensor(seed: int) -> None:
+    """Its shape and steps are those of an array without gaps, and lead to every element."""
+    rng = random.Random(f"{SEED} array {seed}")
+    axes = list(AXES[: rng.randint(1, 4)])
+    sizes = {axis: rng.randint(1, 20) for axis in axes}
+    x = Tensor("x", random_layout(rng, axes, (4, 8)), "f32", **sizes)
+    array = np.arange(x.elements).reshape(x.shape)
+    assert x.steps == tuple(stride // 8 for stride in array.strides)
+    index = {axis: rng.randrange(size) for axis, size in sizes.items()}
+    above, at = dict.fromkeys(axes, 0), []
+    for word in x.layout.split():
+        axis, _, block = word.partition("/")
+        inside = index[axis] % above[axis] if above[axis] else index[axis]
+        at.append(inside // int(block or 1))
+        above[axis] = int(block or 1)
+    assert array[tuple(at)] == x.offset(**index)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_an_access_is_the_place_at_each_iteration(seed: int) -> None:
     """Loops along one axis or several, with steps, tables and numbers."""

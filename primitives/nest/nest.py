@@ -26,6 +26,7 @@ from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.along import Along, Sizes, along, on
 from jitgen.primitives.nest.batch import make_lists
+from jitgen.primitives.nest.fit import check_columns, check_operand, check_type
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.rows import row_calls, written
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
@@ -72,6 +73,7 @@ class Nest:
         Raises TypeError or ValueError for a loop that is missing, an index beyond its axis, and a
         sum that threads would share.
         """
+        variants = {} if variants is None else doors.mapping("variants", variants)
         refs = {}
         # only what variants, or flags, say of a call lets it read nothing
         exact = not variants and when is None
@@ -80,7 +82,6 @@ class Nest:
                 doors.one_of("words: word", word, ARGUMENTS)
             refs[word] = doors.instance(f"words[{word!r}]", access, Access).ref(self.loops, exact)
         flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
-        variants = {} if variants is None else doors.mapping("variants", variants)
         for name, variant in variants.items():
             what = f"variants[{doors.shown(name)}]"
             loop, values = doors.items(what, variant, 2)
@@ -122,7 +123,7 @@ class Nest:
         sum. words: further ones, for the epilogue. beside: arguments of `call`.
         """
         for name, access in (("a", a), ("b", b), ("c", c)):
-            self._check_type(name, access)
+            check_type(self.dtype, name, access)
         more = {} if words is None else doors.mapping("words", words)
         columns = doors.size("columns", columns, 0)
         alpha, beta = (
@@ -160,7 +161,7 @@ class Nest:
                     f"and {y.extent} in {(b if name == k else c).tensor!r}"
                 )
         if not columns:
-            self._check_columns(c, n, wide, b)
+            check_columns(self.loops, c, n, wide, b)
         if beta == 0.0 or epilogue:
             self._check_sums(c, a, b, *more.values())
         how: dict[str, Any] = {"trans_a": depth.rank < rows.rank, "ldc": of_c.stride}
@@ -214,8 +215,7 @@ class Nest:
         writes = ["c"]
         for step, *_ in epilogue:
             operand = STEPS[step].operand
-            if operand and operand.word not in more:
-                raise ValueError(f"epilogue has {step!r}; words has no {operand.word!r}")
+            check_operand(self.loops, self.dtype, step, more, (m, rows), (n, wide), columns)
             if operand and operand.place == "bit":
                 writes.append(operand.word)
         return self.call(title, code, {"a": a, "b": b, "c": c, **more}, writes=writes, **beside)
@@ -235,32 +235,12 @@ class Nest:
                 raise ValueError(f"words has {word!r}, which batch= makes")
             place, values = lists.offsets(access, self.loops)
             words[word], tables[place.tensor.name] = place, values
-        variants = {**(how.pop("variants", None) or {}), lists.name: (lists.loop, lists.counts)}
+        given = how.pop("variants", None)
+        variants = {} if given is None else doors.mapping("variants", given)
+        variants = {**variants, lists.name: (lists.loop, lists.counts)}
         how |= {"taps": lists.name, "words": words, "variants": variants}
         part = self.gemm(a.without(lists.name), b.without(lists.name), c, **how)
         return replace(part, tables=tables)
-
-    def _check_type(self, name: str, access: Any) -> None:
-        """Raise TypeError, ValueError unless this is a place in a tensor of the nest's type."""
-        tensor = doors.instance(name, access, Access).tensor
-        if tensor.element != DTYPES[self.dtype].size:
-            raise ValueError(f"{name}={tensor!r} has elements of {tensor.element} bytes; "
-                             f"dtype={self.dtype!r}")  # fmt: skip
-
-    def _check_columns(self, c: Access, n: str, wide: Along, b: Access) -> None:
-        """Raise ValueError unless a call's columns of b are some that lie together in c."""
-        across = self._along(c, n, "n")
-        if not (wide.loop or across.loop or wide.extent == across.extent):
-            raise ValueError(
-                f"{n!r}: a call takes all of the axis, which has {wide.extent} in {b.tensor!r} and "
-                f"{across.extent} in {c.tensor!r}"
-            )
-        width = self.loops[wide.loop].blocks[-1] if wide.loop else wide.extent
-        if across.stride != 1 or 0 < across.block < width:
-            apart = f"lie {across.stride} elements" if across.stride != 1 else (
-                f"are {width}, in blocks of {across.block}"
-            )
-            raise ValueError(f"n={n!r}: columns of a call {apart} apart in {c.tensor!r}")
 
     def _check_sums(self, c: Access, *others: Access) -> None:
         """Raise ValueError if calls would overwrite what others left in the same place."""
@@ -291,8 +271,8 @@ class Nest:
         """`to` = `source`, in the layout that it has. A call moves two axes at the most: the one
         along which neighbours lie together in either, and one more; others are loops. fill: panels
         of the result are filled up with zeros. beside: arguments of `call`."""
-        self._check_type("source", source)
-        self._check_type("to", to)
+        check_type(self.dtype, "source", source)
+        check_type(self.dtype, "to", to)
         for x, y in ((source, to), (to, source)):
             if x.tensor.inner not in y.tensor.sizes:
                 raise ValueError(
