@@ -104,7 +104,7 @@ def _encode(form: Form, operands: Operands) -> bytes:
     name = MNEMONICS.get(form.mnemonic, form.mnemonic.upper())
     make = getattr(_library().instructions, name, None)
     if make is None:
-        raise ValueError(f"PeachPy has no instruction {name}, which {form.signature!r} needs")
+        raise ValueError(f"PeachPy has no instruction {name}: {form.text(operands)}")
     try:
         return _choose(form, operands, make)
     except REFUSALS as error:

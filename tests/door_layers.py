@@ -183,9 +183,8 @@ add("jitgen.primitives.nest.bounds.Model", bounds.Model,
 add("jitgen.primitives.nest.bounds.Model.predict", SKYLAKE.predict, lambda: {"run": SEEN},
     run=nothing)
 add("jitgen.primitives.nest.bounds.measure", bounds.measure,
-    lambda: {"bounds": SKYLAKE.predict(SEEN), "run": SEEN, "sizes": {"a": 24, "b": 30, "c": 20,
-             "bias": 5}, "least": 1e-6}, bounds=nothing, run=nothing, sizes=mapping,
-    left_out={"least": "it measures for so long"})  # fmt: skip
+    lambda: {"bounds": SKYLAKE.predict(SEEN), "taken": FC.passes()["forward"], "least": 1e-6},
+    bounds=nothing, taken=nothing, left_out={"least": "it measures for so long"})
 for made in (FC, CONV):
     PREFIX = f"{type(made).__module__}.{type(made).__name__}"
     add(PREFIX + ".passes", made.passes, dict)

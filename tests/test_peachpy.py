@@ -33,7 +33,7 @@ from jitgen.target import AVX2, TARGETS, Target
 
 DEBIAN = "/usr/lib/python3/dist-packages"
 #: forms that PeachPy lacks: EVEX.128 of a load of one element to all
-LACKING = {"vbroadcastss xmm m32", "vsqrtpd xmm b64", "vsqrtpd ymm b64"}
+LACKING = {"vbroadcastss xmm m32", "vsqrtpd xmm b64", "vsqrtpd ymm b64", "lock xadd m64 r64"}
 KERNELS = 300
 
 

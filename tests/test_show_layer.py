@@ -187,7 +187,7 @@ def test_kernels_in_every_format(target: str, capsys: Captured, tmp_path: Path) 
      "--calls=-1 is smaller than 0"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--threads", "0"), "threads=0 is not from 1 to 1024"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--isa", "mmx"),
-     "target='mmx' is not one of avx512, avx2, sve128, sve256, sve512, sve<bits>"),
+     "target='mmx' is not one of avx512, avx2, sve128, sve256, sve512, neon, sve<bits>"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--format", "html"), "--format html: a layer is text or json; "
      "--kernel N asks for one of the kernels of a pass"),
     (("--layer", "Rnn(1, 2, 3, 4)", "--batch", "3"), "--batch 3 is for kernels, not for --layer"),

@@ -223,7 +223,7 @@ def test_machines_of_a_further_type(bf16: str, target: Any) -> None:
 
 def test_layers_of_a_further_type(bf16: str) -> None:
     """Elements, scratch memory, bounds of products follow; a call says what is missing."""
-    assert Run((), ("a", "c"), 1, AVX2, bf16, {"x": 96, "y": 33})._size == 192 + 128
+    assert Run((), ("a", "c"), 1, AVX2, bf16, {"x": 96, "y": 33}).scratch_bytes == 192 + 128
     product = Product(6, 10, 8, bf16, AVX2, 1, 8)
     assert product.element == 2
     if not all(cpu.targets().values()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -93,8 +92,7 @@ def _analyzed(
     if not seconds:
         return found
     tell("measured")
-    sizes = {a.tensor: prod(a.shape) for a in each.arguments}
-    return measure(found, each.run, sizes, seconds)
+    return measure(found, each, seconds)
 
 
 def _values(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from jitgen.analysis.cpus import Cpu, check_target
 from jitgen.analysis.memory import traffic
 from jitgen.analysis.routines import core_cost
 from jitgen.gemm.kernel import Kernel
+from jitgen.primitives.layers.passes import Pass
 from jitgen.primitives.nest.cost import CALL_CYCLES
 from jitgen.primitives.nest.run import Run, best_times
 from jitgen.primitives.nest.shown import every
@@ -218,18 +220,19 @@ def _near(
     return np.bincount(thread, np.maximum(anew, tiles), minlength=threads)
 
 
-def measure(bounds: RunBounds, run: Run, sizes: Mapping[str, int], least: float) -> RunBounds:
-    """The same with measured times: of the run, and of each part by itself, in turns, so that a
-    part finds in the caches what the one before it has left there; on arrays of zeros of these
-    sizes in elements. The best of as many as take `least` seconds. RuntimeError if the host cannot
+def measure(bounds: RunBounds, taken: Pass, least: float) -> RunBounds:
+    """The same with measured times: of the run of a pass, whose bounds these are, and of each part
+    by itself, in turns, so that a part finds in the caches what the one before it has left there;
+    on arrays of zeros. The best of as many as take `least` seconds. RuntimeError if the host cannot
     run the target."""
-    parts = doors.instance("bounds", bounds, RunBounds).parts
-    sizes, least = doors.mapping("sizes", sizes), doors.number("least", least, low=0, below=3600)
-    given = {
-        name: doors.size(f"sizes[{name!r}]", sizes.get(name, 1))
-        for name in doors.instance("run", run, Run).tensors
-    }
-    runs, buffers = [run, *(run.alone(i) for i in range(len(parts)))], run.zeros(given)
+    run, parts = (
+        doors.instance("taken", taken, Pass).run, doors.instance("bounds", bounds, RunBounds).parts
+    )  # fmt: skip
+    least = doors.number("least", least, low=0, below=3600)
+    if len(parts) != len(run.stream.parts):
+        raise ValueError(f"bounds has {len(parts)} parts, the run {len(run.stream.parts)}")
+    sizes = dict.fromkeys(run.tensors, 1) | {a.tensor: prod(a.shape) for a in taken.arguments}
+    runs, buffers = [run, *(run.alone(i) for i in range(len(parts)))], run.zeros(sizes)
     whole, *each = best_times(runs, buffers, least, ROUNDS)
     timed = [replace(part, measured=t) for part, t in zip(parts, each, strict=True)]
     return replace(bounds, parts=tuple(timed), measured=whole)
