@@ -25,6 +25,7 @@ from jitgen.primitives.conv.layouts import WINOGRAD, Choice, Conv, packed_elemen
 from jitgen.primitives.conv.tiles import choose_algorithm
 from jitgen.primitives.conv.windows import LAYOUTS, Pair, border, out_size, pair
 from jitgen.primitives.layers.arrays import aligned, realigned
+from jitgen.primitives.layers.base import DIRECT
 from jitgen.primitives.layers.described import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
 from jitgen.primitives.layers.exporting import is_packed
@@ -227,7 +228,9 @@ class Convolution(Images):
         if which not in PASSES:
             return super()._algorithm_of(key)
         choice = self.choice(which)
-        return "depthwise" if choice is None else self.algorithms[which]
+        if choice is None:
+            return "depthwise"
+        return "winograd" if choice == WINOGRAD else DIRECT
 
     def _how(self, key: Key) -> dict[str, object]:
         which, *how = key
