@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jitgen.isa.a64 import FORMS as GENERAL, X16, A64Machine
+from jitgen.isa.a64 import FORMS as GENERAL, X16
 from jitgen.isa.a64_rows import parse_table
+from jitgen.isa.a64_vector import A64VectorMachine
 from jitgen.isa.form import Form
 from jitgen.isa.machine import At, Constant
 
@@ -133,7 +134,7 @@ WIDTHS = {4: "s", 8: "d", 16: "q"}
 REACH = 4095
 
 
-class NeonMachine(A64Machine):
+class NeonMachine(A64VectorMachine):
     """One row by 4 floats (2 doubles) a multiply-accumulate, 32 registers."""
 
     name = "neon"
@@ -160,6 +161,9 @@ class NeonMachine(A64Machine):
 
     def _vector(self, signature: str, *operands: int) -> None:
         self._out((self._form(signature), operands))
+
+    def _three(self, mnemonic: str, d: int, a: int, b: int) -> None:
+        self._vector(f"{mnemonic} v.T v.T v.T", d, a, b)
 
     @property
     def _temp(self) -> int:
@@ -223,20 +227,6 @@ class NeonMachine(A64Machine):
     def mac_unit(self, acc: int, a: int, b: int, lanes: int) -> None:
         self._out((self._mac_unit, (acc, b, a)))
 
-    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
-        # interleaving the first and the second half of the rows, log2(side) times
-        rows, others = range(side), range(side, 2 * side)
-        for i in rows:
-            self.load(i, (source[0], source[1] + i * source_row), side)
-        for _ in range(side.bit_length() - 1):
-            for i in range(side // 2):
-                for half in (0, 1):
-                    d, a, b = others[2 * i + half], rows[i], rows[i + side // 2]
-                    self._vector(f"zip{half + 1} v.T v.T v.T", d, a, b)
-            rows, others = others, rows
-        for i in range(side):
-            self.store(rows[i], (to[0], to[1] + i * to_row), side)
-
     # ---- arithmetic -------------------------------------------------------------------------
 
     def _constant(self, element: bytes) -> Constant:
@@ -245,25 +235,9 @@ class NeonMachine(A64Machine):
     def load_const(self, d: int, c: Constant) -> None:
         self.load(d, (self.constant_base, c[3]), self.lanes)
 
-    def _register(self, b: int | Constant) -> int:
-        """The register of an operand; a constant is loaded into the last of the temporaries."""
-        if isinstance(b, int):
-            return b
-        self.load_const(self._temp, b)
-        return self._temp
-
     def _move(self, d: int, s: int) -> None:
         if d != s:
             self._out((FORMS["mov v.16b v.16b"], (d, s)))
-
-    def add(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fadd v.T v.T v.T", d, a, self._register(b))
-
-    def sub(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fsub v.T v.T v.T", d, a, self._register(b))
-
-    def mul(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fmul v.T v.T v.T", d, a, self._register(b))
 
     def div(self, d: int, a: int, b: int | Constant) -> None:
         self._vector("fdiv v.T v.T v.T", d, a, self._register(b))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jitgen.isa.a64 import FORMS as GENERAL, X16, A64Machine
+from jitgen.isa.a64 import FORMS as GENERAL, X16
 from jitgen.isa.a64_rows import XZR, parse_table
+from jitgen.isa.a64_vector import A64VectorMachine
 from jitgen.isa.form import Form
 from jitgen.isa.machine import At, Constant
 
@@ -76,7 +77,7 @@ WHOLE_LOAD = FORMS["ldr z [xsp imm mul vl]"]
 WHOLE_STORE = FORMS["str z [xsp imm mul vl]"]
 
 
-class SveMachine(A64Machine):
+class SveMachine(A64VectorMachine):
     """One row by a vector of columns a multiply-accumulate, 32 registers."""
 
     name = "sve"
@@ -109,6 +110,9 @@ class SveMachine(A64Machine):
 
     def _vector(self, signature: str, *operands: int) -> None:
         self._out((self._form(signature), operands))
+
+    def _three(self, mnemonic: str, d: int, a: int, b: int) -> None:
+        self._vector(f"{mnemonic} z.T z.T z.T", d, a, b)
 
     # ---- structure --------------------------------------------------------------------------
 
@@ -173,23 +177,6 @@ class SveMachine(A64Machine):
 
     def load_const(self, d: int, c: Constant) -> None:
         self.broadcast(d, (self.constant_base, c[3]))
-
-    def _register(self, b: int | Constant) -> int:
-        """The register of an operand; a constant is loaded into the last of the temporaries."""
-        if isinstance(b, int):
-            return b
-        temp = self.constant_temps[-1]
-        self.load_const(temp, b)
-        return temp
-
-    def add(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fadd z.T z.T z.T", d, a, self._register(b))
-
-    def sub(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fsub z.T z.T z.T", d, a, self._register(b))
-
-    def mul(self, d: int, a: int, b: int | Constant) -> None:
-        self._vector("fmul z.T z.T z.T", d, a, self._register(b))
 
     def div(self, d: int, a: int, b: int | Constant) -> None:
         self._destructive("fdiv", "fdivr", d, a, self._register(b))
@@ -262,20 +249,6 @@ class SveMachine(A64Machine):
         base, disp = self._reach(at, lambda disp: 0 <= disp < 4096 * self.element
                                  and disp % self.element == 0)  # fmt: skip
         self._out((FORMS[f"str {self.t} [xsp imm]"], (v, base, disp)))
-
-    def transpose(self, side: int, to: At, to_row: int, source: At, source_row: int) -> None:
-        # interleaving the first and the second half of the rows, log2(side) times
-        rows, others = range(side), range(side, 2 * side)
-        for i in rows:
-            self.load(i, (source[0], source[1] + i * source_row), side)
-        for _ in range(side.bit_length() - 1):
-            for i in range(side // 2):
-                for half in (0, 1):
-                    d, a, b = others[2 * i + half], rows[i], rows[i + side // 2]
-                    self._vector(f"zip{half + 1} z.T z.T z.T", d, a, b)
-            rows, others = others, rows
-        for i in range(side):
-            self.store(rows[i], (to[0], to[1] + i * to_row), side)
 
     # ---- bits -------------------------------------------------------------------------------
 
