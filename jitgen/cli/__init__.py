@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
-            name, help=command.SUMMARY, description=f"{command.SUMMARY.capitalize()}.",
+            name, help=command.SUMMARY,
+            description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.",
             usage=command.USAGE, epilog=command.NOTES + EPILOG, **style,
         )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code. TypeError: argv holds no text."""
     if argv is not None:
         argv = [doors.text(f"argv[{i}]", x) for i, x in enumerate(doors.items("argv", argv))]
+    if sys.stdout is None:  # closed by whoever runs this: nothing that is printed is wanted
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         arguments = _parser().parse_args(argv)
         if argv is None and arguments.command == "kernel":
@@ -86,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, ExecutableMemoryError) as error:
         code, message = CANNOT_RUN, str(error)
     except OSError as error:  # a file that the user named
-        code, message = BAD_ARGUMENTS, f"{error.filename}: {error.strerror}"
+        named = error.filename if error.filename is not None else "standard output"
+        code, message = BAD_ARGUMENTS, f"{named}: {error.strerror}"
     except (MemoryError, TypeError, ValueError) as error:
         code, message = BAD_ARGUMENTS, str(error)
     print(f"jitgen: error: {message}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -96,6 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     for each in asked:
         by_name.setdefault(each.name, []).append(each.value)
     layers = [each for each in asked if not isinstance(each.value, jitgen.Kernel)]
+    for one, other in itertools.combinations(layers, 2):
+        how = [(each.threads, each.passes) for each in (one, other)]
+        if one.name == other.name and how[0] != how[1]:
+            raise ValueError(f"layer {one.name!r} stands there twice, with other passes or threads")
     manifest = jitgen.export(
         by_name, arguments.output, arguments.name,
         threads={each.name: each.threads or threads for each in layers},

@@ -59,7 +59,7 @@ def assembly(
     program = kernel.program
     if program.encode() != kernel.code:
         raise ValueError("the code is another assembler's, whose choices cannot be written down")
-    writer = _Writer(symbol, syntax, x86, exported)
+    writer = _Writer(symbol, syntax, None if x86 else kernel.target.features, exported)
     what = f"{kernel.name} for {kernel.target.name}"
     if isinstance(kernel, EmittedKernel):
         spec = kernel.spec
@@ -104,15 +104,20 @@ def _refers(program: Program, label: int) -> bool:
 
 
 class _Writer:
-    def __init__(self, symbol: str, syntax: str, x86: bool, exported: bool) -> None:
-        self.symbol, self.exported = symbol, exported
-        self.x86 = x86
+    """features: what a target of A64 needs beyond ARMv8-A; None: x86."""
+
+    def __init__(
+        self, symbol: str, syntax: str, features: tuple[str, ...] | None, exported: bool
+    ) -> None:
+        self.symbol, self.exported, self.features = symbol, exported, features
+        self.x86 = features is None
         self.att = syntax == "att"
-        self.comment = "#" if x86 else "//"
+        self.comment = "#" if self.x86 else "//"
 
     def begin(self) -> list[str]:
         kind = "@function" if self.x86 else "%function"
-        architecture = [] if self.x86 else ["    .arch armv8-a+sve"]
+        extensions = "+".join(["armv8-a", *(self.features or ())])
+        architecture = [] if self.x86 else [f"    .arch {extensions}"]
         syntax = ["    .intel_syntax noprefix"] if self.x86 and not self.att else []
         exported = [f"    .globl {self.symbol}"] if self.exported else []
         return [

@@ -9,6 +9,7 @@ Not here: what the records are about.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -47,11 +48,9 @@ class Printer(logging.Handler):
             records.LOGGER.handle(record)
 
     def print(self, line: str, record: logging.LogRecord) -> None:
-        """Print a line; where that fails, logging says so."""
-        try:
+        """Print a line, if that can be: a program must go on all the same."""
+        with contextlib.suppress(OSError, ValueError):
             _write(f"{MARK},{line}\n")
-        except Exception:
-            self.handleError(record)
 
 
 def _write(line: str) -> None:
@@ -61,6 +60,12 @@ def _write(line: str) -> None:
         os.write(real.fileno(), line.encode("utf-8", "replace"))
     elif stream is not None:  # as in a process without a console
         stream.write(line)
+
+
+def _announce(*fields: str) -> None:
+    """Print a line of no record, if that can be: a program must start all the same."""
+    with contextlib.suppress(OSError, ValueError):
+        _write(",".join([MARK, *fields]) + "\n")
 
 
 def enable_from_environment() -> None:
@@ -78,11 +83,11 @@ def enable_from_environment() -> None:
         return
     for kind, fields in records.FIELDS.items():
         if kind in kinds:
-            _write(",".join([MARK, "operation", *fields]) + "\n")
+            _announce("operation", *fields)
     Printer(loggers)
     try:
         target, threads = cpu.host().name, f"{check_threads(None)}"
     except (RuntimeError, ValueError) as error:  # which whoever asks for a target will see
         target, threads = f"none: {error}", ""
     about = (f"jitgen {__version__}", cpu.name(), f"target {target}", f"threads {threads}")
-    _write(",".join([MARK, "info", *(each.replace(",", ";") for each in about)]) + "\n")
+    _announce("info", *(each.replace(",", ";") for each in about))

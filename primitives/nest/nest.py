@@ -26,7 +26,7 @@ from jitgen.gemm.spec import make_epilogue
 from jitgen.kernels.relayout import Moved, emit_relayout
 from jitgen.primitives.nest.along import Along, Sizes, along, on
 from jitgen.primitives.nest.batch import make_lists
-from jitgen.primitives.nest.fit import check_columns, check_operand, check_type
+from jitgen.primitives.nest.fit import check_columns, check_factors, check_operand, check_type
 from jitgen.primitives.nest.loops import Loop, check_sums
 from jitgen.primitives.nest.rows import row_calls, written
 from jitgen.primitives.nest.stream import Made, MakeCode, Part
@@ -74,12 +74,18 @@ class Nest:
         sum that threads would share.
         """
         variants = {} if variants is None else doors.mapping("variants", variants)
+        results = [word for word in ("c",) if word in doors.mapping("words", words)]
+        if writes is not None:
+            results = [
+                doors.one_in(f"writes[{i}]", word, "words", words)
+                for i, word in enumerate(doors.items("writes", writes))
+            ]
         refs = {}
-        # only what variants, or flags, say of a call lets it read nothing
-        exact = not variants and when is None
-        for word, access in doors.mapping("words", words).items():
+        for word, access in words.items():
             if word not in ARGUMENTS:
                 doors.one_of("words: word", word, ARGUMENTS)
+            # only what variants, or flags, say of a call lets it read nothing; it writes even so
+            exact = when is None and (not variants or word in results)
             refs[word] = doors.instance(f"words[{word!r}]", access, Access).ref(self.loops, exact)
         flag = None if when is None else doors.instance("when", when, Access).ref(self.loops)
         for name, variant in variants.items():
@@ -87,10 +93,6 @@ class Nest:
             loop, values = doors.items(what, variant, 2)
             extent = self.loops[doors.one_in(f"{what}: loop", loop, "loops", self.loops)].extent
             check_table(what, values, extent)
-        results = [word for word in ("c",) if word in words] if writes is None else [
-            doors.one_in(f"writes[{i}]", word, "words", words)
-            for i, word in enumerate(doors.items("writes", writes))
-        ]  # fmt: skip
         for name, others in (("before", before), ("after", after)):
             for i, other in enumerate(doors.items(name, others)):
                 doors.instance(f"{name}[{i}]", other, Part)
@@ -168,6 +170,10 @@ class Nest:
         if alpha != 1.0:
             how["alpha"] = alpha
         how["lda"] = depth.stride if how["trans_a"] else rows.stride
+        check_factors(
+            self.loops, (a, rows, depth), (b, of_b, wide), (c, of_c),
+            (how["trans_a"], not wide.block and wide.rank < of_b.rank),
+        )  # fmt: skip
         if wide.block:
             how["packed_b"] = of_b.stride
         else:

@@ -22,6 +22,7 @@ from jitgen.frozen import Frozen, uncopied
 from jitgen.objects.procedure import Argument, Exportable, Procedure, check_counts
 from jitgen.primitives.layers.arrays import buffer_of, first_of
 from jitgen.primitives.layers.exporting import About, procedure
+from jitgen.primitives.nest.fit import check_own
 from jitgen.primitives.nest.run import Run
 from jitgen.primitives.nest.stream import Part, Ref, Stream
 from jitgen.primitives.nest.tensor import Tensor
@@ -55,9 +56,14 @@ class Primitive(Frozen, Exportable):
             raise ValueError(f"parts={doors.shown(parts)} is empty")
         every = list(chain.from_iterable(part.all() for part in parts))
         given = {} if constants is None else doors.mapping("constants", constants)
-        values = _tables(every) | _constants(given, every)
+        values = _tables(every)
+        for key in given:
+            if key in values:
+                raise ValueError(f"constants[{doors.shown(key)}]: a batch has a table of that name")
+        values |= _constants(given, every)
         groups = (("tensors", self.tensors), ("scratch", shared), ("constants", values))
         own = _own(every, groups)
+        check_own(parts)
         #: how many threads share the calls
         self.threads = check_threads(threads)
         #: that of the kernels: it can be made on any machine, and called where this can run
@@ -137,8 +143,9 @@ class Primitive(Frozen, Exportable):
         baked = {}
         for key, array in ({} if weights is None else doors.mapping("weights", weights)).items():
             doors.one_in("weights: name", key, "what it reads", inputs)
-            if self.tensors[key].elements != prod(self.tensors[key].shape):
-                raise ValueError(f"weights: {self.tensors[key]!r} has gaps")
+            if _loose(self.tensors[key]):
+                raise ValueError(f"weights: {self.tensors[key]!r} does not lie in order, or has "
+                                 "gaps")  # fmt: skip
             baked[key] = self._taken[key].check(f"weights[{key!r}]", array)
         arguments = {
             n: Argument(n, t.dtype or "", t.shape, t.elements * t.element, n in self.results,
@@ -189,10 +196,18 @@ class _Taken:
         return array
 
 
+def _loose(tensor: Tensor) -> bool:
+    """Whether an array of its shape without gaps, the last axis innermost, lies otherwise."""
+    sizes = list(zip(tensor.shape, tensor.steps, strict=True))
+    return any(
+        extent > 1 and step != prod(tensor.shape[i + 1 :]) for i, (extent, step) in enumerate(sizes)
+    )
+
+
 def _told(tensor: Tensor) -> str:
     """What the shape does not say of a tensor."""
     layout = f"layout {tensor.layout!r}"
-    if tensor.elements == prod(tensor.shape):
+    if not _loose(tensor):
         return layout
     return f"{layout}, {' x '.join(map(str, tensor.steps))} elements apart"
 
@@ -233,6 +248,11 @@ def _constants(given: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, np.
     for name, value in given.items():
         what = f"constants[{doors.shown(name)}]"
         array = np.array(doors.plain(what, value), order="C")
+        if not array.dtype.isnative:
+            raise TypeError(f"{what} has dtype {array.dtype}, of another byte order")
+        writer = next((p for p in parts for w in p.writes if p.words[w].tensor == name), None)
+        if writer is not None:
+            raise ValueError(f"{what}: {writer.title!r} writes it")
         array.flags.writeable = False
         found[doors.text("constants: name", name)] = array
         for part, ref in _places(parts):

@@ -63,6 +63,8 @@ def row_calls(
             )
         if name in wide:
             ld[name] = far.stride if far is not None else 1
+        elif far is not None and far.stride != 1 and far.extent != 1:
+            raise ValueError(f"{name}={places[name]!r}: its elements do not lie together")
     given = tuple(name for name in places if record.operands[name].optional)
 
     def code(sizes: dict[str, int], first: bool, last: bool) -> Made:

@@ -172,11 +172,12 @@ def best_times(
     least, and of as many as take `least` seconds for each."""
     for run in runs:
         run(buffers)
-    times: list[list[float]] = []
-    while len(times) < rounds or sum(map(sum, times)) < least * len(runs):
-        times.append([])
-        for run in runs:
+    best, done, spent = [float("inf")] * len(runs), 0, 0.0
+    while done < rounds or spent < least * len(runs):
+        done += 1
+        for i, run in enumerate(runs):
             start = time.perf_counter()
             run(buffers)
-            times[-1].append(time.perf_counter() - start)
-    return [min(each) for each in zip(*times, strict=True)]
+            took = time.perf_counter() - start
+            best[i], spent = min(best[i], took), spent + took
+    return best

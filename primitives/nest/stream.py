@@ -280,7 +280,7 @@ class Stream(Frozen):
             )
         if self.threads > 1:
             for w, word in enumerate(part.words):
-                if word == "c":
+                if word in part.writes:
                     check_owners(part.title, part.order, nest, offsets[:, w])
         kind = np.array(kinds, np.int64)[index]
         flags = np.full(len(nest), -1) if part.when is None else _offsets(part.when, nest)

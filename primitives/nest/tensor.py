@@ -82,6 +82,12 @@ class Tensor:
                 raise ValueError(f"{name}: strides[{axis!r}]: the axis is in blocks")
             self.places[axis] = [(1, doors.size(f"strides[{axis!r}]", stride, 0, FAR))]
             self.elements = max(self.elements, self.sizes[axis] * stride)
+        if strides:  # as far as the last element of all axes
+            last = sum(
+                (max(size, 1) - 1) // self.places[axis][0][0] * self.places[axis][0][1]
+                for axis, size in self.sizes.items()
+            )
+            self.elements = max(self.elements, 1 + last)
 
     def blocks(self, axis: str) -> int:
         """Elements of the largest block of an axis, 0 where it is in none."""
