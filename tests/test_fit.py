@@ -107,6 +107,35 @@ def test_threads_share_no_sums_of_rows() -> None:
         Primitive([part], list(tensors.values()), threads=2)
 
 
+@pytest.mark.parametrize(("epilogue", "words", "message"), [
+    ("relu_mask", {"mask": Tensor("mask", "i", 1, i=1).at()}, "call writes 8 of 1"),
+    ("bias", {"bias": Tensor("b", "n/8 q n", "f32", n=16, q=2).at()}, "takes 16 along 'n', which"),
+    ("residual", {"residual": Tensor("r", "m n/8 q n", "f32", m=8, n=16, q=2).at(m="m")},
+     "takes 16 along 'n', which"),
+])  # fmt: skip
+def test_what_an_epilogue_reads_and_writes_fits(
+    epilogue: str, words: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        nest().gemm(X.at(m="m"), W.at(), Y.at(m="m"), epilogue=(epilogue,), words=words)
+
+
+def test_a_copy_takes_neighbours() -> None:
+    source, to = Tensor("s", "k m", "f32", k=4, m=16), Tensor("t", "k m", "f32", k=4, m=8)
+    loops = {"m": Loop(8, (8,))}
+    with pytest.raises(ValueError, match="elements lie 2 apart"):
+        nest(loops=loops).relayout(source.at(m=("m", 2)), to.at(m="m"), title="every second")
+
+
+def test_batches_of_absurd_lengths_and_numbers_beside_blocks() -> None:
+    a, b = Tensor("a", "p/4 p m k", "f32", p=8, m=4, k=4), Tensor("b", "k n", "f32", k=4, n=8)
+    rows, c = nest("R", {"r": Loop(1, (1,))}), Tensor("c", "r m n", "f32", r=1, m=4, n=8).at(r="r")
+    with pytest.raises(ValueError, match="products; there are"):
+        rows.gemm(a.at(p="t"), b.at(), c, batch={"t": ("r", np.array([0, 1 << 40]))})
+    with pytest.raises(ValueError, match="a number beside the batch"):
+        rows.gemm(a.at(p=[1, "t"]), b.at(), c, batch={"t": ("r", np.array([0, 2]))})
+
+
 def test_numbers_of_rows_lie_together() -> None:
     z, v = Tensor("z", "m n", "f32", m=8, n=16), Tensor("v", "m q", "f32", m=8, q=2)
     with pytest.raises(ValueError, match="its elements do not lie together"):

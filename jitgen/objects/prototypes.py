@@ -26,7 +26,10 @@ _RESERVED = frozenset((
     "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template",
     "this", "throw", "true", "try", "typedef", "typeid", "typename", "typeof", "union",
     "unsigned", "using", "virtual", "void", "volatile", "wchar_t", "while", "xor", "bitand",
-    "bitor", "concept", "requires", "thread_local",
+    "bitor", "concept", "requires", "thread_local", "_Bool", "and_eq", "char8_t", "char16_t",
+    "char32_t", "co_await", "co_return", "co_yield", "const_cast", "consteval", "constinit",
+    "dynamic_cast", "linux", "not_eq", "NULL", "or_eq", "reinterpret_cast", "static_assert",
+    "static_cast", "unix", "xor_eq",
 ))  # fmt: skip
 
 COMMON = f"""\

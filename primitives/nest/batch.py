@@ -20,6 +20,8 @@ from jitgen.primitives.nest.tensor import Access, Tensor
 
 #: Bytes of an offset in the argument struct's arrays
 OFFSET = 8
+#: Products of all lists together, at most: their offsets are tables in memory
+MOST_PRODUCTS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ def make_lists(
     if pointers[0] < 0 or (np.diff(pointers) < 0).any():
         raise ValueError(f"{what}: pointers={doors.shown(pointers)} must not be negative and not "
                          "go down")  # fmt: skip
+    if pointers[-1] > MOST_PRODUCTS:
+        raise ValueError(f"{what}: {pointers[-1]} products; there are {MOST_PRODUCTS} at most")
+    for access in (a, b):
+        for axis, terms in access.index.items():
+            fixed = any(isinstance(term, int) and term for term in terms)
+            if fixed and name in access.steps(axis) and access.tensor.blocks(axis):
+                raise ValueError(f"{what}: {access.tensor!r} has {axis} in blocks; its place has a "
+                                 "number beside the batch: add it to the batch's table")  # fmt: skip
     if not (a.moves(name) or b.moves(name)):
         raise ValueError(f"{what}: neither {a.tensor!r} nor {b.tensor!r} has a place that depends "
                          f"on {name!r}")  # fmt: skip

@@ -85,7 +85,14 @@ def check_operand(
     word = operand.word
     if word not in words:
         raise ValueError(f"epilogue has {step!r}; words has no {word!r}")
-    if columns or operand.place == "bit":
+    if columns:
+        return
+    if operand.place == "bit":
+        high, width = (max(_sizes(loops, on)) for on in (m[1], n[1]))
+        tensor, least = words[word].tensor, high * -(-width // 8)
+        if tensor.element != 1 or tensor.elements < least:
+            raise ValueError(f"words[{word!r}]: {tensor!r} has {tensor.elements} elements of "
+                             f"{tensor.element} bytes; a call writes {least} of 1")  # fmt: skip
         return
     check_type(dtype, f"words[{word!r}]", words[word])
     for places, (name, wanted), one in (
@@ -99,6 +106,10 @@ def check_operand(
                 f"words[{word!r}]: {words[word].tensor!r} has {found.extent} along {name!r}, of "
                 f"which a call takes {wanted.extent}"
             )
+        size, follow = max(_sizes(loops, wanted)), found.apart == found.block * found.stride
+        if 0 < found.block < size and (one or not follow):
+            raise ValueError(f"words[{word!r}]: a call takes {size} along {name!r}, which "
+                             f"{words[word].tensor!r} has in blocks of {found.block}")  # fmt: skip
         if one and found.stride != 1:
             raise ValueError(f"words[{word!r}]: along {name!r} {words[word].tensor!r} has "
                              f"elements {found.stride} apart")  # fmt: skip

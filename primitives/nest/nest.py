@@ -293,6 +293,9 @@ class Nest:
                     )
         p, q = source.tensor.inner, to.tensor.inner
         inner, transposed = self._on(source, p), p != q
+        for access, near in ((source, inner), (to, self._on(to, q))):
+            if near.stride != 1 and self._count(access, p if access is source else q) > 1:
+                raise ValueError(f"{access!r}: a call's elements lie {near.stride} apart")
         other = q if transposed else self._other(source, to, p)
         outer = self._on(source, other) if other else Along()
         lead = self._on(to, p if transposed else other) if other else outer
