@@ -83,8 +83,8 @@ def make_lists(
         for axis, terms in access.index.items():
             fixed = any(isinstance(term, int) and term for term in terms)
             if fixed and name in access.steps(axis) and access.tensor.blocks(axis):
-                raise ValueError(f"{what}: {access.tensor!r} has {axis} in blocks; its place has a "
-                                 "number beside the batch: add it to the batch's table")  # fmt: skip
+                raise ValueError(f"{what}: {access.tensor!r} has {axis} in blocks, and its place a "
+                                 "number beside the batch: add it to the table")  # fmt: skip
     if not (a.moves(name) or b.moves(name)):
         raise ValueError(f"{what}: neither {a.tensor!r} nor {b.tensor!r} has a place that depends "
                          f"on {name!r}")  # fmt: skip
