@@ -20,7 +20,7 @@ from random_cases import SEED
 from toolchain import STRICT, run
 
 import jitgen
-from jitgen import FullyConnected, MaxPool
+from jitgen import FullyConnected, Loop, MaxPool, Nest, Primitive, Tensor
 from jitgen.cli import main
 from jitgen.cli.export import KEYS, LAYER_KEYS
 from jitgen.cli.terminal import BAD_ARGUMENTS, CANNOT_RUN, OK
@@ -269,6 +269,22 @@ def test_requests_of_layers(tmp_path: Path) -> None:
         with pytest.raises(error, match=re.escape(message)):
             jitgen.export(kernels, tmp_path / "new", "net", **{"passes": ["forward"], **more})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("names", "array", "twice"), [
+    (("p", "p_avx2"), "x", "net_p_avx2"), (("get",), "x", "net_get"),
+    (("p",), "Scratch", "NET_P_SCRATCH_BYTES"),
+])  # fmt: skip
+def test_a_header_defines_each_name_once(
+    names: tuple[str, ...], array: str, twice: str, tmp_path: Path
+) -> None:
+    x, y = (Tensor(name, "m n", "f32", m=4, n=4) for name in (array, "y"))
+    copied = Nest("M", {"m": Loop(4, (2,))}, "f32", "avx2").relayout(
+        x.at(m="m"), y.at(m="m"), title="copy"
+    )
+    made = {name: Primitive([copied], [x, y], threads=1) for name in names}
+    with pytest.raises(ValueError, match=f"{twice} would stand for two things in net.h"):
+        jitgen.export(made, tmp_path, "net")
 
 
 def test_target_of_a_spec_comes_first(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,7 @@ def write_library(
     found = functions(asked.procedures(layers, threads, passes, weights))
     procedures = [(each.symbol(name, p), p) for each in found for p in each.procedures]
     _check_symbols(exported, procedures)
+    _check_names(name, exported, products, found)
     architecture = _architecture(
         [*(each.kernel.target for each in exported), *(p.target for _, p in procedures)]
     )
@@ -81,6 +83,21 @@ def _check_symbols(
     if twice:
         raise ValueError(f"kernels: {min(twice)} is a kernel and a pass of a layer; name one of "
                          "them otherwise")  # fmt: skip
+
+
+def _check_names(
+    library: str, kernels: Sequence[Exported], products: Sequence[Product],
+    found: Sequence[Function],
+) -> None:  # fmt: skip
+    """Raise ValueError if the header would define a name twice."""
+    of_all = [f"{library}_{word}" for word in ("find", "get", "library", "product", "table")]
+    names = [*of_all, f"{library.upper()}_H", *(each.symbol for each in kernels)]
+    names += [f"{library}_{name}".upper() for each in products for name in each.names]
+    names += [name for function in found for name in function.names(library)]
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} would stand for two things in {library}.h; let a kernel, a "
+                         "layer or an array have another name")  # fmt: skip
 
 
 def _architecture(used: Sequence[Target]) -> str:

@@ -66,6 +66,13 @@ class Function:
         """Its name on one target."""
         return f"{library}_{self.name}_{procedure.target.name}"
 
+    def names(self, library: str) -> list[str]:
+        """Its functions and macros in the header, each as often as it is defined there."""
+        symbols = [self.symbol(library, procedure) for procedure in self.procedures]
+        stem = f"{library}_{self.name}".upper()
+        sizes = [*(a.name.upper() for a in self.first.arguments), "SCRATCH"]
+        return [f"{library}_{self.name}", *symbols, *(f"{stem}_{size}_BYTES" for size in sizes)]
+
     @property
     def first(self) -> Procedure:
         """The one of the best target: arguments are the same in all, but for packed ones."""

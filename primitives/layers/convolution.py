@@ -28,7 +28,7 @@ from jitgen.primitives.layers.arrays import aligned, realigned
 from jitgen.primitives.layers.base import DIRECT
 from jitgen.primitives.layers.described import Key, Operand, Shape, Sized
 from jitgen.primitives.layers.elementwise import make_activation, shown_activation
-from jitgen.primitives.layers.exporting import is_packed
+from jitgen.primitives.layers.exporting import is_packed, panels_of
 from jitgen.primitives.layers.images import Images
 from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach, named
@@ -301,11 +301,7 @@ class Convolution(Images):
     def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         if is_packed(taken, given):
             return given
-        backward = taken.name.startswith("backward")
-        packed = self.pack_weights(given["w"], backward=backward)
-        w = packed.backward if backward else packed.forward
-        assert w is not None
-        return {**given, "w": w}
+        return {**given, "w": panels_of(self, taken, given["w"])}
 
     def _uses(self) -> dict[str, Use]:
         x, w, y = map(self._blank, (self.x_shape, self.w_shape, self.y_shape))

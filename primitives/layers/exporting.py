@@ -55,6 +55,13 @@ def is_packed(taken: Pass, given: Mapping[str, Any]) -> bool:
     return "w" not in given or "w" not in shapes or np.shape(given["w"]) == shapes["w"]
 
 
+def panels_of(layer: Any, taken: Pass, w: Any) -> Any:
+    """The weights of a layer with a filter, packed as a pass takes them."""
+    backward = taken.name.startswith("backward")
+    packed = layer.pack_weights(w, backward=backward)
+    return packed.backward if backward else packed.forward
+
+
 def checked(taken: Pass, arrays: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
     """Those of the arrays that a pass takes. TypeError or ValueError unless they are right."""
     return {

@@ -30,7 +30,7 @@ from jitgen.primitives.layers.elementwise import (
     make_activation,
     shown_activation,
 )
-from jitgen.primitives.layers.exporting import is_packed
+from jitgen.primitives.layers.exporting import is_packed, panels_of
 from jitgen.primitives.layers.passes import Pass, Use
 from jitgen.primitives.nest.limits import check_elements, check_reach
 from jitgen.primitives.nest.loops import check_order
@@ -130,11 +130,7 @@ class FullyConnected(base.Layer):
     def _baked(self, taken: Pass, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         if is_packed(taken, given):
             return given
-        backward = taken.name.startswith("backward")
-        packed = self.pack_weights(given["w"], backward=backward)
-        w = packed.backward if backward else packed.forward
-        assert w is not None
-        return {**given, "w": w.array}
+        return {**given, "w": panels_of(self, taken, given["w"]).array}
 
     def _uses(self) -> dict[str, Use]:
         at = self.layer

@@ -65,11 +65,6 @@ def kernels(stream: Stream) -> list[KernelUse]:
     return [KernelUse(i, call, count) for i, (call, count) in enumerate(made)]
 
 
-def calls_of(stream: Stream) -> int:
-    """Calls of a run, on all threads."""
-    return sum(use.calls for use in kernels(stream))
-
-
 def barriers(stream: Stream) -> int:
     """Barriers that each thread waits at in a run."""
     if stream.threads == 1:
