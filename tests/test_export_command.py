@@ -261,6 +261,8 @@ def test_requests_of_layers(tmp_path: Path) -> None:
         (ValueError, "w has shape (4, 3); it must be (5, 3)",
          {"a": FullyConnected(2, 3, 5, threads=1, target="avx2")}, {"weights": {"a": {"w": w}}}),
         (TypeError, "weights['b']", {"a": fc}, {"weights": {"a": {"b": 3}}}),
+        (ValueError, "weights: no pass that is exported takes 'b'", {"a": fc},
+         {"weights": {"a": {"b": 3}}, "passes": ["backward_data"]}),
         (ValueError, "net_a_forward_avx2 is a kernel and a pass of a layer",
          {"a": pool, "a_forward": small()}, {}),
         (ValueError, "'A_forward' and 'a_forward' are one name in capitals",

@@ -53,6 +53,8 @@ class Described(Frozen, Exportable):
     _name = ""
     #: arguments of its methods that training makes, and that a library may hold
     _trained: tuple[str, ...] = ()
+    #: of these, those that passes take in another form -> the argument of that form
+    _packed_as: Mapping[str, str] = {}
     #: what its streams depend on
     _at: Any
 
@@ -159,10 +161,12 @@ class Described(Frozen, Exportable):
         sources = {n: layer._exported() for n, layer in layers.items()}
         what, *more = self._words()
         result = []
+        taken: set[str] = set()
         for each in wanted:
             source = exporting.source_of(each, own, given)
             made = {n: passes[source] for n, passes in sources.items()}
             first = made[counts[0]]
+            taken |= {argument.name for argument in first.arguments}
             try:
                 baked = self._baked(first, given) if given else {}
                 arrays = exporting.checked(first, baked, self.dtype)
@@ -174,6 +178,9 @@ class Described(Frozen, Exportable):
                     [what, *more]), self.target,
             )  # fmt: skip
             result.append(exporting.of_pass(about, made, arrays, self.dtype))
+        for each in given:
+            if not {each, self._packed_as.get(each)} & taken:
+                raise ValueError(f"weights: no pass that is exported takes {each!r}")
         return result
 
     def _exported(self) -> Passes:

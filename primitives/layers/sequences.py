@@ -48,6 +48,7 @@ class Recurrent(base.Layer):
 
     _free = 2
     _trained = ("w", "r", "b", "p")
+    _packed_as = {"w": "w_panels", "r": "r_panels", "b": "bias"}
     _exported = with_biases
 
     def __init__(
