@@ -244,6 +244,8 @@ def test_copies_while_another_thread_trains() -> None:
         while not done.is_set():
             for seed in (0, 50):
                 train(layer, seed)
+            # others run only while a pass does, on busy CPUs: let them see a whole one, too
+            done.wait(0.001)
 
     thread = threading.Thread(target=work)
     thread.start()
